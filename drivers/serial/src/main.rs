@@ -1,0 +1,3 @@
+//! Serial-console program.
+#![no_std]
+#![no_main]

@@ -1,0 +1,36 @@
+//! What this kernel offers beyond the specification. A program written for NOVA never notices.
+//!
+//! Extensions use hypercall number 0xf with the operation in the flags; the information page announces them in
+//! [`Announcement`], behind its specified part but inside its length and checksum.
+
+/// Value of [`Announcement::magic`]: "KILONOVA" in little-endian ASCII.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"KILONOVA");
+/// Current value of [`Announcement::version`].
+pub const VERSION: u32 = 1;
+
+/// [`Announcement::features`]: [`Operation::MoveAllowance`] exists.
+pub const FEATURE_ALLOWANCE: u32 = 1 << 0;
+/// [`Announcement::features`]: guest events are numbered and qualified as on VMX on every CPU, see [`crate::event`].
+pub const FEATURE_NEUTRAL_EVENTS: u32 = 1 << 1;
+
+/// The record in the information page that announces the extensions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Announcement {
+    /// [`MAGIC`], or 0 on a kernel without extensions.
+    pub magic: u64,
+    /// [`VERSION`].
+    pub version: u32,
+    /// FEATURE_*.
+    pub features: u32,
+}
+
+/// Operations of hypercall 0xf, by the value of its flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Operation {
+    /// RDI selector: a PD capability with permission PD. RSI: a number of 4 KiB frames. Moves that much of the
+    /// caller's allowance of kernel memory to that PD; a PD that paid from its creator's account gets its own first.
+    /// MEM_OBJ if the caller has not that much left.
+    MoveAllowance = 0,
+}

@@ -1,0 +1,2 @@
+//! The kernel's algorithms without hardware.
+#![no_std]

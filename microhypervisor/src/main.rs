@@ -1,0 +1,3 @@
+//! The microhypervisor.
+#![no_std]
+#![no_main]

@@ -1,0 +1,2 @@
+//! Library of the user programs: entry, hypercalls, heap, portals, rings.
+#![no_std]

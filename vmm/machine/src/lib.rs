@@ -1,0 +1,2 @@
+//! The virtual machine without the hardware: device models, loaders, tables, emulation.
+#![no_std]

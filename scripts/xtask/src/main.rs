@@ -1,2 +1,57 @@
-//! The front door.
-fn main() {}
+//! The front door: `cargo xtask VERB` from anywhere in the repository.
+//!
+//! Each verb makes what it needs first, says what it does on standard error, and ends non-zero with one line that names
+//! the cause and the next step when it cannot go on. Standard output carries only what was asked for.
+
+mod bundle;
+mod cpio;
+mod emulator;
+mod image;
+mod programs;
+mod run;
+mod session;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Build, run and test Kilonova.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build a system and boot it
+    Run(run::Arguments),
+    /// Make boot media of a system
+    Image {
+        /// System file, or the name of one in tests/systems
+        #[arg(default_value = "linux")]
+        system: String,
+        /// Where the ISO goes: GRUB starts the system by multiboot2
+        #[arg(long, value_name = "FILE")]
+        iso: PathBuf,
+        /// Another kernel with the same interface
+        #[arg(long, value_name = "FILE")]
+        kernel: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().verb {
+        Verb::Run(arguments) => run::run(&arguments),
+        Verb::Image { system, iso, kernel } => {
+            image::make(&system, &iso, kernel.as_deref()).map(|()| ExitCode::SUCCESS)
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,73 @@
+//! Bochs as the Intel machine: VT-x with EPT, VPID and unrestricted guest, every instruction interpreted.
+//!
+//! It boots a CD on which GRUB loads the kernel by multiboot2. Its `ips` makes virtual time a function of the
+//! instructions executed; `sync=none` keeps it so.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::{Machine, SerialPorts, text};
+use crate::{image, workspace};
+
+/// Has EPT, VPID, unrestricted guest, preemption timer, x2APIC and TSC deadline.
+const CPU: &str = "corei7_icelake_u";
+
+/// A machine whose files are in place.
+pub struct Prepared {
+    configuration: PathBuf,
+    commands: PathBuf,
+}
+
+/// Writes the boot medium and the configuration files into the machine's folder.
+pub fn prepare(machine: &Machine, ports: SerialPorts) -> Result<Prepared> {
+    let iso = machine.folder.join("boot.iso");
+    image::write_iso(&machine.kernel, machine.bundle.as_deref(), &iso)?;
+    let configuration = machine.folder.join("bochsrc");
+    workspace::write(&configuration, configure(machine, ports, &text(&iso)).as_bytes())?;
+    // Bochs is built with its debugger, which waits for a command.
+    let commands = machine.folder.join("commands");
+    workspace::write(&commands, b"c\n")?;
+    Ok(Prepared { configuration, commands })
+}
+
+impl Prepared {
+    pub fn add_to(self, command: &mut Command) -> &mut Command {
+        // The only display that needs neither a window system nor an open port draws on a terminal.
+        command
+            .env("TERM", "xterm")
+            .arg("bochs")
+            .arg("-q")
+            .arg("-f")
+            .arg(self.configuration)
+            .arg("-rc")
+            .arg(self.commands)
+    }
+}
+
+fn configure(machine: &Machine, [com1, com2]: SerialPorts, iso: &str) -> String {
+    let cpu = machine.cpu_model.as_deref().unwrap_or(CPU);
+    let Machine { cpus, memory, .. } = machine;
+    format!(
+        "config_interface: textconfig
+display_library: term
+cpu: model={cpu}, count={cpus}, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs=1
+memory: guest={memory}, host={memory}
+romimage: file=/usr/share/bochs/BIOS-bochs-latest
+vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest
+ata0-master: type=cdrom, path={iso}, status=inserted
+boot: cdrom
+com1: enabled=1, mode=socket-client, dev=127.0.0.1:{com1}
+com2: enabled=1, mode=socket-client, dev=127.0.0.1:{com2}
+pci: enabled=1, chipset=i440fx
+clock: sync=none, time0=946681200
+plugin_ctrl: unmapped=1, biosdev=1, speaker=0, parallel=0
+sound: waveoutdrv=dummy, waveout=none, waveindrv=dummy, wavein=none, midioutdrv=dummy, midiout=none
+panic: action=fatal
+error: action=report
+info: action=ignore
+log: bochs.log
+"
+    )
+}

@@ -1,0 +1,91 @@
+//! The machines that a system can run on: one module per emulator, each a description of a command line.
+
+mod bochs;
+mod kvm;
+mod qemu;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+/// Which emulator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Emulator {
+    /// QEMU, instructions emulated: SVM with nested paging
+    Qemu,
+    /// Bochs, instructions emulated: VT-x with EPT
+    Bochs,
+    /// QEMU on this machine's own VT-x or SVM, nested
+    Kvm,
+}
+
+/// What the emulated machine is made of.
+pub struct Machine {
+    /// The kernel, an ELF64 file.
+    pub kernel: PathBuf,
+    /// What the kernel is given beside it. None: the boot loader gives no module.
+    pub bundle: Option<PathBuf>,
+    /// RAM in MiB.
+    pub memory: u32,
+    /// Number of CPUs.
+    pub cpus: u32,
+    /// Another CPU model than the emulator's usual one.
+    pub cpu_model: Option<String>,
+    /// A folder of this run's own, for the emulator's files.
+    pub folder: PathBuf,
+}
+
+/// TCP ports on the loopback interface that COM1 and COM2 are to connect to.
+pub type SerialPorts = [u16; 2];
+
+impl Emulator {
+    /// The word a user types.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Bochs => "bochs",
+            Self::Kvm => "kvm",
+        }
+    }
+
+    /// Says what this host lacks for it.
+    pub fn check_host(self) -> Result<()> {
+        match self {
+            Self::Qemu | Self::Bochs => Ok(()),
+            Self::Kvm => kvm::check_host(),
+        }
+    }
+
+    /// The command that starts a machine whose serial ports connect to `ports`.
+    pub fn command(self, machine: &Machine, ports: SerialPorts) -> Result<Command> {
+        let mut command = killed_with_its_parent();
+        match self {
+            Self::Qemu => command.args(qemu::arguments(machine, ports, &qemu::EMULATED)),
+            Self::Kvm => command.args(qemu::arguments(machine, ports, &kvm::NESTED)),
+            Self::Bochs => bochs::prepare(machine, ports)?.add_to(&mut command),
+        };
+        command.current_dir(&machine.folder);
+        Ok(command)
+    }
+
+    /// Seconds within which a kernel that works has printed its first line.
+    pub fn first_line(self) -> u64 {
+        match self {
+            Self::Qemu | Self::Kvm => 30,
+            Self::Bochs => 90,
+        }
+    }
+}
+
+/// Runs the program named by the following arguments so that it dies with us, however we die.
+fn killed_with_its_parent() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]);
+    command
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,62 @@
+//! QEMU as the AMD machine: q35, with SVM and nested paging emulated instruction by instruction.
+
+use super::{Machine, SerialPorts, text};
+
+/// How the instructions are executed.
+pub struct Execution {
+    accelerator: &'static str,
+    cpu: &'static str,
+}
+
+/// By translation. `max` has SVM, nested paging and x2APIC, but neither next-RIP, decode assists nor TSC deadline.
+pub const EMULATED: Execution = Execution { accelerator: "tcg", cpu: "max" };
+
+impl Execution {
+    /// By the host's own CPU.
+    pub const fn native(accelerator: &'static str, cpu: &'static str) -> Self {
+        Self { accelerator, cpu }
+    }
+}
+
+/// The program and its arguments.
+pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execution) -> Vec<String> {
+    let cpu = machine.cpu_model.as_deref().unwrap_or(execution.cpu);
+    let memory = machine.memory.to_string();
+    let cpus = machine.cpus.to_string();
+    let serial = |id: &str, port: u16| format!("socket,id={id},host=127.0.0.1,port={port},nodelay=on");
+    let kernel = text(&machine.kernel);
+    let mut arguments: Vec<String> = [
+        "qemu-system-x86_64",
+        "-machine",
+        "q35",
+        "-accel",
+        execution.accelerator,
+        "-cpu",
+        cpu,
+        "-smp",
+        &cpus,
+        "-m",
+        &memory,
+        "-no-user-config",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-chardev",
+        &serial("com1", com1),
+        "-serial",
+        "chardev:com1",
+        "-chardev",
+        &serial("com2", com2),
+        "-serial",
+        "chardev:com2",
+        "-kernel",
+        &kernel,
+    ]
+    .map(String::from)
+    .into();
+    if let Some(bundle) = &machine.bundle {
+        arguments.extend(["-initrd".into(), text(bundle)]);
+    }
+    arguments
+}

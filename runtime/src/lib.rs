@@ -1,2 +1,4 @@
 //! Library of the user programs: entry, hypercalls, heap, portals, rings.
 #![no_std]
+
+pub mod manifest;

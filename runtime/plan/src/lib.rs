@@ -1,2 +1,300 @@
 //! The system plan: what the root task carries out, in its compact binary form.
+//!
+//! The host tool parses the user's TOML and packs a [`SystemPlan`] into the boot archive under [`ARCHIVE_PATH`]; the
+//! root task unpacks it and gives every virtual-machine monitor its [`VmConfig`]. No text parser runs in the target.
+//! The encoding is eight bytes of header (magic, version; little-endian) and a postcard body.
 #![no_std]
+
+extern crate alloc;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use serde::{Deserialize, Serialize};
+
+/// Path of the encoded plan in the boot archive.
+pub const ARCHIVE_PATH: &str = "plan";
+/// Version of every type in this crate; a decoder accepts only its own.
+pub const VERSION: u32 = 1;
+/// Most virtual machines in one system.
+pub const VMS_MAX: usize = 8;
+/// Smallest memory of a virtual machine in bytes.
+pub const MEMORY_MIN: u64 = 4 << 20;
+/// Granularity of a virtual machine's memory in bytes.
+pub const MEMORY_GRANULE: u64 = 2 << 20;
+
+const PLAN_MAGIC: u32 = u32::from_le_bytes(*b"KNPL");
+const CONFIG_MAGIC: u32 = u32::from_le_bytes(*b"KNVM");
+const HEADER: usize = 8;
+
+/// What a whole system consists of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemPlan {
+    /// Name for the boot log.
+    pub name: String,
+    /// Virtual machines in starting order; the first with a console has the keyboard.
+    pub vms: Vec<VmPlan>,
+}
+
+/// One virtual machine: its configuration and where its files are in the archive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmPlan {
+    /// What its monitor is told.
+    pub config: VmConfig,
+    /// Archive path of the kernel image.
+    pub kernel: String,
+    /// Archive paths of the initial RAM disks, loaded one behind the other.
+    pub initrd: Vec<String>,
+}
+
+/// What a virtual-machine monitor is told about its machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmConfig {
+    /// Name, unique in the system: lower-case letters, digits, `-`, `_`; at most 24 bytes.
+    pub name: String,
+    /// Guest memory in bytes, a multiple of [`MEMORY_GRANULE`].
+    pub memory: u64,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// What the kernel image is.
+    pub guest: GuestKind,
+    /// Whether the machine has a serial port joined to the system's console.
+    pub console: bool,
+    /// Whether the machine has the exec channel; at most one in a system.
+    pub exec: bool,
+    /// What a reset by the guest does.
+    pub on_reset: OnReset,
+}
+
+/// How a guest's image is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestKind {
+    /// A Linux bzImage, by the 64-bit boot protocol.
+    Linux,
+    /// A multiboot 1 ELF image (the micro guests).
+    Multiboot,
+}
+
+/// What happens when the guest resets its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnReset {
+    /// The machine starts again.
+    Restart,
+    /// The machine ends.
+    Stop,
+}
+
+/// Why bytes are no plan or configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    /// Too short, or another magic.
+    NotOne,
+    /// Made by another version of this crate.
+    Version(u32),
+    /// The body does not parse, or bytes are left over.
+    Malformed,
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotOne => write!(f, "does not begin as a plan"),
+            Self::Version(found) => write!(f, "has version {found}, this program reads version {VERSION}"),
+            Self::Malformed => write!(f, "is damaged"),
+        }
+    }
+}
+
+/// Why a plan that decodes cannot be carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlanError {
+    /// No virtual machine.
+    Empty,
+    /// More than [`VMS_MAX`].
+    TooMany(usize),
+    /// The name breaks the rules of [`VmConfig::name`].
+    BadName(String),
+    /// Two machines have this name.
+    SameName(String),
+    /// The memory of this machine is below [`MEMORY_MIN`] or not a multiple of [`MEMORY_GRANULE`].
+    BadMemory(String, u64),
+    /// The machine has no CPU, or more than are supported.
+    BadCpus(String, u32),
+    /// More than one machine has the exec channel.
+    SecondExec(String),
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => write!(f, "no virtual machine"),
+            Self::TooMany(count) => write!(f, "{count} virtual machines, at most {VMS_MAX} are possible"),
+            Self::BadName(name) => write!(f, "bad name {name:?}: use a-z, 0-9, - and _, at most 24"),
+            Self::SameName(name) => write!(f, "two virtual machines are named {name}"),
+            Self::BadMemory(name, bytes) => write!(
+                f,
+                "vm {name}: impossible memory size {bytes} bytes: at least {} MiB and a multiple of {} MiB",
+                MEMORY_MIN >> 20,
+                MEMORY_GRANULE >> 20
+            ),
+            Self::BadCpus(name, cpus) => write!(f, "vm {name}: {cpus} CPUs are not possible, only 1"),
+            Self::SecondExec(name) => write!(f, "vm {name}: another machine has the exec channel already"),
+        }
+    }
+}
+
+impl SystemPlan {
+    /// The encoded form.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(PLAN_MAGIC, self)
+    }
+
+    /// Reads the encoded form; the whole of `bytes` must be it.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        decode(PLAN_MAGIC, bytes)
+    }
+
+    /// Checks what the types cannot express.
+    pub fn validate(&self) -> Result<(), PlanError> {
+        if self.vms.is_empty() {
+            return Err(PlanError::Empty);
+        }
+        if self.vms.len() > VMS_MAX {
+            return Err(PlanError::TooMany(self.vms.len()));
+        }
+        let mut exec = false;
+        for (i, vm) in self.vms.iter().enumerate() {
+            let config = &vm.config;
+            let name = || config.name.clone();
+            let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'_';
+            if config.name.is_empty() || config.name.len() > 24 || !config.name.bytes().all(allowed) {
+                return Err(PlanError::BadName(name()));
+            }
+            if self.vms[..i].iter().any(|other| other.config.name == config.name) {
+                return Err(PlanError::SameName(name()));
+            }
+            if config.memory < MEMORY_MIN || !config.memory.is_multiple_of(MEMORY_GRANULE) {
+                return Err(PlanError::BadMemory(name(), config.memory));
+            }
+            if config.cpus != 1 {
+                return Err(PlanError::BadCpus(name(), config.cpus));
+            }
+            if config.exec && core::mem::replace(&mut exec, true) {
+                return Err(PlanError::SecondExec(name()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl VmConfig {
+    /// The encoded form, as it stands in the monitor's configuration region.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(CONFIG_MAGIC, self)
+    }
+
+    /// Reads the encoded form; the whole of `bytes` must be it.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        decode(CONFIG_MAGIC, bytes)
+    }
+}
+
+fn encode<T: Serialize>(magic: u32, value: &T) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(&magic.to_le_bytes());
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    // Postcard fails only for sequences of unknown length, which these types do not have.
+    postcard::to_extend(value, bytes).unwrap_or_default()
+}
+
+fn decode<'a, T: Deserialize<'a>>(magic: u32, bytes: &'a [u8]) -> Result<T, DecodeError> {
+    let word = |at: usize| bytes.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    if word(0) != Some(magic) {
+        return Err(DecodeError::NotOne);
+    }
+    let version = word(4).ok_or(DecodeError::NotOne)?;
+    if version != VERSION {
+        return Err(DecodeError::Version(version));
+    }
+    match postcard::take_from_bytes(&bytes[HEADER..]) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(DecodeError::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+    use alloc::vec;
+
+    fn vm(name: &str) -> VmPlan {
+        VmPlan {
+            config: VmConfig {
+                name: name.to_string(),
+                memory: 512 << 20,
+                cpus: 1,
+                cmdline: "console=ttyS0".to_string(),
+                guest: GuestKind::Linux,
+                console: true,
+                exec: false,
+                on_reset: OnReset::Restart,
+            },
+            kernel: "guests/linux/kernel".to_string(),
+            initrd: vec!["guests/linux/initrd".to_string()],
+        }
+    }
+
+    fn system(vms: Vec<VmPlan>) -> SystemPlan {
+        SystemPlan { name: "test".to_string(), vms }
+    }
+
+    #[test]
+    fn a_plan_survives_encoding() {
+        let plan = system(vec![vm("a"), vm("b")]);
+        assert_eq!(SystemPlan::decode(&plan.encode()), Ok(plan.clone()));
+        assert_eq!(plan.validate(), Ok(()));
+        let config = plan.vms[0].config.clone();
+        assert_eq!(VmConfig::decode(&config.encode()), Ok(config));
+    }
+
+    #[test]
+    fn foreign_bytes_are_told_apart() {
+        let mut bytes = system(vec![vm("a")]).encode();
+        assert_eq!(SystemPlan::decode(&[]), Err(DecodeError::NotOne));
+        assert_eq!(SystemPlan::decode(&bytes[..6]), Err(DecodeError::NotOne));
+        assert_eq!(VmConfig::decode(&bytes), Err(DecodeError::NotOne));
+        for cut in HEADER..bytes.len() {
+            assert_eq!(SystemPlan::decode(&bytes[..cut]), Err(DecodeError::Malformed), "cut at {cut}");
+        }
+        bytes.push(0);
+        assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Malformed));
+        bytes[4] = 9;
+        assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Version(9)));
+        assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 1");
+    }
+
+    #[test]
+    fn impossible_plans_are_refused() {
+        let with = |change: fn(&mut VmConfig)| {
+            let mut plan = vm("a");
+            change(&mut plan.config);
+            system(vec![plan]).validate()
+        };
+        assert_eq!(system(vec![]).validate(), Err(PlanError::Empty));
+        assert_eq!(system(vec![vm("a"); 9]).validate(), Err(PlanError::TooMany(9)));
+        assert_eq!(system(vec![vm("a"), vm("a")]).validate(), Err(PlanError::SameName("a".to_string())));
+        assert_eq!(with(|c| c.memory = 0), Err(PlanError::BadMemory("a".to_string(), 0)));
+        assert_eq!(with(|c| c.memory = (5 << 20) + 4096), Err(PlanError::BadMemory("a".to_string(), 5246976)));
+        assert_eq!(with(|c| c.cpus = 0), Err(PlanError::BadCpus("a".to_string(), 0)));
+        assert_eq!(with(|c| c.name = "A b".to_string()), Err(PlanError::BadName("A b".to_string())));
+        let exec = |name| {
+            let mut plan = vm(name);
+            plan.config.exec = true;
+            plan
+        };
+        assert_eq!(system(vec![exec("a"), exec("b")]).validate(), Err(PlanError::SecondExec("b".to_string())));
+    }
+}

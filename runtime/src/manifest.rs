@@ -1,0 +1,333 @@
+//! The manifest: one read-only page that tells a program what the root task gave it.
+//!
+//! Its address is in RDI at the program's entry. It names shared-memory rings, memory regions, interrupts and I/O
+//! ports by short strings, so that programs and root task agree on words, not on numbers. Selectors that every
+//! program has are constants in [`selector`].
+
+/// Value of [`Manifest::magic`].
+pub const MAGIC: u32 = u32::from_le_bytes(*b"KNMF");
+/// Value of [`Manifest::version`].
+pub const VERSION: u32 = 1;
+/// Bytes in a name, padded with zeros.
+pub const NAME_LENGTH: usize = 28;
+/// Most rings of a program.
+pub const RINGS: usize = 32;
+/// Most memory regions of a program.
+pub const REGIONS: usize = 12;
+/// Most interrupts of a program.
+pub const INTERRUPTS: usize = 4;
+/// Most port ranges of a program.
+pub const PORTS: usize = 4;
+
+/// Selectors in the object space of every program started by the root task, and of the root task itself.
+pub mod selector {
+    use abi::Selector;
+
+    /// Portals for the events of the main EC: exceptions from 0, then STARTUP and RECALL.
+    pub const EVENTS: Selector = 0;
+    /// The program's protection domain, with the permissions that it needs.
+    pub const PROTECTION_DOMAIN: Selector = 0x30;
+    /// Its object space (TAKE, GRANT).
+    pub const OBJECT_SPACE: Selector = 0x31;
+    /// Its host space (TAKE, GRANT).
+    pub const HOST_SPACE: Selector = 0x32;
+    /// Its PIO space (TAKE, GRANT, ASSIGN).
+    pub const PIO_SPACE: Selector = 0x33;
+    /// Its main execution context.
+    pub const MAIN_EC: Selector = 0x34;
+    /// The scheduling context of that.
+    pub const MAIN_SC: Selector = 0x35;
+    /// The kernel's MSR space (TAKE): a monitor passes registers through to its guest from here.
+    pub const MSR_SPACE: Selector = 0x36;
+    /// Portal to the root task, see [`crate::parent`].
+    pub const PARENT: Selector = 0x37;
+    /// Portal that starts further threads of the program; made by the runtime.
+    pub const THREAD_EC: Selector = 0x38;
+    /// Semaphore that nobody ups: for sleeping. Made by the runtime.
+    pub const SLEEP: Selector = 0x39;
+    /// Semaphore of the heap's lock; made by the runtime.
+    pub const HEAP_LOCK: Selector = 0x3a;
+    /// Semaphore of the log's lock; made by the runtime.
+    pub const LOG_LOCK: Selector = 0x3b;
+    /// First of the semaphores that the manifest names.
+    pub const NAMED: Selector = 0x40;
+    /// First selector that `crate::selectors` hands out.
+    pub const DYNAMIC: Selector = 0x800;
+    /// First selector that the runtime never touches: free for the program's own layout.
+    pub const FREE: Selector = 0x1000;
+}
+
+/// A short name, padded with zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Name([u8; NAME_LENGTH]);
+
+impl Name {
+    /// No name.
+    pub const EMPTY: Self = Self([0; NAME_LENGTH]);
+
+    /// `name`, cut to [`NAME_LENGTH`] bytes.
+    pub fn new(name: &str) -> Self {
+        let mut bytes = [0; NAME_LENGTH];
+        for (to, from) in bytes.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        Self(bytes)
+    }
+
+    /// The name as text; empty if it is not UTF-8.
+    pub fn as_str(&self) -> &str {
+        let end = self.0.iter().position(|&b| b == 0).unwrap_or(NAME_LENGTH);
+        core::str::from_utf8(&self.0[..end]).unwrap_or("")
+    }
+}
+
+impl core::fmt::Display for Name {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A range of host-virtual addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Range {
+    /// First address.
+    pub address: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// Which end of a ring a program has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Role {
+    /// It writes.
+    Producer = 1,
+    /// It reads.
+    Consumer = 2,
+}
+
+/// One shared-memory ring.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RingEntry {
+    /// What flows through it.
+    pub name: Name,
+    /// [`Role`] as a number; anything else: no ring.
+    pub role: u32,
+    /// The shared pages.
+    pub memory: Range,
+    /// Semaphore that the producer ups when the consumer waits for data.
+    pub sel_data: u64,
+    /// Semaphore that the consumer ups when the producer waits for space.
+    pub sel_space: u64,
+}
+
+/// One memory region.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RegionEntry {
+    /// What it holds.
+    pub name: Name,
+    /// 1 if the program may write it.
+    pub writable: u32,
+    /// Where it is mapped.
+    pub memory: Range,
+}
+
+/// One interrupt semaphore, already routed to the program's CPU.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct InterruptEntry {
+    /// Whose interrupt it is.
+    pub name: Name,
+    /// Nonzero if the entry is used.
+    pub used: u32,
+    /// The semaphore (DOWN).
+    pub selector: u64,
+}
+
+/// One range of I/O ports.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct PortEntry {
+    /// Which device.
+    pub name: Name,
+    /// First port.
+    pub base: u16,
+    /// Number of ports.
+    pub count: u16,
+}
+
+/// The manifest. Absent entries have an empty name.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Manifest {
+    /// [`MAGIC`].
+    pub magic: u32,
+    /// [`VERSION`].
+    pub version: u32,
+    /// The program's name in reports and in the log.
+    pub name: Name,
+    /// The CPU that the main EC runs on.
+    pub cpu: u32,
+    /// Ticks of the system time counter (RDTSC) per second.
+    pub stc_frequency: u64,
+    /// Number of architectural host events: offset of STARTUP from an EC's event base.
+    pub sel_hst_arch: u16,
+    /// Number of architectural guest events: offset of STARTUP from a vCPU's event base.
+    pub sel_gst_arch: u16,
+    /// Number of microhypervisor guest events.
+    pub sel_gst_nova: u16,
+    /// 1 if guest events are numbered and qualified as on VMX on every CPU (`abi::extension`).
+    pub neutral_events: u16,
+    /// FEATURE_* of `abi::hip`.
+    pub platform_features: u64,
+    /// Wall-clock time in nanoseconds since 1970 UTC when the system time counter was `wall_clock_stc`.
+    pub wall_clock: u64,
+    /// See `wall_clock`.
+    pub wall_clock_stc: u64,
+    /// Address of the main EC's UTCB.
+    pub main_utcb: u64,
+    /// Zeroed writable memory for the heap.
+    pub heap: Range,
+    /// Addresses for UTCBs of further ECs: nothing is mapped there.
+    pub utcbs: Range,
+    /// Addresses free for the program's own mappings.
+    pub free: Range,
+    /// Read-only configuration, e.g. a `plan::VmConfig`; empty if there is none.
+    pub config: Range,
+    /// Rings.
+    pub rings: [RingEntry; RINGS],
+    /// Memory regions.
+    pub regions: [RegionEntry; REGIONS],
+    /// Interrupts.
+    pub interrupts: [InterruptEntry; INTERRUPTS],
+    /// I/O ports.
+    pub ports: [PortEntry; PORTS],
+}
+
+const _: () = assert!(core::mem::size_of::<Manifest>() <= abi::PAGE_SIZE);
+
+impl Manifest {
+    /// A manifest that gives nothing.
+    pub const EMPTY: Self = {
+        const RANGE: Range = Range { address: 0, length: 0 };
+        Self {
+            magic: MAGIC,
+            version: VERSION,
+            name: Name::EMPTY,
+            cpu: 0,
+            stc_frequency: 0,
+            sel_hst_arch: abi::event::HOST_ARCH,
+            sel_gst_arch: abi::event::GUEST_ARCH,
+            sel_gst_nova: abi::event::GUEST_NOVA,
+            neutral_events: 0,
+            platform_features: 0,
+            wall_clock: 0,
+            wall_clock_stc: 0,
+            main_utcb: 0,
+            heap: RANGE,
+            utcbs: RANGE,
+            free: RANGE,
+            config: RANGE,
+            rings: [RingEntry { name: Name::EMPTY, role: 0, memory: RANGE, sel_data: 0, sel_space: 0 }; RINGS],
+            regions: [RegionEntry { name: Name::EMPTY, writable: 0, memory: RANGE }; REGIONS],
+            interrupts: [InterruptEntry { name: Name::EMPTY, used: 0, selector: 0 }; INTERRUPTS],
+            ports: [PortEntry { name: Name::EMPTY, base: 0, count: 0 }; PORTS],
+        }
+    };
+
+    /// Whether magic and version are this crate's.
+    pub fn is_valid(&self) -> bool {
+        self.magic == MAGIC && self.version == VERSION
+    }
+
+    /// The entry of the ring `name` in which the program has `role`.
+    pub fn ring(&self, name: &str, role: Role) -> Option<&RingEntry> {
+        self.rings.iter().find(|r| r.role == role as u32 && r.name.as_str() == name)
+    }
+
+    /// The region `name`.
+    pub fn region(&self, name: &str) -> Option<&RegionEntry> {
+        self.regions.iter().find(|r| r.memory.length != 0 && r.name.as_str() == name)
+    }
+
+    /// The interrupt `name`.
+    pub fn interrupt(&self, name: &str) -> Option<&InterruptEntry> {
+        self.interrupts.iter().find(|i| i.used != 0 && i.name.as_str() == name)
+    }
+
+    /// The port range `name`.
+    pub fn port(&self, name: &str) -> Option<&PortEntry> {
+        self.ports.iter().find(|p| p.count != 0 && p.name.as_str() == name)
+    }
+
+    /// Adds a ring; false if there is no room.
+    pub fn add_ring(&mut self, entry: RingEntry) -> bool {
+        Self::put(&mut self.rings, |r| r.role == 0, entry)
+    }
+
+    /// Adds a region; false if there is no room.
+    pub fn add_region(&mut self, entry: RegionEntry) -> bool {
+        Self::put(&mut self.regions, |r| r.memory.length == 0, entry)
+    }
+
+    /// Adds an interrupt; false if there is no room.
+    pub fn add_interrupt(&mut self, entry: InterruptEntry) -> bool {
+        Self::put(&mut self.interrupts, |i| i.used == 0, entry)
+    }
+
+    /// Adds a port range; false if there is no room.
+    pub fn add_port(&mut self, entry: PortEntry) -> bool {
+        Self::put(&mut self.ports, |p| p.count == 0, entry)
+    }
+
+    fn put<T>(list: &mut [T], vacant: impl Fn(&T) -> bool, entry: T) -> bool {
+        match list.iter_mut().find(|slot| vacant(slot)) {
+            Some(slot) => {
+                *slot = entry;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_found_by_name_and_role() {
+        let mut manifest = Manifest::EMPTY;
+        let memory = Range { address: 0x1000, length: 0x2000 };
+        let ring = |name, role: Role| RingEntry {
+            name: Name::new(name),
+            role: role as u32,
+            memory,
+            sel_data: 0x40,
+            sel_space: 0x41,
+        };
+        assert!(manifest.is_valid());
+        assert!(manifest.add_ring(ring("console", Role::Producer)));
+        assert!(manifest.add_ring(ring("console", Role::Consumer)));
+        assert!(manifest.ring("console", Role::Consumer).is_some());
+        assert!(manifest.ring("log", Role::Producer).is_none());
+        for _ in 2..RINGS {
+            assert!(manifest.add_ring(ring("x", Role::Producer)));
+        }
+        assert!(!manifest.add_ring(ring("y", Role::Producer)));
+        assert!(manifest.region("").is_none());
+        assert!(manifest.add_region(RegionEntry { name: Name::new("kernel"), writable: 0, memory }));
+        assert_eq!(manifest.region("kernel").map(|r| r.memory), Some(memory));
+    }
+
+    #[test]
+    fn names_are_cut_and_padded() {
+        assert_eq!(Name::new("abc").as_str(), "abc");
+        assert_eq!(Name::new("a name that is much too long for its field").as_str().len(), NAME_LENGTH);
+        assert_eq!(Name::EMPTY.as_str(), "");
+    }
+}

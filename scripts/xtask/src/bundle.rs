@@ -1,15 +1,22 @@
 //! The bundle: the root task's ELF file, padded to whole pages, and behind it an archive with the plan, the programs
 //! and the guests' files, each starting on a page so that it can be mapped.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::cpio::Archive;
-use crate::programs::{self, Programs};
+use crate::guest::{self, Recipe};
+use crate::programs::Programs;
+use crate::source::Source;
+use crate::system::{self, Origin, System};
 use crate::workspace;
 
-/// Everything a machine boots.
+/// The programs that the root task starts.
+const PROGRAMS: [&str; 2] = ["serial", "vmm"];
+
+/// What can be booted.
 pub struct Built {
     /// The system's name.
     pub name: String,
@@ -23,24 +30,75 @@ pub struct Built {
     pub cpus: u32,
 }
 
-/// Builds the kernel, the programs and the bundle of a system.
-pub fn build(system: &str, kernel: Option<&Path>, _exec: Option<&str>) -> Result<Built> {
-    let kernel = match kernel {
-        Some(file) => file.canonicalize().with_context(|| format!("cannot read {}", file.display()))?,
-        None => Programs::build(&["microhypervisor"])?.file("microhypervisor"),
-    };
+/// Builds the kernel, the programs and the bundle of a system: a file, or the name of one in `tests/systems`. The name
+/// `none` means the kernel alone. With `exec`, the system runs this command in its Linux and ends.
+pub fn build(system: &str, kernel: Option<&Path>, exec: Option<&str>) -> Result<Built> {
     if system == "none" {
+        let programs = Programs::build(&packages(kernel, &[]))?;
+        let kernel = kernel_file(kernel, &programs)?;
         return Ok(Built { name: system.into(), kernel, bundle: None, memory: 256, cpus: 1 });
     }
-    let programs = Programs::build(&programs::ALL)?;
+    let source = Source::read(&system::find(system)?)?;
+    let mut system = System::parse(&source)?;
+    if let Some(command) = exec {
+        system.execute(guest::script(command))?;
+    }
+    let recipes: Vec<Recipe> = system
+        .files
+        .values()
+        .filter_map(|origin| if let Origin::Recipe(name) = origin { Some(Recipe::read(name)) } else { None })
+        .collect::<Result<_>>()?;
+    let mut needed: BTreeSet<&str> = recipes.iter().flat_map(|recipe| recipe.programs()).collect();
+    needed.extend(PROGRAMS);
+    needed.insert("roottask");
+    let programs = Programs::build(&packages(kernel, &needed.into_iter().collect::<Vec<_>>()))?;
+    let content = assemble(&system, &programs)?;
+    let suffix = if exec.is_some() { "-exec" } else { "" };
+    let bundle = workspace::folder("bundle")?.join(format!("{}{suffix}.bundle", system.plan.name));
+    workspace::write(&bundle, &content)?;
+    Ok(Built {
+        kernel: kernel_file(kernel, &programs)?,
+        bundle: Some(bundle),
+        memory: system.memory,
+        cpus: system.cpus,
+        name: system.plan.name,
+    })
+}
+
+fn packages<'a>(kernel: Option<&Path>, programs: &[&'a str]) -> Vec<&'a str> {
+    let mut packages = programs.to_vec();
+    if kernel.is_none() {
+        packages.push("microhypervisor");
+    }
+    packages
+}
+
+fn kernel_file(kernel: Option<&Path>, programs: &Programs) -> Result<PathBuf> {
+    match kernel {
+        Some(file) => file.canonicalize().with_context(|| format!("cannot read {}", file.display())),
+        None => Ok(programs.file("microhypervisor")),
+    }
+}
+
+fn assemble(system: &System, programs: &Programs) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for program in ["serial", "vmm"] {
+    archive.page_aligned_file(plan::ARCHIVE_PATH, &system.plan.encode());
+    for program in PROGRAMS {
         archive.page_aligned_file(&format!("programs/{program}"), &programs.stripped(program)?);
     }
-    let mut content = programs.stripped("roottask")?;
-    content.resize(content.len().next_multiple_of(4096), 0);
-    content.extend(archive.finish());
-    let bundle = workspace::folder("bundle")?.join(format!("{system}.bundle"));
-    workspace::write(&bundle, &content)?;
-    Ok(Built { name: system.into(), kernel, bundle: Some(bundle), memory: 1024, cpus: 1 })
+    for (path, origin) in &system.files {
+        let content = match origin {
+            Origin::Recipe(name) => Recipe::read(name)?.make(programs)?,
+            Origin::File(file) => workspace::read(file)?,
+            Origin::Bytes(bytes) => bytes.clone(),
+        };
+        if u32::try_from(content.len()).is_err() {
+            bail!("{path} has {} bytes; the archive takes files up to 4 GiB", content.len());
+        }
+        archive.page_aligned_file(path, &content);
+    }
+    let mut bundle = programs.stripped("roottask")?;
+    bundle.resize(bundle.len().next_multiple_of(4096), 0);
+    bundle.extend(archive.finish());
+    Ok(bundle)
 }

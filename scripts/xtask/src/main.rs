@@ -6,10 +6,14 @@
 mod bundle;
 mod cpio;
 mod emulator;
+mod guest;
 mod image;
+mod package;
 mod programs;
 mod run;
 mod session;
+mod source;
+mod system;
 mod workspace;
 
 use std::path::PathBuf;

@@ -1,0 +1,198 @@
+//! Guest files from the recipes in `guests/`: kernels and user spaces from Debian's packages, and programs of ours.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail};
+use plan::GuestKind;
+use serde::Deserialize;
+
+use crate::cpio::Archive;
+use crate::package::Package;
+use crate::programs::Programs;
+use crate::source::Source;
+use crate::workspace;
+
+/// What a recipe makes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RecipeKind {
+    /// A guest kernel.
+    Kernel,
+    /// An initial RAM file system.
+    Initramfs,
+}
+
+impl fmt::Display for RecipeKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Initramfs => "initrd",
+        })
+    }
+}
+
+/// A file of `guests/`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Recipe {
+    /// A guest kernel.
+    #[serde(rename = "kernel")]
+    Kernel(Kernel),
+    /// An initial RAM file system.
+    #[serde(rename = "initramfs")]
+    Initramfs(Initramfs),
+}
+
+/// Where a kernel comes from.
+#[derive(Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum Kernel {
+    /// A program of this workspace.
+    Program {
+        /// Its package's name.
+        program: String,
+    },
+    /// A file of a Debian package.
+    Package {
+        /// The package's name.
+        package: String,
+        /// The dependency of it, with `*` for the version, that has the file.
+        depends: Option<String>,
+        /// The file, with `*` for the version.
+        file: String,
+    },
+}
+
+/// What a small Linux user space is made of.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Initramfs {
+    package: String,
+    busybox: String,
+    init: String,
+    #[serde(default)]
+    programs: Vec<String>,
+}
+
+fn folder() -> PathBuf {
+    workspace::root().join("guests")
+}
+
+impl Recipe {
+    /// Reads a recipe.
+    pub fn read(name: &str) -> Result<Self> {
+        Source::read(&folder().join(format!("{name}.toml")))?.parse()
+    }
+
+    /// The names of all recipes of a kind, in order.
+    pub fn names(kind: RecipeKind) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(folder()).context("cannot read guests/")? {
+            let file = entry?.file_name();
+            if let Some(name) = file.to_str().and_then(|file| file.strip_suffix(".toml"))
+                && Self::read(name)?.kind() == kind
+            {
+                names.push(name.to_string());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn kind(&self) -> RecipeKind {
+        match self {
+            Self::Kernel(_) => RecipeKind::Kernel,
+            Self::Initramfs(_) => RecipeKind::Initramfs,
+        }
+    }
+
+    /// How the made kernel is loaded.
+    pub fn guest_kind(&self) -> GuestKind {
+        match self {
+            Self::Kernel(Kernel::Program { .. }) => GuestKind::Multiboot,
+            _ => GuestKind::Linux,
+        }
+    }
+
+    /// The workspace's programs that it needs.
+    pub fn programs(&self) -> Vec<&str> {
+        match self {
+            Self::Kernel(Kernel::Program { program }) => vec![program],
+            Self::Kernel(Kernel::Package { .. }) => vec![],
+            Self::Initramfs(initramfs) => initramfs.programs.iter().map(String::as_str).collect(),
+        }
+    }
+
+    /// Downloads what it needs from packages, if that is not there already.
+    pub fn fetch(&self) -> Result<()> {
+        match self {
+            Self::Kernel(Kernel::Program { .. }) => Ok(()),
+            Self::Kernel(Kernel::Package { package, depends, file }) => {
+                Package { name: package, depends: depends.as_deref() }.file(file).map(|_| ())
+            }
+            Self::Initramfs(Initramfs { package, busybox, .. }) => {
+                Package { name: package, depends: None }.file(busybox).map(|_| ())
+            }
+        }
+    }
+
+    /// Makes the file.
+    pub fn make(&self, programs: &Programs) -> Result<Vec<u8>> {
+        match self {
+            Self::Kernel(Kernel::Program { program }) => programs.stripped(program),
+            Self::Kernel(Kernel::Package { package, depends, file }) => {
+                workspace::read(&Package { name: package, depends: depends.as_deref() }.file(file)?)
+            }
+            Self::Initramfs(initramfs) => initramfs.make(programs),
+        }
+    }
+}
+
+impl Initramfs {
+    fn make(&self, programs: &Programs) -> Result<Vec<u8>> {
+        let mut archive = Archive::default();
+        for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "var"] {
+            archive.folder(folder);
+        }
+        for alias in ["sbin", "usr"] {
+            archive.link(alias, if alias == "usr" { "/" } else { "bin" });
+        }
+        // The kernel opens it for the first process before anything is mounted.
+        archive.character_device("dev/console", 0o600, 5, 1);
+        archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
+        archive.file("etc/group", 0o644, b"root:x:0:\n");
+        archive.file("etc/profile", 0o644, b"PS1='\\w # '\n");
+        archive.file("init", 0o755, &workspace::read(&folder().join(&self.init))?);
+        let busybox = Package { name: &self.package, depends: None }.file(&self.busybox)?;
+        archive.file("bin/busybox", 0o755, &workspace::read(&busybox)?);
+        for applet in applets(&busybox)? {
+            archive.link(&format!("bin/{applet}"), "busybox");
+        }
+        for program in &self.programs {
+            archive.file(&format!("bin/{program}"), 0o755, &programs.stripped(program)?);
+        }
+        Ok(archive.finish())
+    }
+}
+
+/// The applets of a static busybox, which runs on any Linux of this architecture.
+fn applets(busybox: &std::path::Path) -> Result<Vec<String>> {
+    let output = std::process::Command::new(busybox)
+        .arg("--list")
+        .output()
+        .with_context(|| format!("cannot run {}", workspace::shown(busybox)))?;
+    let list = String::from_utf8(output.stdout).map_err(|_| anyhow!("busybox lists applets that are no text"))?;
+    let applets: Vec<String> = list.lines().filter(|name| *name != "busybox").map(String::from).collect();
+    if applets.is_empty() {
+        bail!("{} lists no applets", workspace::shown(busybox));
+    }
+    Ok(applets)
+}
+
+/// An archive with one command, for the initial RAM file system of [`crate::system::System::execute`].
+pub fn script(command: &str) -> Vec<u8> {
+    let mut archive = Archive::default();
+    archive.file("exec", 0o755, format!("{command}\n").as_bytes());
+    archive.finish()
+}

@@ -1,0 +1,359 @@
+//! The system file: a user's description of a system in TOML, checked here, so that the target needs no text parser.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use plan::{GuestKind, OnReset, PlanError, SystemPlan, VmConfig, VmPlan};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use toml::Spanned;
+
+use crate::guest::{Recipe, RecipeKind};
+use crate::source::Source;
+use crate::workspace;
+
+/// RAM in MiB that the kernel, the root task and the programs take at most, beside the virtual machines' own.
+const SYSTEM_MEMORY: u32 = 192;
+
+/// A system file's content.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    machine: MachineTable,
+    #[serde(default)]
+    vm: InOrder<VmTable>,
+}
+
+/// The emulated machine, where a system needs a particular one.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct MachineTable {
+    memory: Option<Spanned<String>>,
+    cpus: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmTable {
+    memory: Spanned<String>,
+    cpus: Option<Spanned<u32>>,
+    kernel: Spanned<String>,
+    initrd: Option<Spanned<String>>,
+    #[serde(default)]
+    cmdline: String,
+    console: Option<bool>,
+    exec: Option<Spanned<bool>>,
+    #[serde(default)]
+    on_reset: OnResetWord,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum OnResetWord {
+    #[default]
+    Restart,
+    Stop,
+}
+
+/// A system that was checked: what the target gets and where its files come from.
+#[derive(Debug)]
+pub struct System {
+    /// The plan, as the root task carries it out.
+    pub plan: SystemPlan,
+    /// RAM of the machine in MiB.
+    pub memory: u32,
+    /// CPUs of the machine.
+    pub cpus: u32,
+    /// Archive path and origin of every guest file.
+    pub files: BTreeMap<String, Origin>,
+}
+
+/// Where a guest's file comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Made by the recipe of this name.
+    Recipe(String),
+    /// A file of the user's.
+    File(PathBuf),
+    /// Bytes made for this run.
+    Bytes(Vec<u8>),
+}
+
+/// The path of a system file, which the user may have named instead.
+pub fn find(system: &str) -> Result<PathBuf> {
+    let named = workspace::root().join("tests/systems").join(format!("{system}.toml"));
+    let given = Path::new(system);
+    if given.is_file() {
+        return Ok(given.to_path_buf());
+    }
+    if !system.contains(['/', '.']) && named.is_file() {
+        return Ok(named);
+    }
+    bail!("there is no system {system:?}: neither a file nor one of tests/systems ({})", names().join(", "));
+}
+
+fn names() -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(workspace::root().join("tests/systems"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".toml")?.to_string()))
+        .collect();
+    names.sort();
+    names
+}
+
+impl System {
+    /// Parses and checks a system file.
+    pub fn parse(source: &Source) -> Result<Self> {
+        let file: File = source.parse()?;
+        let mut files = BTreeMap::new();
+        let mut vms = Vec::new();
+        let mut guest_memory: u64 = 0;
+        let mut console_taken = false;
+        for (name, vm) in file.vm.0 {
+            let memory = mebibytes(source, &vm.memory)?;
+            guest_memory += u64::from(memory);
+            let kernel = format!("guests/{}/kernel", name.get_ref());
+            let (origin, guest) = kernel_of(source, &vm.kernel)?;
+            files.insert(kernel.clone(), origin);
+            let mut initrd = Vec::new();
+            if let Some(named) = &vm.initrd {
+                let path = format!("guests/{}/initrd", name.get_ref());
+                files.insert(path.clone(), origin_of(source, named, RecipeKind::Initramfs)?);
+                initrd.push(path);
+            }
+            let console = vm.console.unwrap_or(!console_taken);
+            console_taken |= console;
+            let config = VmConfig {
+                name: name.get_ref().clone(),
+                memory: u64::from(memory) << 20,
+                cpus: vm.cpus.as_ref().map_or(1, |cpus| *cpus.get_ref()),
+                cmdline: vm.cmdline,
+                guest,
+                console,
+                exec: vm.exec.as_ref().is_some_and(|exec| *exec.get_ref()),
+                on_reset: match vm.on_reset {
+                    OnResetWord::Restart => OnReset::Restart,
+                    OnResetWord::Stop => OnReset::Stop,
+                },
+            };
+            vms.push(VmPlan { config, kernel, initrd });
+            // What the plan itself forbids is found with the first machine that breaks it, and shown at that machine.
+            let so_far = SystemPlan { name: String::new(), vms: vms.clone() };
+            so_far.validate().map_err(|error| {
+                let place = match error {
+                    PlanError::BadMemory(..) => Some(vm.memory.span()),
+                    PlanError::BadCpus(..) => vm.cpus.as_ref().map(Spanned::span),
+                    PlanError::SecondExec(..) => vm.exec.as_ref().map(Spanned::span),
+                    _ => None,
+                };
+                source.error(place.unwrap_or_else(|| name.span()), error)
+            })?;
+        }
+        let name = source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let plan = SystemPlan { name, vms };
+        plan.validate().map_err(|error| source.error(0..0, error))?;
+        let memory = match &file.machine.memory {
+            Some(memory) => mebibytes(source, memory)?,
+            None => u32::try_from(guest_memory).unwrap_or(u32::MAX).saturating_add(SYSTEM_MEMORY).next_multiple_of(64),
+        };
+        Ok(Self { plan, memory, cpus: file.machine.cpus.unwrap_or(1), files })
+    }
+
+    /// Makes the system run one command in its first Linux and stop then. `script` is an archive with it.
+    pub fn execute(&mut self, script: Vec<u8>) -> Result<()> {
+        let Some(vm) = self.plan.vms.iter_mut().find(|vm| vm.config.guest == GuestKind::Linux && !vm.initrd.is_empty())
+        else {
+            bail!("system {} has no Linux with an initrd in which a command could run (--exec)", self.plan.name);
+        };
+        let path = format!("guests/{}/exec", vm.config.name);
+        vm.initrd.push(path.clone());
+        vm.config.exec = true;
+        vm.config.on_reset = OnReset::Stop;
+        self.files.insert(path, Origin::Bytes(script));
+        Ok(())
+    }
+}
+
+/// A size like `512M` or `2G`, in MiB.
+fn mebibytes(source: &Source, size: &Spanned<String>) -> Result<u32> {
+    let text = size.get_ref().as_str();
+    let parsed = match text.char_indices().last() {
+        Some((end, 'M')) => text[..end].parse().ok(),
+        Some((end, 'G')) => text[..end].parse::<u32>().ok().and_then(|number| number.checked_mul(1024)),
+        _ => None,
+    };
+    // More than any machine has, and few enough that sums stay in range.
+    const MOST: u32 = 1 << 20;
+    parsed.filter(|&size| (1..=MOST).contains(&size)).ok_or_else(|| {
+        let message = format!("impossible memory size {text:?}: write a number of MiB or GiB like \"512M\" or \"2G\"");
+        source.error(size.span(), message)
+    })
+}
+
+fn kernel_of(source: &Source, name: &Spanned<String>) -> Result<(Origin, GuestKind)> {
+    let origin = origin_of(source, name, RecipeKind::Kernel)?;
+    let guest = match &origin {
+        Origin::Recipe(recipe) => Recipe::read(recipe)?.guest_kind(),
+        Origin::File(path) if workspace::read(path)?.starts_with(b"\x7fELF") => GuestKind::Multiboot,
+        Origin::File(_) | Origin::Bytes(_) => GuestKind::Linux,
+    };
+    Ok((origin, guest))
+}
+
+/// A word names a recipe in `guests/`; anything with a slash is a path relative to the system file.
+fn origin_of(source: &Source, name: &Spanned<String>, kind: RecipeKind) -> Result<Origin> {
+    let text = name.get_ref();
+    if text.contains('/') {
+        let path = source.beside(text);
+        if !path.is_file() {
+            return Err(source.error(name.span(), format!("there is no file {text:?} beside the system file")));
+        }
+        return Ok(Origin::File(path));
+    }
+    let makers = Recipe::names(kind)?;
+    if !makers.contains(text) {
+        let message = format!("no recipe in guests/ makes a {kind} {text:?}, these do: {}", makers.join(", "));
+        return Err(source.error(name.span(), message));
+    }
+    Ok(Origin::Recipe(text.clone()))
+}
+
+/// A table whose entries keep the order in which they were written.
+struct InOrder<T>(Vec<(Spanned<String>, T)>);
+
+impl<T> Default for InOrder<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for InOrder<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+            type Value = InOrder<T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("a table of named entries")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(InOrder(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries(std::marker::PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        format!("{:#}", System::parse(&Source::from_text(text)).expect_err("is refused"))
+    }
+
+    const GOOD: &str = "[vm.b]\nmemory = \"64M\"\nkernel = \"micro\"\n\n[vm.a]\nmemory = \"1G\"\nkernel = \"debian-cloud\"\ninitrd = \"busybox\"\ncmdline = \"console=ttyS0\"\n";
+
+    #[test]
+    fn a_system_keeps_its_order_and_gets_defaults() {
+        let system = System::parse(&Source::from_text(GOOD)).expect("is good");
+        let names: Vec<&str> = system.plan.vms.iter().map(|vm| vm.config.name.as_str()).collect();
+        assert_eq!(names, ["b", "a"]);
+        assert_eq!(system.plan.name, "system");
+        assert_eq!(system.memory, 64 + 1024 + SYSTEM_MEMORY);
+        let [first, second] = &system.plan.vms[..] else { panic!() };
+        assert!(first.config.console && !second.config.console, "the first has the console");
+        assert_eq!((first.config.guest, second.config.guest), (GuestKind::Multiboot, GuestKind::Linux));
+        assert_eq!(second.initrd, ["guests/a/initrd"]);
+        assert_eq!(system.files["guests/a/initrd"], Origin::Recipe("busybox".into()));
+    }
+
+    #[test]
+    fn a_command_goes_to_the_first_linux() {
+        let mut system = System::parse(&Source::from_text(GOOD)).expect("is good");
+        system.execute(vec![1]).expect("has a Linux");
+        assert_eq!(system.plan.vms[1].initrd, ["guests/a/initrd", "guests/a/exec"]);
+        assert!(system.plan.vms[1].config.exec && !system.plan.vms[0].config.exec);
+        assert_eq!(system.plan.vms[1].config.on_reset, OnReset::Stop);
+        assert_eq!(system.plan.validate(), Ok(()));
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        let vm = "[vm.a]\nkernel = \"micro\"\n";
+        let cases = [
+            ("", "system.toml:1:1: no virtual machine".to_string()),
+            ("[vm.a]\nkernel = 3\n", "system.toml:2:10: invalid type: integer `3`, expected a string".into()),
+            (
+                "[vm.a]\nmemory = \"64M\"\nkernel = \"micro\"\nnicht = 1\n",
+                "system.toml:4:1: unknown field `nicht`, expected one of `memory`, `cpus`, `kernel`, `initrd`, \
+                 `cmdline`, `console`, `exec`, `on_reset`"
+                    .into(),
+            ),
+            ("[disk]\n", "system.toml:1:2: unknown field `disk`, expected `machine` or `vm`".into()),
+            (vm, "system.toml:1:1: missing field `memory`".into()),
+            (
+                "[vm.a]\nkernel = \"solaris\"\nmemory = \"64M\"\n",
+                "system.toml:2:10: no recipe in guests/ makes a kernel \"solaris\", these do: debian-cloud, micro"
+                    .into(),
+            ),
+            (
+                "[vm.a]\nmemory = \"64M\"\nkernel = \"./missing\"\n",
+                "system.toml:3:10: there is no file \"./missing\" beside the system file".into(),
+            ),
+            (
+                "[vm.a]\nmemory = \"64M\"\nkernel = \"micro\"\non_reset = \"explode\"\n",
+                "system.toml:4:12: unknown variant `explode`, expected `restart` or `stop`".into(),
+            ),
+            (
+                "[vm.a]\nmemory = \"64M\"\nkernel = \"micro\"\ncpus = 3\n",
+                "system.toml:4:8: vm a: 3 CPUs are not possible, only 1".into(),
+            ),
+            (
+                "[vm.\"Bad name\"]\nmemory = \"64M\"\nkernel = \"micro\"\n",
+                "system.toml:1:5: bad name \"Bad name\": use a-z, 0-9, - and _, at most 24".into(),
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(error(text), expected, "for {text:?}");
+        }
+    }
+
+    #[test]
+    fn impossible_memory_sizes_are_refused() {
+        for size in ["0M", "512", "512MB", "-1M", "", "M", "5000000G", "99999999999M", "half"] {
+            let text = format!("[vm.a]\nkernel = \"micro\"\nmemory = \"{size}\"\n");
+            let expected = format!(
+                "system.toml:3:10: impossible memory size {size:?}: write a number of MiB or GiB like \"512M\" or \"2G\""
+            );
+            assert_eq!(error(&text), expected);
+        }
+        for (size, bytes) in [("3M", 3 << 20), ("2M", 2 << 20), ("65M", 65 << 20)] {
+            let text = format!("[vm.a]\nkernel = \"micro\"\nmemory = \"{size}\"\n");
+            let expected = format!(
+                "system.toml:3:10: vm a: impossible memory size {bytes} bytes: at least 4 MiB and a multiple of 2 MiB"
+            );
+            assert_eq!(error(&text), expected);
+        }
+    }
+
+    #[test]
+    fn every_system_of_the_tests_that_should_parse_does() {
+        for name in names() {
+            let source = Source::read(&find(&name).expect("is listed")).expect("is readable");
+            if let Err(error) = System::parse(&source) {
+                panic!("{error:#}");
+            }
+        }
+    }
+}

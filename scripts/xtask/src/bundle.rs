@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use plan::GuestKind;
 
 use crate::cpio::Archive;
+use crate::emulator::Boot;
 use crate::guest::{self, Recipe};
 use crate::programs::Programs;
 use crate::source::Source;
@@ -20,10 +22,8 @@ const PROGRAMS: [&str; 2] = ["serial", "vmm"];
 pub struct Built {
     /// The system's name.
     pub name: String,
-    /// The kernel's ELF file.
-    pub kernel: PathBuf,
-    /// The bundle; the system `none` has none.
-    pub bundle: Option<PathBuf>,
+    /// What the boot loader starts.
+    pub boot: Boot,
     /// RAM that the machine needs, in MiB.
     pub memory: u32,
     /// CPUs that the machine has unless the user says otherwise.
@@ -36,7 +36,8 @@ pub fn build(system: &str, kernel: Option<&Path>, exec: Option<&str>) -> Result<
     if system == "none" {
         let programs = Programs::build(&packages(kernel, &[]))?;
         let kernel = kernel_file(kernel, &programs)?;
-        return Ok(Built { name: system.into(), kernel, bundle: None, memory: 256, cpus: 1 });
+        let boot = Boot { kernel, module: None, linux: None };
+        return Ok(Built { name: system.into(), boot, memory: 256, cpus: 1 });
     }
     let source = Source::read(&system::find(system)?)?;
     let mut system = System::parse(&source)?;
@@ -57,12 +58,37 @@ pub fn build(system: &str, kernel: Option<&Path>, exec: Option<&str>) -> Result<
     let bundle = workspace::folder("bundle")?.join(format!("{}{suffix}.bundle", system.plan.name));
     workspace::write(&bundle, &content)?;
     Ok(Built {
-        kernel: kernel_file(kernel, &programs)?,
-        bundle: Some(bundle),
+        boot: Boot { kernel: kernel_file(kernel, &programs)?, module: Some(bundle), linux: None },
         memory: system.memory,
         cpus: system.cpus,
         name: system.plan.name,
     })
+}
+
+/// The first Linux of a system as it would run without any of ours: on the machine itself, with the machine's memory
+/// and CPUs those of its virtual machine.
+pub fn build_bare(system: &str) -> Result<Built> {
+    let source = Source::read(&system::find(system)?)?;
+    let system = System::parse(&source)?;
+    let name = format!("{}-bare", system.plan.name);
+    let Some(vm) = system.plan.vms.into_iter().find(|vm| vm.config.guest == GuestKind::Linux) else {
+        bail!("system {} has no Linux that could run bare", system.plan.name);
+    };
+    let folder = workspace::folder("bundle")?;
+    let place = |path: &String| -> Result<PathBuf> {
+        let origin = &system.files[path];
+        let programs = match origin {
+            Origin::Recipe(name) => Programs::build(&Recipe::read(name)?.programs())?,
+            _ => Programs::build(&[])?,
+        };
+        let file = folder.join(format!("{name}.{}", path.rsplit('/').next().unwrap_or_default()));
+        workspace::write(&file, &content(origin, &programs)?)?;
+        Ok(file)
+    };
+    let kernel = place(&vm.kernel)?;
+    let module = vm.initrd.first().map(place).transpose()?;
+    let memory = u32::try_from(vm.config.memory >> 20)?;
+    Ok(Built { boot: Boot { kernel, module, linux: Some(vm.config.cmdline) }, memory, cpus: vm.config.cpus, name })
 }
 
 fn packages<'a>(kernel: Option<&Path>, programs: &[&'a str]) -> Vec<&'a str> {
@@ -87,11 +113,7 @@ fn assemble(system: &System, programs: &Programs) -> Result<Vec<u8>> {
         archive.page_aligned_file(&format!("programs/{program}"), &programs.stripped(program)?);
     }
     for (path, origin) in &system.files {
-        let content = match origin {
-            Origin::Recipe(name) => Recipe::read(name)?.make(programs)?,
-            Origin::File(file) => workspace::read(file)?,
-            Origin::Bytes(bytes) => bytes.clone(),
-        };
+        let content = content(origin, programs)?;
         if u32::try_from(content.len()).is_err() {
             bail!("{path} has {} bytes; the archive takes files up to 4 GiB", content.len());
         }
@@ -101,4 +123,12 @@ fn assemble(system: &System, programs: &Programs) -> Result<Vec<u8>> {
     bundle.resize(bundle.len().next_multiple_of(4096), 0);
     bundle.extend(archive.finish());
     Ok(bundle)
+}
+
+fn content(origin: &Origin, programs: &Programs) -> Result<Vec<u8>> {
+    match origin {
+        Origin::Recipe(name) => Recipe::read(name)?.make(programs),
+        Origin::File(file) => workspace::read(file),
+        Origin::Bytes(bytes) => Ok(bytes.clone()),
+    }
 }

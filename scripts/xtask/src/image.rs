@@ -6,31 +6,32 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{bundle, workspace};
+use crate::emulator::Boot;
+use crate::{bundle, setup, workspace};
 
 /// Builds a system and writes it as an ISO that GRUB boots.
 pub fn make(system: &str, iso: &Path, kernel: Option<&Path>) -> Result<()> {
+    setup::for_media()?;
     let built = bundle::build(system, kernel, None)?;
-    write_iso(&built.kernel, built.bundle.as_deref(), iso)?;
+    write_iso(&built.boot, iso)?;
     eprintln!("wrote {}", workspace::shown(iso));
     Ok(())
 }
 
-/// Writes a CD image whose GRUB starts `kernel` with `bundle` as its first module, by multiboot2.
-pub fn write_iso(kernel: &Path, bundle: Option<&Path>, iso: &Path) -> Result<()> {
+/// Writes a CD image whose GRUB starts our kernel by multiboot2 with the bundle as its module, or Linux.
+pub fn write_iso(boot: &Boot, iso: &Path) -> Result<()> {
     let folder = iso.with_extension("files");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(folder.join("boot/grub"))?;
-    fs::copy(kernel, folder.join("boot/kernel"))
-        .with_context(|| format!("cannot read {}", workspace::shown(kernel)))?;
-    let mut menu = String::from("set timeout=0\nmenuentry kilonova {\n  multiboot2 /boot/kernel\n");
-    if let Some(bundle) = bundle {
-        // A copy of a few hundred MiB is not worth a second of anyone's time.
-        let file = folder.join("boot/bundle");
-        fs::hard_link(bundle, &file)
-            .or_else(|_| fs::copy(bundle, &file).map(|_| ()))
-            .with_context(|| format!("cannot read {}", workspace::shown(bundle)))?;
-        menu.push_str("  module2 /boot/bundle\n");
+    place(&boot.kernel, &folder.join("boot/kernel"))?;
+    let (start, module) = match &boot.linux {
+        None => ("multiboot2 /boot/kernel".into(), "module2 /boot/module"),
+        Some(line) => (format!("linux /boot/kernel {line}"), "initrd /boot/module"),
+    };
+    let mut menu = format!("set timeout=0\nmenuentry kilonova {{\n  {start}\n");
+    if let Some(file) = &boot.module {
+        place(file, &folder.join("boot/module"))?;
+        menu.push_str(&format!("  {module}\n"));
     }
     menu.push_str("}\n");
     fs::write(folder.join("boot/grub/grub.cfg"), menu)?;
@@ -46,4 +47,11 @@ pub fn write_iso(kernel: &Path, bundle: Option<&Path>, iso: &Path) -> Result<()>
         bail!("making the ISO: `grub-mkrescue` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
+}
+
+/// Puts a file into the folder of a medium: a link, for a copy of a few hundred MiB is worth nobody's time.
+fn place(file: &Path, at: &Path) -> Result<()> {
+    fs::hard_link(file, at)
+        .or_else(|_| fs::copy(file, at).map(|_| ()))
+        .with_context(|| format!("cannot read {}", workspace::shown(file)))
 }

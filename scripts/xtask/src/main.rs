@@ -6,14 +6,17 @@
 mod bundle;
 mod cpio;
 mod emulator;
+mod exec;
 mod guest;
 mod image;
 mod package;
 mod programs;
 mod run;
 mod session;
+mod setup;
 mod source;
 mod system;
+mod terminal;
 mod workspace;
 
 use std::path::PathBuf;
@@ -31,6 +34,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Install whatever is missing on this machine
+    Setup,
     /// Build a system and boot it
     Run(run::Arguments),
     /// Make boot media of a system
@@ -48,12 +53,13 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().verb {
+    let outcome = terminal::restore_on_signals().and_then(|()| match Arguments::parse().verb {
+        Verb::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Image { system, iso, kernel } => {
             image::make(&system, &iso, kernel.as_deref()).map(|()| ExitCode::SUCCESS)
         }
-    };
+    });
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE

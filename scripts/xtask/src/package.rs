@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
-use crate::workspace;
+use crate::{setup, workspace};
 
 /// A package, or the one among its dependencies that matches a pattern.
 pub struct Package<'a> {
@@ -33,9 +33,10 @@ impl Package<'_> {
         let folder = workspace::folder(&format!("guests/{}", self.name))?;
         let kept = folder.join(base.trim_matches('-'));
         if !kept.is_file() {
-            self.fetch(path, &folder, &kept).with_context(|| {
-                format!("cannot get {path} from Debian's package {}; docs/guests.md tells how it is done", self.name)
-            })?;
+            // An index that is missing or out of date is the usual reason for a failure.
+            self.fetch(path, &folder, &kept)
+                .or_else(|_| setup::update_index().and_then(|()| self.fetch(path, &folder, &kept)))
+                .with_context(|| format!("cannot get {path} from Debian's package {}", self.name))?;
         }
         Ok(kept)
     }

@@ -21,13 +21,17 @@ pub struct Programs {
 impl Programs {
     /// Builds the named packages, optimized.
     pub fn build(packages: &[&str]) -> Result<Self> {
+        let folder = workspace::target().join(TARGET).join("release");
+        if packages.is_empty() {
+            return Ok(Self { folder });
+        }
         let mut cargo = Command::new(env!("CARGO"));
         cargo.current_dir(workspace::root()).args(["build", "--release", "--quiet", "--target", TARGET]);
         for package in packages {
             cargo.args(["--package", package]);
         }
         run(&mut cargo, "building the freestanding programs")?;
-        Ok(Self { folder: workspace::target().join(TARGET).join("release") })
+        Ok(Self { folder })
     }
 
     /// The ELF file of a program, debug information included.

@@ -1,20 +1,24 @@
 //! `cargo xtask run`: one system in one emulator, on the terminal or for one command.
 
+use std::io::{Write, stderr, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
-use std::io::{Write, stdout};
+use anyhow::{Result, anyhow, bail};
 
 use crate::emulator::{Emulator, Machine};
-use crate::session::{Event, Next, Session};
-use crate::{bundle, workspace};
+use crate::exec::{Frame, Frames};
+use crate::session::{Ending, Event, Next, Session};
+use crate::{bundle, setup, terminal, workspace};
+
+/// How long a machine may take to switch itself off after its command has ended.
+const POWER_OFF: Duration = Duration::from_secs(10);
 
 /// What `run` was asked to do.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// System file, or the name of one in tests/systems
+    /// System file, or the name of one in tests/systems; `none` starts the kernel alone
     #[arg(default_value = "linux")]
     system: String,
     /// Where it runs
@@ -26,22 +30,29 @@ pub struct Arguments {
     /// Run CMD in the guest's shell, print its output, exit with its status
     #[arg(long, value_name = "CMD")]
     exec: Option<String>,
-    /// Seconds after which the run has failed
+    /// Seconds after which the run has failed [default with --exec: 300, on Bochs 1200]
     #[arg(long, value_name = "S")]
     timeout: Option<u64>,
     /// Another kernel with the same interface
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Boot the system's Linux directly on the emulated machine, for comparison
+    #[arg(long, conflicts_with_all = ["kernel", "exec"])]
+    bare: bool,
 }
 
 /// Builds and boots.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     arguments.on.check_host()?;
-    let built = bundle::build(&arguments.system, arguments.kernel.as_deref(), arguments.exec.as_deref())?;
+    setup::for_machine(arguments.on)?;
+    let built = if arguments.bare {
+        bundle::build_bare(&arguments.system)?
+    } else {
+        bundle::build(&arguments.system, arguments.kernel.as_deref(), arguments.exec.as_deref())?
+    };
     let name = format!("{}-{}", built.name, arguments.on.name());
     let machine = Machine {
-        kernel: built.kernel,
-        bundle: built.bundle,
+        boot: built.boot,
         memory: built.memory,
         cpus: arguments.cpus.unwrap_or(built.cpus),
         cpu_model: None,
@@ -49,15 +60,82 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let log = workspace::folder("run")?.join(format!("{name}.log"));
     let mut session = Session::start(arguments.on, &machine, &log)?;
+    let outcome = match arguments.exec {
+        Some(_) => execute(&mut session, arguments),
+        None => converse(&mut session, arguments),
+    };
+    outcome.map_err(|error| {
+        anyhow!("{error:#}\nthe console's last lines (all of it: {}):\n{}", workspace::shown(&log), session.tail())
+    })
+}
+
+/// Shows nothing but the output of the command.
+fn execute(session: &mut Session, arguments: &Arguments) -> Result<ExitCode> {
+    let default = if arguments.on == Emulator::Bochs { 1200 } else { 300 };
+    let timeout = Duration::from_secs(arguments.timeout.unwrap_or(default));
+    let mut frames = Frames::default();
+    let mut status = None;
+    let ending = session.watch(Some(timeout), |event| {
+        if let Event::Channel(bytes) = event {
+            for frame in frames.append(bytes)? {
+                match frame {
+                    Frame::Ready => {}
+                    Frame::Output(bytes) => show(&mut stdout(), &bytes)?,
+                    Frame::Error(bytes) => show(&mut stderr(), &bytes)?,
+                    Frame::Status(code) => status = Some(code),
+                }
+            }
+        }
+        Ok(if status.is_some() { Next::Finish(POWER_OFF) } else { Next::Continue })
+    })?;
+    match (status, ending) {
+        (Some(status), _) => Ok(exit_code(status)),
+        (None, Ending::PoweredOff) => bail!("the system ended before the command had"),
+        (None, ending) => bail!("{}", ending.failure().unwrap_or_default()),
+    }
+}
+
+/// Puts the console on the terminal.
+fn converse(session: &mut Session, arguments: &Arguments) -> Result<ExitCode> {
+    let raw = terminal::Raw::enter()?;
+    if raw.is_some() {
+        eprintln!("[ {} runs on {}; the key Ctrl-] leaves ]", arguments.system, arguments.on.name());
+    }
+    terminal::forward(session.console()?, session.leave());
+    let mut frames = Frames::default();
+    let mut status = 0;
     let ending = session.watch(arguments.timeout.map(Duration::from_secs), |event| {
-        if let Event::Console(bytes) = event {
-            stdout().write_all(bytes)?;
-            stdout().flush()?;
+        match event {
+            Event::Console(bytes) => show(&mut stdout(), bytes)?,
+            Event::Line(_) => {}
+            // Micro guests tell their verdict there.
+            Event::Channel(bytes) => {
+                for frame in frames.append(bytes)? {
+                    if let Frame::Status(code) = frame {
+                        status = code;
+                    }
+                }
+            }
         }
         Ok(Next::Continue)
     })?;
-    if let Some(reason) = ending.failure() {
-        bail!("{reason}\n(whole log: {})\n{}", workspace::shown(&log), session.tail());
+    drop(raw);
+    match ending {
+        Ending::Finished => Ok(ExitCode::SUCCESS),
+        Ending::PoweredOff => Ok(exit_code(status)),
+        // A Linux on the bare machine has no root task that would announce the end.
+        Ending::Stopped(_) if arguments.bare => Ok(ExitCode::SUCCESS),
+        ending => bail!("{}", ending.failure().unwrap_or_default()),
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+fn show(to: &mut impl Write, bytes: &[u8]) -> Result<()> {
+    to.write_all(bytes)?;
+    to.flush()?;
+    Ok(())
+}
+
+/// A process has eight bits of status.
+fn exit_code(status: i32) -> ExitCode {
+    ExitCode::from(status as u8)
 }

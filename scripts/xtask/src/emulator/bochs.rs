@@ -23,7 +23,7 @@ pub struct Prepared {
 /// Writes the boot medium and the configuration files into the machine's folder.
 pub fn prepare(machine: &Machine, ports: SerialPorts) -> Result<Prepared> {
     let iso = machine.folder.join("boot.iso");
-    image::write_iso(&machine.kernel, machine.bundle.as_deref(), &iso)?;
+    image::write_iso(&machine.boot, &iso)?;
     let configuration = machine.folder.join("bochsrc");
     workspace::write(&configuration, configure(machine, ports, &text(&iso)).as_bytes())?;
     // Bochs is built with its debugger, which waits for a command.

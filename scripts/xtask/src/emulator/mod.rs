@@ -21,12 +21,21 @@ pub enum Emulator {
     Kvm,
 }
 
+/// What a boot loader is to start.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Boot {
+    /// The kernel: ours, or Linux.
+    pub kernel: PathBuf,
+    /// What the kernel is given beside it: the bundle, or Linux's initrd.
+    pub module: Option<PathBuf>,
+    /// Linux's command line; None for our kernel, which has none.
+    pub linux: Option<String>,
+}
+
 /// What the emulated machine is made of.
 pub struct Machine {
-    /// The kernel, an ELF64 file.
-    pub kernel: PathBuf,
-    /// What the kernel is given beside it. None: the boot loader gives no module.
-    pub bundle: Option<PathBuf>,
+    /// What it starts.
+    pub boot: Boot,
     /// RAM in MiB.
     pub memory: u32,
     /// Number of CPUs.

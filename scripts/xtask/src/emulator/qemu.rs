@@ -24,7 +24,7 @@ pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execu
     let memory = machine.memory.to_string();
     let cpus = machine.cpus.to_string();
     let serial = |id: &str, port: u16| format!("socket,id={id},host=127.0.0.1,port={port},nodelay=on");
-    let kernel = text(&machine.kernel);
+    let kernel = text(&machine.boot.kernel);
     let mut arguments: Vec<String> = [
         "qemu-system-x86_64",
         "-machine",
@@ -55,8 +55,11 @@ pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execu
     ]
     .map(String::from)
     .into();
-    if let Some(bundle) = &machine.bundle {
-        arguments.extend(["-initrd".into(), text(bundle)]);
+    if let Some(module) = &machine.boot.module {
+        arguments.extend(["-initrd".into(), text(module)]);
+    }
+    if let Some(line) = &machine.boot.linux {
+        arguments.extend(["-append".into(), line.clone()]);
     }
     arguments
 }

@@ -1,0 +1,175 @@
+//! Queues of objects that are linked through cells inside themselves: [`Fifo`] and the scheduler's [`ReadyQueue`].
+//!
+//! Objects are named by ids, `u32` values below [`LinkCell::UNLINKED`], and found through [`Links`]. A cell is in at
+//! most one queue at a time; who is in several queues has several cells. All operations take constant time.
+
+use abi::scd::PRIORITY_MAX;
+use core::cell::Cell;
+
+/// No object.
+pub const NIL: u32 = u32::MAX;
+const PRIORITIES: usize = PRIORITY_MAX as usize + 1;
+
+/// The links of one object in one queue.
+#[derive(Debug)]
+pub struct LinkCell {
+    next: Cell<u32>,
+    prev: Cell<u32>,
+}
+
+impl LinkCell {
+    const UNLINKED: u32 = NIL - 1;
+
+    /// A cell that is in no queue.
+    pub const fn new() -> Self {
+        Self { next: Cell::new(Self::UNLINKED), prev: Cell::new(Self::UNLINKED) }
+    }
+
+    /// Whether the cell is in a queue.
+    pub fn is_linked(&self) -> bool {
+        self.next.get() != Self::UNLINKED
+    }
+}
+
+impl Default for LinkCell {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Finds the links of an object; the same cell for the same id as long as the object is queued.
+pub trait Links {
+    /// The cell of object `id`.
+    fn links(&self, id: u32) -> &LinkCell;
+}
+
+/// A queue in order of arrival.
+#[derive(Debug)]
+pub struct Fifo {
+    head: u32,
+    tail: u32,
+}
+
+impl Fifo {
+    /// An empty queue.
+    pub const fn new() -> Self {
+        Self { head: NIL, tail: NIL }
+    }
+
+    /// The object that waits longest.
+    pub fn front(&self) -> Option<u32> {
+        (self.head != NIL).then_some(self.head)
+    }
+
+    /// Appends an object; false, and nothing done, if its cell is in a queue already.
+    pub fn push_back(&mut self, links: &impl Links, id: u32) -> bool {
+        self.insert(links, id, self.tail, NIL)
+    }
+
+    /// Puts an object before all others; false, and nothing done, if its cell is in a queue already.
+    pub fn push_front(&mut self, links: &impl Links, id: u32) -> bool {
+        self.insert(links, id, NIL, self.head)
+    }
+
+    /// Takes out the object that waits longest.
+    pub fn pop_front(&mut self, links: &impl Links) -> Option<u32> {
+        let id = self.front()?;
+        self.remove(links, id).then_some(id)
+    }
+
+    /// Takes out an object wherever it stands; false if its cell is in no queue. It must not be in another queue.
+    pub fn remove(&mut self, links: &impl Links, id: u32) -> bool {
+        let cell = links.links(id);
+        if !cell.is_linked() {
+            return false;
+        }
+        let (next, prev) = (cell.next.replace(LinkCell::UNLINKED), cell.prev.replace(LinkCell::UNLINKED));
+        self.connect(links, prev, next);
+        true
+    }
+
+    fn insert(&mut self, links: &impl Links, id: u32, prev: u32, next: u32) -> bool {
+        if links.links(id).is_linked() {
+            return false;
+        }
+        self.connect(links, prev, id);
+        self.connect(links, id, next);
+        true
+    }
+
+    /// Makes `next` follow `prev`; in place of an object, `NIL` stands for the end of the queue.
+    fn connect(&mut self, links: &impl Links, prev: u32, next: u32) {
+        match prev {
+            NIL => self.head = next,
+            _ => links.links(prev).next.set(next),
+        }
+        match next {
+            NIL => self.tail = prev,
+            _ => links.links(next).prev.set(prev),
+        }
+    }
+}
+
+impl Default for Fifo {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A CPU's runnable scheduling contexts: one [`Fifo`] per priority, and a bitmap of those that are not empty.
+#[derive(Debug)]
+pub struct ReadyQueue {
+    occupied: u128,
+    queues: [Fifo; PRIORITIES],
+}
+
+impl ReadyQueue {
+    /// An empty queue.
+    pub const fn new() -> Self {
+        Self { occupied: 0, queues: [const { Fifo::new() }; PRIORITIES] }
+    }
+
+    /// The highest priority that has an object.
+    pub fn highest(&self) -> Option<u8> {
+        self.occupied.checked_ilog2().map(|priority| priority as u8)
+    }
+
+    /// Appends an object to those of its priority (at most [`PRIORITY_MAX`]); false if it is queued already.
+    pub fn enqueue_back(&mut self, links: &impl Links, priority: u8, id: u32) -> bool {
+        self.update(priority, |queue| queue.push_back(links, id))
+    }
+
+    /// Puts an object before all of its priority (at most [`PRIORITY_MAX`]); false if it is queued already.
+    pub fn enqueue_front(&mut self, links: &impl Links, priority: u8, id: u32) -> bool {
+        self.update(priority, |queue| queue.push_front(links, id))
+    }
+
+    /// Takes out an object that was enqueued with this priority; false if it is not queued.
+    pub fn remove(&mut self, links: &impl Links, priority: u8, id: u32) -> bool {
+        self.update(priority, |queue| queue.remove(links, id))
+    }
+
+    /// Takes out the first object of the highest priority and returns its priority with it.
+    pub fn pop_highest(&mut self, links: &impl Links) -> Option<(u8, u32)> {
+        let priority = self.highest()?;
+        let id = self.queues.get(usize::from(priority))?.front()?;
+        self.remove(links, priority, id).then_some((priority, id))
+    }
+
+    fn update(&mut self, priority: u8, change: impl FnOnce(&mut Fifo) -> bool) -> bool {
+        let Some(queue) = self.queues.get_mut(usize::from(priority)) else { return false };
+        let changed = change(queue);
+        let bit = 1 << priority;
+        self.occupied = if queue.front().is_some() { self.occupied | bit } else { self.occupied & !bit };
+        changed
+    }
+}
+
+impl Default for ReadyQueue {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! Headers against a naive model: a map from every reference ever handed out to what it should read as.
+
+use super::*;
+use proptest::prelude::*;
+use std::{collections::HashSet, vec, vec::Vec};
+
+fn kind() -> impl Strategy<Value = Kind> {
+    (1..12u8).prop_map(Kind::from_raw)
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Alloc(Kind, u32),
+    Invalidate(usize),
+    Release(u32),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        (kind(), any::<u32>()).prop_map(|(kind, object)| Op::Alloc(kind, object)),
+        any::<usize>().prop_map(Op::Invalidate),
+        (0..10u32).prop_map(Op::Release),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn stale_references_stay_stale(count in 0..8usize, ops in prop::collection::vec(op(), 0..200)) {
+        let headers: Vec<_> = (0..count).map(|_| Header::new()).collect();
+        let table = HeaderTable::new(&headers);
+        let mut given: Vec<(Reference, Option<(Kind, u32)>)> = Vec::new();
+        let (mut available, mut invalid) = (count, HashSet::new());
+        for op in ops {
+            match op {
+                Op::Alloc(kind, object) => match table.alloc(kind, object) {
+                    Some(reference) => {
+                        prop_assert!(given.iter().all(|(other, _)| *other != reference));
+                        prop_assert!(reference.generation != 0 && (reference.index as usize) < count);
+                        given.push((reference, Some((kind, object))));
+                        available -= 1;
+                    }
+                    None => prop_assert_eq!(available, 0),
+                },
+                Op::Invalidate(choice) if !given.is_empty() => {
+                    let choice = choice % given.len();
+                    let (reference, model) = &mut given[choice];
+                    prop_assert_eq!(table.invalidate(*reference), model.take().is_some_and(|_| invalid.insert(reference.index)));
+                }
+                Op::Release(index) => {
+                    let released = table.release(index);
+                    prop_assert_eq!(released, invalid.remove(&index));
+                    available += usize::from(released);
+                }
+                _ => {}
+            }
+            for (reference, model) in &given {
+                prop_assert_eq!(table.resolve(*reference), *model);
+            }
+            prop_assert_eq!(table.resolve(Reference::NULL), None);
+        }
+    }
+
+    #[test]
+    fn entries_keep_what_they_are_given(index in 0..HEADERS_MAX, generation in 1..=u32::MAX, bits in 1..32u8, mask in 0..32u8) {
+        let reference = Reference { index, generation };
+        let (permissions, mask) = (Permissions::from_bits_truncate(bits), Permissions::from_bits_truncate(mask));
+        let entry = Entry::new(reference, permissions);
+        prop_assert_eq!((entry.reference(), entry.permissions()), (reference, permissions));
+        prop_assert_eq!(Entry::from_raw(entry.to_raw()), entry);
+        let masked = entry.mask(mask);
+        match permissions & mask {
+            none if none.is_empty() => prop_assert_eq!(masked, Entry::NULL),
+            some => prop_assert_eq!((masked.reference(), masked.permissions()), (reference, some)),
+        }
+    }
+}
+
+#[test]
+fn impossible_entries_are_null() {
+    assert_eq!(Entry::NULL.to_raw(), 0);
+    assert_eq!(Entry::new(Reference { index: HEADERS_MAX, generation: 1 }, Permissions::all()), Entry::NULL);
+    assert_eq!(Entry::new(Reference { index: 1, generation: 0 }, Permissions::all()), Entry::NULL);
+    assert_eq!(Entry::new(Reference { index: 1, generation: 1 }, Permissions::empty()), Entry::NULL);
+    assert_eq!(size_of::<Header>(), 16);
+}
+
+#[test]
+fn a_header_without_generations_left_retires() {
+    let headers = [Header::new()];
+    headers[0].generation.store(u32::MAX, Relaxed);
+    let table = HeaderTable::new(&headers);
+    let last = table.alloc(Kind::Sm, 1).unwrap();
+    assert_eq!(last.generation, u32::MAX);
+    assert!(table.invalidate(last));
+    assert!(!table.release(0));
+    assert_eq!((table.alloc(Kind::Sm, 2), table.resolve(last), table.resolve(Reference::NULL)), (None, None, None));
+}
+
+#[test]
+fn competing_users_never_share_a_header() {
+    let headers: Vec<_> = (0..16).map(|_| Header::new()).collect();
+    let table = HeaderTable::new(&headers);
+    std::thread::scope(|scope| {
+        for thread in 0..4u32 {
+            let table = &table;
+            scope.spawn(move || {
+                for round in 0..20_000u32 {
+                    let object = thread << 24 | round;
+                    let mine: Vec<_> = vec![table.alloc(Kind::Ec, object), table.alloc(Kind::Pt, object)];
+                    for (reference, kind) in mine.iter().zip([Kind::Ec, Kind::Pt]) {
+                        let reference = reference.expect("8 of 16 headers are free");
+                        assert_eq!(table.resolve(reference), Some((kind, object)));
+                        assert!(table.invalidate(reference) && !table.invalidate(reference));
+                        assert!(table.release(reference.index));
+                    }
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,245 @@
+#![allow(unsafe_code)]
+//! Bringing the machine up: from the boot loader's hand-over to the root protection domain.
+//!
+//! Unsafe: sets control registers, and reads physical memory through the boot page tables.
+//!
+//! 1. Find what the boot loader handed over: the root image and the ACPI tables. 2. Read the tables that the kernel
+//! needs: processors, interrupt controllers, timer. 3. Check the processor. 4. Replace the boot page tables by the
+//! kernel's own. 5. Load descriptor tables and control registers. 6. Measure the clocks. 7. Turn virtualization on.
+//! 8. Create the root protection domain and let it run.
+
+use kernel_core::boot::acpi::{self, Tables as AcpiTables};
+use kernel_core::boot::{PhysicalMemory, multiboot2, pvh};
+use raw_cpuid::CpuId;
+use x86_64::instructions::port::Port;
+
+use crate::cpu::{BOOT_CPU, CpuBlock, now};
+use crate::panic::fatal;
+use crate::registers::{self, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
+use crate::vcpu::{PhysPage, Processor};
+use crate::{console, descriptors, fpu, ioapic, lapic, log, memory, platform, root, run, sched, space, timer};
+
+core::arch::global_asm!(
+    include_str!("boot.S"),
+    block = sym BOOT_CPU,
+    stack = const CpuBlock::STACK_TOP,
+    main = sym kernel_main,
+    options(att_syntax)
+);
+
+/// Physical memory below 4 GiB, through the boot page tables' one-to-one map.
+struct BootMemory;
+
+impl PhysicalMemory for BootMemory {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> bool {
+        let end = address.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > 1 << 32) {
+            return false;
+        }
+        for (offset, byte) in buffer.iter_mut().enumerate() {
+            // SAFETY: mapped until step 4, after which nobody has a `BootMemory`; not memory that Rust knows of.
+            *byte = unsafe { ((address as usize + offset) as *const u8).read_volatile() };
+        }
+        true
+    }
+}
+
+/// What the boot loader handed over.
+pub struct HandOver {
+    /// EAX at entry.
+    pub magic: u32,
+    /// EBX at entry.
+    pub information: u32,
+    /// Physical range of the root image.
+    pub image: (u64, u64),
+    /// Physical address of the ACPI root pointer.
+    pub rsdp: Option<u64>,
+}
+
+fn hand_over(magic: u32, information: u32) -> HandOver {
+    let memory = &BootMemory;
+    let (image, rsdp) = match magic {
+        multiboot2::MAGIC => match multiboot2::parse(memory, information as u64) {
+            Ok(found) => (found.module, found.rsdp),
+            Err(error) => fatal(format_args!("multiboot2 information: {error}")),
+        },
+        pvh::MAGIC => match pvh::parse(memory, information as u64) {
+            Ok(found) => (found.module, found.rsdp),
+            Err(error) => fatal(format_args!("PVH start information: {error}")),
+        },
+        _ => fatal(format_args!("boot loader magic {magic:#x} is neither multiboot2 nor PVH")),
+    };
+    let Some(image) = image else {
+        fatal(format_args!("the boot loader gave no root image: pass it as the first module (QEMU: -initrd)"))
+    };
+    HandOver { magic, information, image, rsdp }
+}
+
+/// Finds the tables that the kernel needs.
+fn tables(rsdp: Option<u64>) -> AcpiTables {
+    let found = acpi::find(&BootMemory, rsdp);
+    for complaint in found.complaints() {
+        log!("ACPI: {complaint}");
+    }
+    found
+}
+
+fn check_processor() -> (u64, u32) {
+    let cpuid = CpuId::new();
+    let features = cpuid.get_feature_info();
+    if !features.as_ref().is_some_and(|f| f.has_xsave() && f.has_apic() && f.has_fxsave_fxstor()) {
+        fatal(format_args!("this processor lacks XSAVE or an APIC"));
+    }
+    let state = cpuid.get_extended_state_info();
+    let supported = state.as_ref().map_or(3, |s| s.xcr0_supports_components());
+    // Only components whose area fits one page are offered; AMX (bits 17, 18) does not.
+    let components = supported & 0xe7 | 1;
+    let huge = cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_1gib_pages());
+    space::set_largest_page(if huge { 2 } else { 1 });
+    let bits = cpuid.get_processor_capacity_feature_info().map_or(36, |c| c.physical_address_bits());
+    (components, bits.clamp(32, 52) as u32)
+}
+
+/// CR4 bits: PAE, MCE, PGE, OSFXSR, OSXMMEXCPT, and where the processor has them UMIP, OSXSAVE, SMEP, SMAP.
+fn control_registers() {
+    let cpuid = CpuId::new();
+    let extended = cpuid.get_extended_feature_info();
+    let has = |feature: fn(&raw_cpuid::ExtendedFeatures) -> bool| extended.as_ref().is_some_and(feature);
+    let mut cr4 = 1 << 5 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 18;
+    if has(|f| f.has_umip()) {
+        cr4 |= 1 << 11;
+    }
+    if has(|f| f.has_smep()) {
+        cr4 |= 1 << 20;
+    }
+    if has(|f| f.has_smap()) {
+        cr4 |= 1 << 21;
+    }
+    // SAFETY: only bits that the processor has; the system-call registers point to the kernel's entry; the attribute
+    // table is the one that the page-table formats encode: WB, WT, UC-, UC, WC, WP, UC-, UC.
+    unsafe {
+        registers::set_cr4(cr4);
+        wrmsr(PAT, 0x0007_0501_0007_0406);
+        wrmsr(EFER, rdmsr(EFER) | 0x801);
+        wrmsr(STAR, ((descriptors::USER_SS - 8) as u64) << 48 | (descriptors::KERNEL_CS as u64) << 32);
+        wrmsr(LSTAR, &raw const run::syscall_entry as u64);
+        wrmsr(FMASK, 0x5_7700);
+    }
+}
+
+/// Silences the legacy interrupt controllers: remapped out of the exceptions' way and masked.
+fn silence_legacy() {
+    for (port, value) in
+        [(0x20, 0x11), (0xa0, 0x11), (0x21, 0xf0), (0xa1, 0xf8), (0x21, 4), (0xa1, 2), (0x21, 1), (0xa1, 1), (0x21, 0xff), (0xa1, 0xff)]
+    {
+        // SAFETY: initialization and mask words of the 8259A pair (Intel 8259A datasheet).
+        unsafe { Port::<u8>::new(port).write(value) };
+    }
+}
+
+/// Milliseconds over which the clocks are compared with the power-management timer.
+const CALIBRATION_MS: u32 = 60;
+
+/// Measures the frequency of the system time, and the LAPIC timer's if it has no deadline mode.
+fn calibrate(pm_timer: Option<(u16, bool)>) {
+    let Some((port, wide)) = pm_timer else {
+        fatal(format_args!("no ACPI power-management timer: the clocks cannot be measured"))
+    };
+    let mut port = Port::<u32>::new(port);
+    // SAFETY: reads the timer that the FADT names.
+    let mut read = || unsafe { port.read() };
+    let target = kernel_core::calibration::PM_TIMER_HZ / 1000 * CALIBRATION_MS;
+    let deadline = lapic::has_deadline();
+    if !deadline {
+        lapic::start_counting();
+    }
+    let (start, tsc_start, lapic_start) = (read(), now(), if deadline { 0 } else { lapic::counted() });
+    let mut elapsed = 0;
+    let mut polls = 0u64;
+    while elapsed < target {
+        elapsed = kernel_core::calibration::elapsed(start, read(), wide);
+        polls += 1;
+        if polls > 1 << 32 {
+            fatal(format_args!("the ACPI power-management timer stands still"));
+        }
+    }
+    let stc = now() - tsc_start;
+    if !deadline {
+        lapic::set_rate((lapic::counted() - lapic_start) as u64, stc);
+    }
+    timer::set_frequency(kernel_core::calibration::frequency(stc, elapsed));
+}
+
+/// Maps and silences the interrupt controllers. Returns the number of global interrupts.
+fn interrupt_controllers(tables: &AcpiTables) -> u32 {
+    silence_legacy();
+    let deadline = CpuId::new().get_feature_info().is_some_and(|f| f.has_tsc_deadline());
+    lapic::init(deadline);
+    let mut pins = 0;
+    for (index, chip) in tables.ioapics().iter().take(ioapic::MAX).enumerate() {
+        pins = pins.max(ioapic::init(index, chip));
+    }
+    pins
+}
+
+fn protect(tables: &AcpiTables, image_bits: u32) -> platform::Platform {
+    let mut protected = [(0, 0); 16];
+    let (start, end) = memory::kernel_range();
+    let (buffer, buffer_end) = console::range();
+    let lapic = lapic::address();
+    let fixed = [(start, buffer), (buffer_end, end), (lapic, lapic + 4096), (0xfee0_0000, 0xfef0_0000)];
+    let chips = tables.ioapics().iter().take(ioapic::MAX).map(|chip| (chip.address & !0xfff, (chip.address & !0xfff) + 4096));
+    for (slot, (start, end)) in protected.iter_mut().zip(fixed.into_iter().chain(chips)) {
+        *slot = (start >> 12, end >> 12);
+    }
+    platform::Platform { protected, physical_pages: 1 << (image_bits - 12), fadt: tables.fadt }
+}
+
+extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
+    console::init();
+    log!("Kilonova {} starts", env!("CARGO_PKG_VERSION"));
+    memory::init();
+    let hand_over = hand_over(magic, information);
+    let tables = tables(hand_over.rsdp);
+    let (components, address_bits) = check_processor();
+    let image = root::Image::read(&BootMemory, hand_over.image);
+    platform::set(protect(&tables, address_bits));
+
+    // From here on physical memory is out of reach.
+    let master = space::build_kernel(BOOT_CPU.guard());
+    space::map_device(0, lapic::address());
+    for (index, chip) in tables.ioapics().iter().take(ioapic::MAX).enumerate() {
+        space::map_device(1 + index, chip.address & !0xfff);
+    }
+    // SAFETY: the new tables map the kernel where it runs, and the stack.
+    unsafe { registers::set_cr3(master) };
+    let cpu = &BOOT_CPU.cpu;
+    cpu.space.set(master);
+    descriptors::fill_idt(&raw const run::interrupt_stubs as u64, run::STUB_STRIDE, run::interrupt_stack);
+    BOOT_CPU.load_descriptors();
+    control_registers();
+    fpu::init(cpu, components);
+
+    let pins = interrupt_controllers(&tables);
+    calibrate(tables.fadt.as_ref().and_then(|fadt| fadt.pm_timer()));
+    let mhz = timer::frequency() / 1_000_000;
+    log!("system time runs at {mhz} MHz; {pins} interrupt pins; LAPIC {}", lapic::id());
+    enable_virtualization();
+    root::create(cpu, &image, &hand_over, pins);
+    sched::schedule(cpu)
+}
+
+fn enable_virtualization() {
+    let cpu = &BOOT_CPU.cpu;
+    let page = || {
+        let frame = memory::KERNEL_ACCOUNT.frames(0);
+        frame.map(|frame| PhysPage { pa: frame.physical(), va: frame.pointer() })
+    };
+    let (Some(first), Some(second)) = (page(), page()) else { return };
+    match Processor::enable([first, second]) {
+        Ok(processor) => {
+            cpu.processor.call_once(|| processor);
+        }
+        Err(reason) => log!("no virtual machines: {reason}"),
+    }
+}

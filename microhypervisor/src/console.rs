@@ -1,0 +1,142 @@
+#![allow(unsafe_code)]
+//! The kernel's log: the memory-buffer console (NOVA C.1), and COM1 until user space takes its ports.
+//!
+//! Unsafe: writes the shared buffer, whose reader is user code that is not trusted.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use spin::Mutex;
+use x86_64::instructions::port::Port;
+
+use crate::memory::StaticFrame;
+
+/// First I/O port of COM1.
+pub const UART: u16 = 0x3f8;
+/// Frames of the memory-buffer console.
+const FRAMES: usize = 4;
+const HEADER: usize = 8;
+const SIZE: u32 = (FRAMES * 4096 - HEADER) as u32;
+
+#[repr(C, align(4096))]
+struct Buffer([StaticFrame; FRAMES]);
+static BUFFER: Buffer = Buffer([const { StaticFrame::new() }; FRAMES]);
+static WRITER: Mutex<u32> = Mutex::new(0);
+static UART_OURS: AtomicBool = AtomicBool::new(true);
+static UART_PRESENT: AtomicBool = AtomicBool::new(false);
+
+/// Physical range of the memory-buffer console.
+pub fn range() -> (u64, u64) {
+    (BUFFER.0[0].physical(), BUFFER.0[0].physical() + (FRAMES * 4096) as u64)
+}
+
+/// Programs the UART for 115200 baud, 8N1, if there is one.
+pub fn init() {
+    let port = |offset| Port::<u8>::new(UART + offset);
+    // SAFETY: COM1's registers, PC16550D section 8; nobody else uses them yet.
+    unsafe {
+        port(7).write(0x5a);
+        if port(7).read() != 0x5a {
+            return;
+        }
+        port(1).write(0);
+        port(3).write(0x80);
+        port(0).write(1);
+        port(1).write(0);
+        port(3).write(3);
+        port(2).write(7);
+        port(4).write(3);
+    }
+    UART_PRESENT.store(true, Ordering::Relaxed);
+}
+
+/// User space has taken the UART: from now on the kernel writes to memory only, but for a fatal report.
+pub fn release_uart() {
+    UART_OURS.store(false, Ordering::Relaxed);
+}
+
+/// The machine is about to stop: writes to the UART again, whoever owns it.
+pub fn take_uart() {
+    UART_OURS.store(true, Ordering::Relaxed);
+}
+
+fn uart_write(byte: u8) {
+    // SAFETY: line status and transmit holding register of COM1. The wait is bounded: a dead UART must not hang us.
+    unsafe {
+        for _ in 0..100_000 {
+            if Port::<u8>::new(UART + 5).read() & 0x20 != 0 {
+                break;
+            }
+        }
+        Port::<u8>::new(UART).write(byte);
+    }
+}
+
+/// Waits until the UART has sent everything, so that a machine that stops now has shown it.
+pub fn drain() {
+    if UART_PRESENT.load(Ordering::Relaxed) {
+        for _ in 0..1_000_000 {
+            // SAFETY: reads the line status register.
+            if unsafe { Port::<u8>::new(UART + 5).read() } & 0x40 != 0 {
+                break;
+            }
+        }
+    }
+}
+
+struct Writer<'a>(&'a mut u32);
+
+impl Writer<'_> {
+    fn put(&mut self, byte: u8) {
+        let base = BUFFER.0[0].pointer();
+        // SAFETY: indices stay below SIZE: ours because we keep it, the reader's is only compared and replaced.
+        unsafe {
+            let (read, write) = (base.cast::<u32>(), base.cast::<u32>().add(1));
+            base.add(HEADER + *self.0 as usize).write_volatile(byte);
+            *self.0 = (*self.0 + 1) % SIZE;
+            if read.read_volatile() == *self.0 {
+                read.write_volatile((*self.0 + 1) % SIZE);
+            }
+            write.write_volatile(*self.0);
+        }
+        if UART_OURS.load(Ordering::Relaxed) && UART_PRESENT.load(Ordering::Relaxed) {
+            uart_write(byte);
+        }
+    }
+}
+
+impl Write for Writer<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                self.put(b'\r');
+            }
+            self.put(byte);
+        }
+        Ok(())
+    }
+}
+
+/// Writes one line and signals it.
+pub fn line(arguments: fmt::Arguments) {
+    {
+        let mut position = WRITER.lock();
+        let mut writer = Writer(&mut position);
+        let _ = writer.write_fmt(format_args!("kilonova: {arguments}\n"));
+    }
+    crate::interrupt::signal_console();
+}
+
+/// Like [`line`], for the last words: takes the UART, ignores who holds the lock, signals nobody.
+pub fn last_words(arguments: fmt::Arguments) {
+    take_uart();
+    let mut position = WRITER.try_lock().map_or(0, |guard| *guard);
+    let _ = Writer(&mut position).write_fmt(format_args!("\nkilonova: fatal: {arguments}\n"));
+    drain();
+}
+
+/// Writes a line to the kernel's log.
+#[macro_export]
+macro_rules! log {
+    ($($argument:tt)*) => { $crate::console::line(format_args!($($argument)*)) };
+}

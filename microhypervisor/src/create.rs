@@ -1,0 +1,226 @@
+//! The creating hypercalls (NOVA 5.3). The owner's account pays for the object, the caller's for the capability.
+
+use abi::capability::Permissions;
+use abi::hypercall::{CreatePd, flag};
+use abi::scd::Scd;
+use abi::utcb::gpr;
+use abi::{PAGE_BITS, Status, USER_END};
+
+use crate::cpu::Cpu;
+use crate::ec::{Ec, EcKind, EcParameters};
+use crate::guest::GuestState;
+use crate::hypercall::Call;
+use crate::memory::Account;
+use crate::object::{self, Object, Ref};
+use crate::pd::Pd;
+use crate::portal::Pt;
+use crate::sched::{self, Sc};
+use crate::semaphore::Sm;
+use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace};
+use crate::vcpu::{PhysPage, VcpuPages};
+use crate::{fpu, timer};
+
+/// Creates an object for `pd` and its capability at the call's selector in the caller's object space.
+fn install<T: Object>(
+    ec: &Ec,
+    call: Call,
+    account: &Account,
+    permissions: Permissions,
+    build: impl FnOnce(Ref<T>) -> T,
+) -> Result<(&'static T, Ref<T>), Status> {
+    let (object, reference) = object::create(account, build)?;
+    if let Err(status) = ec.objects.set(call.selector, reference.capability(permissions)) {
+        object::discard(account, object, reference);
+        return Err(status);
+    }
+    Ok((object, reference))
+}
+
+/// create_pd: a protection domain or one of its spaces.
+pub fn pd(ec: &'static Ec, call: Call) -> Result<(), Status> {
+    const OPERATIONS: [CreatePd; 7] = [
+        CreatePd::ProtectionDomain,
+        CreatePd::ObjectSpace,
+        CreatePd::HostSpace,
+        CreatePd::GuestSpace,
+        CreatePd::DmaSpace,
+        CreatePd::PioSpace,
+        CreatePd::MsrSpace,
+    ];
+    let operation = *OPERATIONS.get(call.flags as usize).ok_or(Status::BadPar)?;
+    ec.objects.vacant(call.selector)?;
+    let owner = ec.objects.lookup(ec.gpr(gpr::RSI));
+    let (pd, _) = object::resolve::<Pd>(owner, Permissions::PD)?;
+    let account = pd.account();
+    let full = || Status::MemObj;
+    match operation {
+        CreatePd::ProtectionDomain => {
+            install(ec, call, account, owner.permissions(), |_| Pd::new(account, false))?;
+        }
+        CreatePd::ObjectSpace if pd.objects.get().is_some() => return Err(Status::Aborted),
+        CreatePd::ObjectSpace => {
+            let space = ObjectSpace::new(pd).ok_or_else(full)?;
+            let (space, _) = install(ec, call, account, Permissions::GRANT | Permissions::TAKE, |_| space)?;
+            pd.objects.call_once(|| space);
+        }
+        CreatePd::HostSpace if pd.host.get().is_some() => return Err(Status::Aborted),
+        CreatePd::HostSpace => {
+            let space = HostSpace::new(pd).ok_or_else(full)?;
+            let (space, _) = install(ec, call, account, Permissions::GRANT | Permissions::TAKE, |_| space)?;
+            pd.host.call_once(|| space);
+        }
+        CreatePd::GuestSpace => {
+            crate::cpu::BOOT_CPU.cpu.processor.get().ok_or(Status::BadFtr)?;
+            let space = GuestSpace::new(pd).ok_or_else(full)?;
+            install(ec, call, account, Permissions::GRANT | Permissions::ASSIGN, |_| space)?;
+        }
+        CreatePd::DmaSpace => return Err(Status::BadFtr),
+        CreatePd::PioSpace => {
+            let permissions = Permissions::GRANT | Permissions::TAKE | Permissions::ASSIGN;
+            let space = PioSpace::new(pd, pd.pio.get().is_none()).ok_or_else(full)?;
+            let (space, _) = install(ec, call, account, permissions, |_| space)?;
+            pd.pio.call_once(|| space);
+        }
+        CreatePd::MsrSpace => {
+            let permissions = Permissions::GRANT | Permissions::TAKE | Permissions::ASSIGN;
+            let space = MsrSpace::new(pd).ok_or_else(full)?;
+            install(ec, call, account, permissions, |_| space)?;
+        }
+    }
+    Ok(())
+}
+
+/// create_ec: a local thread, a global thread or a virtual CPU.
+pub fn ec(ec: &'static Ec, call: Call) -> Result<(), Status> {
+    ec.objects.vacant(call.selector)?;
+    let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::EC)?;
+    let rdx = ec.gpr(gpr::RDX);
+    let (page, number) = (rdx >> PAGE_BITS, rdx as u16 & 0xfff);
+    let cpu = Cpu::by_number(number).ok_or(Status::BadCpu)?;
+    let guest = call.flags & flag::EC_GUEST != 0;
+    let kind = match (guest, call.flags & flag::EC_GLOBAL != 0) {
+        (true, _) => EcKind::Guest,
+        (false, true) => EcKind::Global,
+        (false, false) => EcKind::Local,
+    };
+    if guest && cpu.processor.get().is_none() {
+        return Err(Status::BadFtr);
+    }
+    if !guest && page >= USER_END >> PAGE_BITS {
+        return Err(Status::BadPar);
+    }
+    let (objects, space) = match (pd.objects.get(), pd.host.get()) {
+        (Some(objects), Some(space)) if guest || pd.pio.get().is_some() => (*objects, *space),
+        _ => return Err(Status::Aborted),
+    };
+    let (rsp, event_base, fpu) = (ec.gpr(gpr::RAX), ec.gpr(8), call.flags & flag::EC_FPU != 0);
+    let (_, reference) = host_or_guest(cpu, pd, objects, space, kind, fpu || guest, page, rsp, event_base)?;
+    // The capability comes last: nobody could see the EC before. What it holds is small; it stays with its owner.
+    ec.objects.set(call.selector, reference.capability(Permissions::CTRL | Permissions::BIND_PT | Permissions::BIND_SC))
+}
+
+/// Creates an EC in `pd` with its pages, its UTCB mapped at page number `page`.
+#[allow(clippy::too_many_arguments)]
+pub fn host_or_guest(
+    cpu: &'static Cpu,
+    pd: &'static Pd,
+    objects: &'static ObjectSpace,
+    space: &'static HostSpace,
+    kind: EcKind,
+    fpu: bool,
+    page: u64,
+    rsp: u64,
+    event_base: u64,
+) -> Result<(&'static Ec, Ref<Ec>), Status> {
+    let account = pd.account();
+    let utcb = account.frames(0).ok_or(Status::MemObj)?;
+    let fpu_state = if fpu {
+        let area = account.frames(0).ok_or(Status::MemObj)?;
+        fpu::reset_area(area.pointer());
+        Some(area)
+    } else {
+        None
+    };
+    let state = if kind == EcKind::Guest { Some(guest_state(cpu, account, utcb, space)?) } else { None };
+    if kind != EcKind::Guest {
+        space.map_kernel_page(page << PAGE_BITS, utcb.physical(), Permissions::READ | Permissions::WRITE)?;
+    }
+    object::create(account, |reference| {
+        Ec::new(EcParameters {
+            reference,
+            kind,
+            fpu,
+            cpu: cpu.number,
+            stack: core::ptr::from_ref(cpu) as u64,
+            pd,
+            objects,
+            space,
+            utcb,
+            event_base,
+            rsp,
+            fpu_state,
+            guest: state,
+        })
+    })
+}
+
+/// A virtual CPU with its control page; the vAPIC page is `extra`.
+fn guest_state(
+    cpu: &'static Cpu,
+    account: &Account,
+    extra: crate::memory::Frame,
+    space: &HostSpace,
+) -> Result<&'static GuestState, Status> {
+    use crate::vcpu::VirtualCpu;
+    let processor = cpu.processor.get().ok_or(Status::BadFtr)?;
+    let control = account.frames(0).ok_or(Status::MemObj)?;
+    let page = |frame: crate::memory::Frame| PhysPage { pa: frame.physical(), va: frame.pointer() };
+    let mut vcpu = processor.create(VcpuPages { control: page(control), extra: page(extra) });
+    vcpu.set_host_cr3(space.root());
+    account.place(GuestState::new(vcpu)).ok_or(Status::MemObj)
+}
+
+/// create_sc: gives an EC time.
+pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
+    ec.objects.vacant(call.selector)?;
+    let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SC)?;
+    let (target, target_reference) = ec.objects.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_SC)?;
+    let scd = Scd::from_raw(ec.gpr(gpr::RAX)).filter(|scd| scd.cos == 0).ok_or(Status::BadPar)?;
+    if target.kind == EcKind::Local {
+        return Err(Status::BadCap);
+    }
+    if target.bound.swap(true, core::sync::atomic::Ordering::Relaxed) {
+        return Err(Status::Aborted);
+    }
+    let ticks = timer::frequency() / 1000;
+    let result = install(ec, call, pd.account(), Permissions::CTRL, |_| Sc::new(target_reference, scd, ticks));
+    match result {
+        Ok((sc, _)) => sched::enqueue(cpu, sc),
+        Err(status) => {
+            target.bound.store(false, core::sync::atomic::Ordering::Relaxed);
+            return Err(status);
+        }
+    }
+    Ok(())
+}
+
+/// create_pt: an entry into an EC.
+pub fn pt(ec: &'static Ec, call: Call) -> Result<(), Status> {
+    ec.objects.vacant(call.selector)?;
+    let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::PT)?;
+    let (target, target_reference) = ec.objects.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_PT)?;
+    if target.kind != EcKind::Local {
+        return Err(Status::BadCap);
+    }
+    let ip = ec.gpr(gpr::RAX);
+    let permissions = Permissions::CTRL | Permissions::CALL | Permissions::EVENT;
+    install(ec, call, pd.account(), permissions, |_| Pt::new(target_reference, ip)).map(|_| ())
+}
+
+/// create_sm: a semaphore.
+pub fn sm(ec: &'static Ec, call: Call) -> Result<(), Status> {
+    ec.objects.vacant(call.selector)?;
+    let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SM)?;
+    let counter = ec.gpr(gpr::RDX);
+    install(ec, call, pd.account(), Permissions::UP | Permissions::DOWN, |_| Sm::new(counter)).map(|_| ())
+}

@@ -1,0 +1,221 @@
+//! ctrl_pd: taking capabilities from one space and granting them to another (NOVA 5.4.1).
+//!
+//! Delegations of memory go piece by piece, as large as both sides allow, and stop for pending work in between: the
+//! EC's registers still hold the call, `Ec::progress` how far it came.
+
+
+use abi::Status;
+use abi::capability::{Cacheability, MEMORY_ALL, Permissions, SELECTOR_COUNT};
+use abi::utcb::gpr;
+use kernel_core::slots::{Entry, Kind};
+use spin::Once;
+
+use crate::cpu::Cpu;
+use crate::ec::{Continuation, Ec};
+use crate::object::{self, resolve};
+use crate::space::{GuestSpace, HostSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
+use crate::{registers, run};
+
+/// Entries changed between two looks at pending interrupts.
+const BATCH: u32 = 64;
+
+/// What the call asks for, from the registers.
+struct Request {
+    source: u64,
+    destination: u64,
+    pages: u64,
+    mask: Permissions,
+    attributes: u32,
+}
+
+impl Request {
+    fn decode(ec: &Ec) -> Result<Self, Status> {
+        let (rdx, rax) = (ec.gpr(gpr::RDX), ec.gpr(gpr::RAX));
+        let pages = 1u64 << (rdx & 0x1f);
+        let (source, destination) = (rdx >> 12, rax >> 12);
+        if source % pages != 0 || destination % pages != 0 {
+            return Err(Status::BadPar);
+        }
+        Ok(Self {
+            source,
+            destination,
+            pages,
+            mask: Permissions::from_bits_retain(rax as u8 & 0x1f),
+            attributes: ec.gpr(8) as u32,
+        })
+    }
+
+    /// Checks that both ranges lie below `source` and `destination` selectors.
+    fn within(&self, source: u64, destination: u64) -> Result<(), Status> {
+        let fits = |base: u64, limit: u64| base.checked_add(self.pages).is_some_and(|end| end <= limit);
+        if fits(self.source, source) && fits(self.destination, destination) { Ok(()) } else { Err(Status::BadPar) }
+    }
+}
+
+/// Starts the call in `ec`'s registers.
+pub fn start(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
+    ec.progress.set(0);
+    perform(cpu, ec)
+}
+
+/// Goes on with a preempted call.
+pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
+    let status = perform(cpu, ec).err().unwrap_or(Status::Success);
+    run::finish(ec, status);
+    run::run(cpu, ec)
+}
+
+fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
+    let source = ec.objects.lookup(ec.gpr(gpr::RDI) >> 8);
+    let destination = ec.objects.lookup(ec.gpr(gpr::RSI));
+    if !source.permissions().contains(Permissions::TAKE) || !destination.permissions().contains(Permissions::GRANT) {
+        return Err(Status::BadCap);
+    }
+    match (object::kind(source), object::kind(destination)) {
+        (Kind::ObjectSpace, Kind::ObjectSpace) => {
+            objects(cpu, ec, space::<ObjectSpace>(source)?, space::<ObjectSpace>(destination)?)
+        }
+        (Kind::HostSpace, Kind::HostSpace) => memory(cpu, ec, source, space::<HostSpace>(destination)?),
+        (Kind::HostSpace, Kind::GuestSpace) => memory(cpu, ec, source, space::<GuestSpace>(destination)?),
+        (Kind::PioSpace, Kind::PioSpace) => ports(ec, source, space::<PioSpace>(destination)?),
+        (Kind::MsrSpace, Kind::MsrSpace) => msrs(ec, source, space::<MsrSpace>(destination)?),
+        _ => Err(Status::BadCap),
+    }
+}
+
+fn space<T: object::Object>(entry: Entry) -> Result<&'static T, Status> {
+    resolve(entry, Permissions::empty()).map(|(space, _)| space)
+}
+
+/// Remembers how far the call came and lets pending work run, at the end of each batch.
+fn breathe(cpu: &'static Cpu, ec: &'static Ec, done: u64, steps: &mut u32) {
+    *steps += 1;
+    if *steps >= BATCH {
+        *steps = 0;
+        ec.progress.set(done);
+        ec.continuation.set(Continuation::ResumeCtrlPd);
+        registers::interrupt_window();
+        if cpu.reschedule.get() {
+            run::run(cpu, ec);
+        }
+    }
+}
+
+fn objects(cpu: &'static Cpu, ec: &'static Ec, from: &ObjectSpace, to: &ObjectSpace) -> Result<(), Status> {
+    let request = Request::decode(ec)?;
+    request.within(SELECTOR_COUNT, SELECTOR_COUNT)?;
+    let mut steps = 0;
+    for index in ec.progress.get()..request.pages {
+        let entry = from.lookup(request.source + index);
+        let entry = if object::kind(entry) == Kind::Null { Entry::NULL } else { entry.mask(request.mask) };
+        to.set(request.destination + index, entry)?;
+        breathe(cpu, ec, index + 1, &mut steps);
+    }
+    Ok(())
+}
+
+fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpace) -> Result<(), Status> {
+    let request = Request::decode(ec)?;
+    let nova = is_nova_host(source);
+    let from: &HostSpace = space(source)?;
+    let attributes = Cacheability::from_bits(request.attributes & 7).filter(|_| request.attributes >> 3 == 0);
+    let attributes = if nova { attributes.ok_or(Status::BadPar)? } else { Cacheability::WriteBack };
+    let limit = if nova { crate::platform::physical_pages() } else { from.selectors() };
+    request.within(limit, to.selectors())?;
+    let mut done = ec.progress.get();
+    let mut steps = 0;
+    let mut result = Ok(());
+    while done < request.pages {
+        let remaining = request.pages - done;
+        let page = request.source + done;
+        let (physical, permissions, cache, run) = if nova {
+            let (permissions, run) = nova_host(page);
+            (page << 12, permissions, attributes, run)
+        } else {
+            let (leaf, run) = from.lookup(page << 12);
+            match leaf {
+                // UTCBs and other frames of the kernel cannot be delegated.
+                Some(leaf) if nova_host(leaf.pa >> 12).0.is_empty() => (0, Permissions::empty(), attributes, 1),
+                Some(leaf) => (leaf.pa, leaf.permissions, leaf.cacheability, run),
+                None => (0, Permissions::empty(), attributes, run),
+            }
+        };
+        let address = (request.destination + done) << 12;
+        match to.step(address, physical, remaining.min(run), permissions & request.mask, cache) {
+            Ok(pages) => done += pages.max(1),
+            Err(status) => {
+                result = Err(status);
+                break;
+            }
+        }
+        if steps + 1 >= BATCH {
+            to.changed(cpu);
+        }
+        breathe(cpu, ec, done, &mut steps);
+    }
+    to.changed(cpu);
+    result
+}
+
+fn ports(ec: &Ec, source: Entry, to: &PioSpace) -> Result<(), Status> {
+    let request = Request::decode(ec)?;
+    request.within(1 << 16, 1 << 16)?;
+    if request.source != request.destination {
+        return Err(Status::BadPar);
+    }
+    let from: &PioSpace = space(source)?;
+    for port in request.source..request.source + request.pages {
+        let access = from.allows(port) && request.mask.contains(Permissions::ACCESS);
+        to.set(port, access)?;
+        if access && port == crate::console::UART as u64 && is_nova_pio(source) {
+            crate::console::release_uart();
+        }
+    }
+    Ok(())
+}
+
+fn msrs(ec: &Ec, source: Entry, to: &MsrSpace) -> Result<(), Status> {
+    let request = Request::decode(ec)?;
+    request.within(1 << 32, 1 << 32)?;
+    if request.source != request.destination || request.pages > 1 << 14 {
+        return Err(Status::BadPar);
+    }
+    // Only the NOVA MSR space can be a source whose content matters: what others hold was taken from it.
+    let from: &MsrSpace = space(source)?;
+    for msr in request.source..request.source + request.pages {
+        to.set(msr as u32, from.get(msr as u32) & request.mask);
+    }
+    Ok(())
+}
+
+static NOVA_HOST: Once<Entry> = Once::new();
+static NOVA_PIO: Once<Entry> = Once::new();
+
+/// Names the spaces that stand for the machine's own memory and ports.
+pub fn set_nova_spaces(host: Entry, pio: Entry) {
+    NOVA_HOST.call_once(|| host);
+    NOVA_PIO.call_once(|| pio);
+}
+
+fn is_nova_host(entry: Entry) -> bool {
+    NOVA_HOST.get().is_some_and(|nova| nova.reference() == entry.reference())
+}
+
+fn is_nova_pio(entry: Entry) -> bool {
+    NOVA_PIO.get().is_some_and(|nova| nova.reference() == entry.reference())
+}
+
+/// What the NOVA host space holds at physical page `page`: everything but what the kernel protects. Also the number of
+/// pages from there for which this holds.
+fn nova_host(page: u64) -> (Permissions, u64) {
+    let mut run = u64::MAX;
+    for (start, end) in crate::platform::protected() {
+        if (start..end).contains(&page) {
+            return (Permissions::empty(), end - page);
+        }
+        if page < start {
+            run = run.min(start - page);
+        }
+    }
+    (MEMORY_ALL, run)
+}

@@ -1,0 +1,159 @@
+#![allow(unsafe_code)]
+//! Segment descriptors, task state and interrupt descriptors (Intel SDM vol. 3A, 3.4, 7.14, 8.7).
+//!
+//! Unsafe: loads descriptor-table registers.
+//!
+//! The task state segments of all CPUs and the I/O permission bitmap of the current host space lie in one window of the
+//! address space, so that the bitmap changes with CR3: [`WINDOW`] holds 14 pages of task state segments, the same for
+//! every space, then the two pages of the bitmap and a page whose first byte is the terminator, different for each
+//! space that has I/O ports.
+
+use core::cell::UnsafeCell;
+use core::mem::size_of;
+
+use crate::memory::StaticFrame;
+
+/// Selector of the kernel's code segment.
+pub const KERNEL_CS: u16 = 0x08;
+/// Selector of the kernel's stack segment.
+pub const KERNEL_SS: u16 = 0x10;
+/// Selector of the user stack segment. SYSRET wants it just below the user code segment.
+pub const USER_SS: u16 = 0x1b;
+/// Selector of the user code segment.
+pub const USER_CS: u16 = 0x23;
+/// Selector of the task state segment.
+pub const TSS: u16 = 0x28;
+
+/// Start of the address-space window of task state segments and I/O bitmap.
+pub const WINDOW: u64 = 0xffff_ff00_0000_0000;
+/// Pages in the window that hold task state segments.
+pub const WINDOW_TSS_PAGES: usize = 14;
+/// Offset of the I/O bitmap in the window.
+const BITMAP: usize = WINDOW_TSS_PAGES * 4096;
+/// Bytes from the start of a task state segment to the next.
+const TSS_STRIDE: usize = 128;
+
+/// The 64-bit task state segment. Fields that straddle 8-byte borders are split into words.
+#[repr(C)]
+pub struct TaskState {
+    words: UnsafeCell<[u32; 26]>,
+}
+
+// SAFETY: each CPU touches its own task state segment only.
+unsafe impl Sync for TaskState {}
+
+impl TaskState {
+    /// Sets the stack for entries from user mode.
+    #[inline(always)]
+    pub fn set_rsp0(&self, rsp: u64) {
+        // SAFETY: words 1 and 2 are RSP0; only the owning CPU calls this, and the processor reads it on entries only.
+        unsafe { (self.words.get() as *mut u32).add(1).cast::<u64>().write_unaligned(rsp) }
+    }
+
+    fn set_ist(&self, index: usize, rsp: u64) {
+        // SAFETY: IST entries 1 to 7 start at word 9, two words each.
+        unsafe { (self.words.get() as *mut u32).add(9 + (index - 1) * 2).cast::<u64>().write_unaligned(rsp) }
+    }
+}
+
+/// The first page of task state segments; its frame is mapped at [`WINDOW`] in every host space.
+static TSS_PAGE: StaticFrame = StaticFrame::new();
+
+/// Physical address of the page of task state segments.
+pub fn tss_page() -> u64 {
+    TSS_PAGE.physical()
+}
+
+/// Global descriptor table of one CPU.
+#[repr(C, align(64))]
+pub struct Gdt([u64; 7]);
+
+/// Interrupt descriptor table, the same for all CPUs.
+#[repr(C, align(4096))]
+struct Idt(UnsafeCell<[[u64; 2]; 256]>);
+
+// SAFETY: written once at boot by the first CPU.
+unsafe impl Sync for Idt {}
+
+static IDT: Idt = Idt(UnsafeCell::new([[0; 2]; 256]));
+
+#[repr(C, packed)]
+struct TableRegister {
+    limit: u16,
+    base: u64,
+}
+
+/// Descriptor-table registers of this CPU, as a VM exit must restore them.
+#[derive(Clone, Copy)]
+pub struct Tables {
+    /// Base of the global descriptor table.
+    pub gdt: u64,
+    /// Base of the interrupt descriptor table.
+    pub idt: u64,
+    /// Base of the task state segment.
+    pub tss: u64,
+}
+
+impl Gdt {
+    /// A table whose task state segment is that of CPU `cpu`.
+    pub const fn new(cpu: usize) -> Self {
+        let base = WINDOW + (cpu * TSS_STRIDE) as u64;
+        let limit = (BITMAP + 8192 - cpu * TSS_STRIDE) as u64;
+        let low = limit & 0xffff | (base & 0xff_ffff) << 16 | 0x89 << 40 | (limit >> 16 & 0xf) << 48 | (base >> 24 & 0xff) << 56;
+        Self([0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff, low, base >> 32])
+    }
+}
+
+/// Fills the interrupt descriptor table from the entry stubs, which lie `stride` bytes apart. Once, at boot.
+///
+/// `ist` names the interrupt stack of each vector, 0 for none.
+pub fn fill_idt(stubs: u64, stride: u64, ist: impl Fn(usize) -> u8) {
+    // SAFETY: runs once, before any other CPU or any interrupt uses the table.
+    let table = unsafe { &mut *IDT.0.get() };
+    for (vector, gate) in table.iter_mut().enumerate() {
+        let target = stubs + vector as u64 * stride;
+        // Interrupt gates with DPL 0 but for #BP and #OF, which INT3 and INTO raise at user level.
+        let dpl: u64 = if vector == 3 || vector == 4 { 3 } else { 0 };
+        gate[0] = target & 0xffff
+            | (KERNEL_CS as u64) << 16
+            | (ist(vector) as u64) << 32
+            | (0x8e | dpl << 5) << 40
+            | (target >> 16 & 0xffff) << 48;
+        gate[1] = target >> 32;
+    }
+}
+
+/// Loads the tables of CPU `cpu` and returns where they are. `ist` holds the tops of interrupt stacks 1 to 4.
+///
+/// # Safety
+/// `gdt` and the stacks must live for ever and belong to this CPU; [`WINDOW`] must be mapped.
+pub unsafe fn load(cpu: usize, gdt: &'static mut Gdt, ist: [u64; 4]) -> (&'static TaskState, Tables) {
+    let tss_address = WINDOW + (cpu * TSS_STRIDE) as u64;
+    // SAFETY: the window is mapped and this slot belongs to this CPU.
+    let tss = unsafe { &*(tss_address as *const TaskState) };
+    for (index, top) in ist.into_iter().enumerate() {
+        tss.set_ist(index + 1, top);
+    }
+    // SAFETY: word 25 holds the I/O map base in its upper half.
+    unsafe { (tss.words.get() as *mut u32).add(25).write(((BITMAP - cpu * TSS_STRIDE) as u32) << 16) };
+    let tables = Tables { gdt: gdt as *const Gdt as u64, idt: IDT.0.get() as u64, tss: tss_address };
+    let gdtr = TableRegister { limit: size_of::<Gdt>() as u16 - 1, base: tables.gdt };
+    let idtr = TableRegister { limit: 4095, base: tables.idt };
+    // SAFETY: the tables are complete and live for ever; the code segment keeps its selector and attributes.
+    unsafe {
+        core::arch::asm!(
+            "lgdt [{gdtr}]",
+            "lidt [{idtr}]",
+            "mov ds, {null:e}",
+            "mov es, {null:e}",
+            "mov ss, {ss:e}",
+            "ltr {tss:x}",
+            gdtr = in(reg) &gdtr,
+            idtr = in(reg) &idtr,
+            null = in(reg) 0,
+            ss = in(reg) KERNEL_SS as u32,
+            tss = in(reg) TSS,
+        );
+    }
+    (tss, tables)
+}

@@ -1,0 +1,309 @@
+#![allow(unsafe_code)]
+//! Execution contexts.
+//!
+//! Unsafe: builds references to UTCB frames and shares ECs between CPUs.
+
+use core::cell::Cell;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use abi::Mtd;
+use abi::utcb::Architectural;
+use kernel_core::ready::{Fifo, LinkCell, Links};
+use kernel_core::slots::Kind;
+use kernel_core::timeout::{TimeoutNode, TimeoutNodes};
+
+use crate::cpu::{CpuNumber, Owned};
+use crate::guest::GuestState;
+use crate::memory::Frame;
+use crate::object::{Object, Ref, by_id};
+use crate::pd::Pd;
+use crate::semaphore::Sm;
+use crate::space::{HostSpace, ObjectSpace};
+use crate::vcpu::Gprs;
+
+/// What an EC does when it next gets the CPU, or what it waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Continuation {
+    /// Return from a hypercall.
+    ReturnHypercall,
+    /// Return from an exception or interrupt with full state.
+    ReturnInterrupt,
+    /// Enter the guest.
+    EnterGuest,
+    /// First run of a global thread or vCPU: raise STARTUP.
+    Startup,
+    /// Send the message of an ipc_call whose callee was busy.
+    SendCall,
+    /// Raise this event, whose handler was busy.
+    SendEvent(u16),
+    /// Go on with a ctrl_pd that was preempted.
+    ResumeCtrlPd,
+    /// Waits for the reply to an ipc_call.
+    AwaitReply,
+    /// Waits for the reply to an event.
+    AwaitEventReply,
+    /// Waits on a semaphore.
+    Blocked,
+    /// A local thread without a caller.
+    Idle,
+    /// Killed.
+    Dead,
+}
+
+/// What an EC is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EcKind {
+    /// Host EC with portals.
+    Local,
+    /// Host EC with a scheduling context.
+    Global,
+    /// Virtual CPU.
+    Guest,
+}
+
+/// An execution context. The first 192 bytes are written by the entry stubs in `entry.S`.
+#[repr(C, align(64))]
+pub struct Ec {
+    /// General registers.
+    pub gprs: Owned<Gprs>,
+    /// Address of the CPU's stack top.
+    pub stack: u64,
+    /// Vector of the exception or interrupt.
+    pub vector: Cell<u64>,
+    /// Its error code.
+    pub error: Cell<u64>,
+    /// RIP in user mode; of a guest EC unused.
+    pub rip: Cell<u64>,
+    cs: Cell<u64>,
+    /// RFLAGS in user mode.
+    pub rflags: Cell<u64>,
+    /// RSP in user mode.
+    pub rsp: Cell<u64>,
+    ss: Cell<u64>,
+
+    /// What comes next.
+    pub continuation: Cell<Continuation>,
+    /// Kind.
+    pub kind: EcKind,
+    /// Whether the EC may use the FPU.
+    pub fpu: bool,
+    /// A recall is pending.
+    pub recall: AtomicBool,
+    /// CPU it is bound to.
+    pub cpu: CpuNumber,
+    /// Its own reference.
+    pub reference: Ref<Ec>,
+    /// Who called this local thread and waits for its reply.
+    pub caller: Cell<Option<&'static Ec>>,
+    /// The local thread that this EC called or waits to call.
+    pub callee: Cell<Option<&'static Ec>>,
+    /// UTCB of a host EC, vAPIC page of a guest EC.
+    pub utcb: Frame,
+    /// First selector of its event portals.
+    pub event_base: u64,
+    /// Protection domain.
+    pub pd: &'static Pd,
+    /// Object space in which its selectors are looked up.
+    pub objects: &'static ObjectSpace,
+    /// Host space.
+    pub space: &'static HostSpace,
+    /// A scheduling context was bound once.
+    pub bound: AtomicBool,
+
+    /// SCs that wait for this EC to unblock.
+    pub parked: Owned<Fifo>,
+    /// Link in a semaphore's queue.
+    pub link: LinkCell,
+    /// Armed while the EC waits with a timeout.
+    pub timeout: TimeoutNode,
+    /// Semaphore it waits on.
+    pub waits_on: Cell<Option<&'static Sm>>,
+    /// Address of the last page fault.
+    pub fault_address: Cell<u64>,
+    /// Pages done of a preempted ctrl_pd.
+    pub progress: Cell<u64>,
+    /// FPU state while it is not in the registers.
+    pub fpu_state: Option<Frame>,
+    /// What a guest EC has beyond a host EC.
+    pub guest: Option<&'static GuestState>,
+}
+
+// SAFETY: cells of an EC are touched by its CPU only; what other CPUs touch is atomic.
+unsafe impl Sync for Ec {}
+
+impl Object for Ec {
+    const KIND: Kind = Kind::Ec;
+}
+
+const _: () = {
+    assert!(offset_of!(Ec, stack) == crate::vcpu::STACK_OFFSET);
+    assert!(offset_of!(Ec, vector) == 136);
+    assert!(offset_of!(Ec, rip) == 152);
+    assert!(offset_of!(Ec, rsp) == 176);
+    assert!(offset_of!(Ec, continuation) == FRAME_END);
+    assert!(size_of::<Ec>() <= 1024);
+};
+
+/// Offset of the end of the frame that the processor pushes on an entry from user mode.
+pub const FRAME_END: usize = 192;
+
+/// Flags of RFLAGS that user programs control: status flags, DF, TF, RF, AC, ID. Bit 1 is always set, IF too.
+const RFLAGS_USER: u64 = 0x25_0dd5;
+
+/// What a new EC is made of.
+pub struct EcParameters {
+    /// Its own reference.
+    pub reference: Ref<Ec>,
+    /// Kind.
+    pub kind: EcKind,
+    /// May use the FPU.
+    pub fpu: bool,
+    /// CPU number.
+    pub cpu: CpuNumber,
+    /// Address of the CPU's stack top.
+    pub stack: u64,
+    /// Protection domain.
+    pub pd: &'static Pd,
+    /// Its object space.
+    pub objects: &'static ObjectSpace,
+    /// Its host space.
+    pub space: &'static HostSpace,
+    /// UTCB or vAPIC page.
+    pub utcb: Frame,
+    /// First selector of its event portals.
+    pub event_base: u64,
+    /// Initial stack pointer.
+    pub rsp: u64,
+    /// Area for FPU state.
+    pub fpu_state: Option<Frame>,
+    /// Guest state of a vCPU.
+    pub guest: Option<&'static GuestState>,
+}
+
+impl Ec {
+    /// A new EC that waits to be called (local) or for a scheduling context.
+    pub fn new(p: EcParameters) -> Self {
+        let continuation = if p.kind == EcKind::Local { Continuation::Idle } else { Continuation::Startup };
+        let ec = Self {
+            gprs: Owned::new(Gprs([0; 16])),
+            stack: p.stack,
+            vector: Cell::new(0),
+            error: Cell::new(0),
+            rip: Cell::new(0),
+            cs: Cell::new(crate::descriptors::USER_CS as u64),
+            rflags: Cell::new(0x202),
+            rsp: Cell::new(p.rsp),
+            ss: Cell::new(crate::descriptors::USER_SS as u64),
+            continuation: Cell::new(continuation),
+            kind: p.kind,
+            fpu: p.fpu,
+            recall: AtomicBool::new(false),
+            cpu: p.cpu,
+            reference: p.reference,
+            caller: Cell::new(None),
+            callee: Cell::new(None),
+            utcb: p.utcb,
+            event_base: p.event_base,
+            pd: p.pd,
+            objects: p.objects,
+            space: p.space,
+            bound: AtomicBool::new(false),
+            parked: Owned::new(Fifo::new()),
+            link: LinkCell::new(),
+            timeout: TimeoutNode::new(),
+            waits_on: Cell::new(None),
+            fault_address: Cell::new(0),
+            progress: Cell::new(0),
+            fpu_state: p.fpu_state,
+            guest: p.guest,
+        };
+        ec.gprs.get().0[4] = p.rsp;
+        ec
+    }
+
+    /// General register by encoding.
+    #[inline(always)]
+    pub fn gpr(&self, index: usize) -> u64 {
+        self.gprs.get().0[index]
+    }
+
+    /// Sets a general register.
+    #[inline(always)]
+    pub fn set_gpr(&self, index: usize, value: u64) {
+        self.gprs.get().0[index] = value;
+    }
+
+    /// The UTCB as message words.
+    #[inline(always)]
+    pub fn words(&self) -> *mut u64 {
+        self.utcb.pointer().cast()
+    }
+
+    /// The UTCB as architectural state. User code may change it at any time: every value is read once and checked.
+    #[allow(clippy::mut_from_ref)]
+    pub fn architectural(&self) -> &mut Architectural {
+        // SAFETY: the frame is a whole page, plain integers; only this CPU writes it while the handler does not run.
+        unsafe { &mut *self.utcb.pointer().cast::<Architectural>() }
+    }
+
+    /// Whether a recall is pending; clears it.
+    #[inline(always)]
+    pub fn take_recall(&self) -> bool {
+        self.recall.load(Ordering::Relaxed) && self.recall.swap(false, Ordering::Relaxed)
+    }
+
+    /// State of a host EC named by `mtd` -> `utcb` (NOVA 8.7.4).
+    pub fn save_host(&self, mtd: Mtd, utcb: &mut Architectural) {
+        if mtd.contains(Mtd::GPR_0_7) {
+            utcb.gpr[..8].copy_from_slice(&self.gprs.get().0[..8]);
+            utcb.gpr[4] = self.rsp.get();
+        }
+        if mtd.contains(Mtd::GPR_8_15) {
+            utcb.gpr[8..].copy_from_slice(&self.gprs.get().0[8..]);
+        }
+        if mtd.contains(Mtd::RFLAGS) {
+            utcb.rflags = self.rflags.get();
+        }
+        if mtd.contains(Mtd::RIP) {
+            utcb.rip = self.rip.get();
+        }
+        if mtd.contains(Mtd::QUAL) {
+            utcb.qualification = [self.error.get(), self.fault_address.get(), 0];
+        }
+    }
+
+    /// State named by `mtd` in `utcb` -> host EC.
+    pub fn load_host(&self, mtd: Mtd, utcb: &Architectural) {
+        if mtd.contains(Mtd::GPR_0_7) {
+            self.gprs.get().0[..8].copy_from_slice(&utcb.gpr[..8]);
+            self.rsp.set(utcb.gpr[4]);
+        }
+        if mtd.contains(Mtd::GPR_8_15) {
+            self.gprs.get().0[8..].copy_from_slice(&utcb.gpr[8..]);
+        }
+        if mtd.contains(Mtd::RFLAGS) {
+            self.rflags.set(utcb.rflags & RFLAGS_USER | 0x202);
+        }
+        if mtd.contains(Mtd::RIP) {
+            self.rip.set(utcb.rip);
+        }
+    }
+}
+
+/// ECs linked in a semaphore's queue.
+pub struct EcLinks;
+impl Links for EcLinks {
+    fn links(&self, id: u32) -> &LinkCell {
+        &by_id::<Ec>(id).link
+    }
+}
+
+/// ECs with armed timeouts.
+pub struct EcTimeouts;
+impl TimeoutNodes for EcTimeouts {
+    fn node(&self, id: u32) -> &TimeoutNode {
+        &by_id::<Ec>(id).timeout
+    }
+}

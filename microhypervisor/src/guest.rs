@@ -1,0 +1,90 @@
+#![allow(unsafe_code)]
+//! Guest ECs: entering the guest, its exits, and the spaces that its handler assigns (NOVA 2.2.2).
+//!
+//! Unsafe: enters the guest.
+
+use core::cell::Cell;
+use core::sync::atomic::Ordering;
+
+use abi::capability::Permissions;
+use abi::event::guest as event;
+use abi::utcb::Architectural;
+
+use crate::cpu::{Cpu, Owned};
+use crate::ec::{Continuation, Ec};
+use crate::space::{GuestSpace, MsrSpace, ObjectSpace, PioSpace};
+use crate::vcpu::{Exit, Gprs, Spaces, Vcpu, VirtualCpu};
+use crate::{fpu, interrupt, portal, registers, run, sched};
+
+/// What a guest EC has beyond a host EC.
+pub struct GuestState {
+    /// The virtual CPU.
+    pub vcpu: Owned<Vcpu>,
+    spaces: Cell<Option<(&'static GuestSpace, &'static PioSpace, &'static MsrSpace)>>,
+    /// Generation of the guest space at the last entry.
+    generation: Cell<u64>,
+}
+
+impl GuestState {
+    /// Guest state around `vcpu`, without spaces.
+    pub const fn new(vcpu: Vcpu) -> Self {
+        Self { vcpu: Owned::new(vcpu), spaces: Cell::new(None), generation: Cell::new(0) }
+    }
+
+    /// Assigns the spaces that `utcb` names in `objects`; those whose capability lacks ASSIGN stay as they were.
+    pub fn assign(&self, objects: &ObjectSpace, utcb: &Architectural) {
+        let previous = self.spaces.get();
+        let guest = objects.get::<GuestSpace>(utcb.sel_gst, Permissions::ASSIGN).ok().map(|(space, _)| space);
+        let pio = objects.get::<PioSpace>(utcb.sel_pio, Permissions::ASSIGN).ok().map(|(space, _)| space);
+        let msr = objects.get::<MsrSpace>(utcb.sel_msr, Permissions::ASSIGN).ok().map(|(space, _)| space);
+        let Some(guest) = guest.or(previous.map(|spaces| spaces.0)) else { return };
+        let Some(pio) = pio.or(previous.map(|spaces| spaces.1)) else { return };
+        let Some(msr) = msr.or(previous.map(|spaces| spaces.2)) else { return };
+        self.spaces.set(Some((guest, pio, msr)));
+        self.generation.set(0);
+        let spaces = Spaces { nested_root: guest.root(), io_bitmap: pio.bitmap(), msr_bitmap: msr.bitmap() };
+        self.vcpu.get().assign(&spaces);
+    }
+}
+
+/// Enters the guest of `ec`.
+pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
+    let Some(guest) = ec.guest else { portal::kill(cpu, ec, format_args!("not a vCPU")) };
+    let Some((space, ..)) = guest.spaces.get() else {
+        portal::kill(cpu, ec, format_args!("its handler assigned no guest, PIO and MSR spaces"))
+    };
+    run::switch_space(cpu, ec);
+    fpu::acquire(cpu, ec);
+    let vcpu = guest.vcpu.get();
+    fpu::load_xcr0(cpu, vcpu.xcr0());
+    let generation = space.generation.load(Ordering::Acquire);
+    if generation != guest.generation.replace(generation) {
+        vcpu.flush();
+    }
+    // SAFETY: the EC's first field are its registers, followed by its stack; the host space is loaded, the spaces are
+    // assigned and live as long as the EC.
+    unsafe { vcpu.enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) }
+}
+
+/// The guest of an EC stopped; the exit stubs call this on the CPU's stack.
+#[unsafe(no_mangle)]
+extern "C" fn vcpu_exit(ec: *mut Gprs) -> ! {
+    // SAFETY: the pointer that `enter` passed.
+    let ec: &'static Ec = unsafe { &*ec.cast::<Ec>() };
+    let cpu = Cpu::of(ec);
+    let Some(guest) = ec.guest else { portal::kill(cpu, ec, format_args!("not a vCPU")) };
+    ec.continuation.set(Continuation::EnterGuest);
+    match guest.vcpu.get().exit(ec.gprs.get()) {
+        Exit::Event(number) => portal::raise(cpu, ec, number),
+        Exit::EntryFailed(error) => {
+            crate::log!("guest entry of EC {:#x} failed with VM-instruction error {error}", ec.reference.index());
+            portal::raise(cpu, ec, event::INVALID_STATE)
+        }
+        Exit::Interrupt(Some(vector)) => interrupt::handle(cpu, vector),
+        Exit::Interrupt(None) => registers::interrupt_window(),
+        Exit::PreemptionTimer => sched::expire(cpu),
+        Exit::MachineCheck => crate::panic::fatal(format_args!("machine check in a guest")),
+        Exit::Nmi | Exit::Resume => {}
+    }
+    run::run(cpu, ec)
+}

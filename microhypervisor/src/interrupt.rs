@@ -1,0 +1,139 @@
+#![allow(unsafe_code)]
+//! Interrupts: vectors to semaphores (NOVA 5.5.2), and what may interrupt the kernel itself.
+//!
+//! Unsafe: reads the frame that the processor pushed.
+
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+use abi::Status;
+use abi::hypercall::flag;
+use spin::Once;
+
+use crate::cpu::{BOOT_CPU, Cpu};
+use crate::object::Ref;
+use crate::semaphore::Sm;
+use crate::{ioapic, lapic, sched};
+
+/// Vector of global system interrupt 0.
+const FIRST_VECTOR: u8 = 0x20;
+
+const STATE_LEVEL: u8 = 1 << 0;
+const STATE_MASKED: u8 = 1 << 1;
+/// Masked by the kernel until the next down on the semaphore.
+const STATE_HELD: u8 = 1 << 2;
+
+static SEMAPHORES: [Once<Ref<Sm>>; ioapic::MAX_PINS as usize] = [const { Once::new() }; ioapic::MAX_PINS as usize];
+static STATES: [AtomicU8; ioapic::MAX_PINS as usize] =
+    [const { AtomicU8::new(STATE_MASKED) }; ioapic::MAX_PINS as usize];
+static CONSOLE: Once<Ref<Sm>> = Once::new();
+static UNEXPECTED: AtomicU32 = AtomicU32::new(0);
+
+/// Binds the semaphore of a global system interrupt.
+pub fn bind(gsi: u32, semaphore: Ref<Sm>) {
+    if let Some(slot) = SEMAPHORES.get(gsi as usize) {
+        slot.call_once(|| semaphore);
+    }
+}
+
+/// Binds the console semaphore.
+pub fn bind_console(semaphore: Ref<Sm>) {
+    CONSOLE.call_once(|| semaphore);
+}
+
+/// Signals a line on the memory-buffer console.
+pub fn signal_console() {
+    if let Some(semaphore) = CONSOLE.get().and_then(|semaphore| semaphore.get()) {
+        // An overflow of the counter loses nothing: the reader drains the whole buffer.
+        let _ = semaphore.up(&BOOT_CPU.cpu);
+    }
+}
+
+/// assign_int: routes the interrupt of `semaphore` to `cpu`.
+pub fn assign(semaphore: &Sm, cpu: u16, flags: u8) -> Result<(), Status> {
+    let gsi = semaphore.interrupt().ok_or(Status::BadCap)?;
+    Cpu::by_number(cpu).ok_or(Status::BadCpu)?;
+    let state = STATES.get(gsi as usize).ok_or(Status::BadCap)?;
+    semaphore.set_route(cpu);
+    let level = flags & flag::INT_LEVEL != 0;
+    let masked = flags & flag::INT_MASKED != 0;
+    state.store(level as u8 * STATE_LEVEL | masked as u8 * STATE_MASKED, Ordering::Relaxed);
+    let mut mode = 0;
+    if level {
+        mode |= ioapic::LEVEL;
+    }
+    if flags & flag::INT_LOW != 0 {
+        mode |= ioapic::LOW;
+    }
+    if masked {
+        mode |= ioapic::MASKED;
+    }
+    ioapic::route(gsi, FIRST_VECTOR + gsi as u8, lapic::id(), mode);
+    Ok(())
+}
+
+/// Somebody waits for interrupt `gsi` again: a level-triggered one that is held back may come.
+pub fn unmask_level(gsi: u32) {
+    if let Some(state) = STATES.get(gsi as usize)
+        && state.load(Ordering::Relaxed) & STATE_HELD != 0
+    {
+        state.fetch_and(!STATE_HELD, Ordering::Relaxed);
+        if state.load(Ordering::Relaxed) & STATE_MASKED == 0 {
+            ioapic::mask(gsi, false);
+        }
+    }
+}
+
+/// Handles an interrupt from outside.
+pub fn handle(cpu: &'static Cpu, vector: u8) {
+    if vector == lapic::TIMER {
+        lapic::end_of_interrupt();
+        sched::expire(cpu);
+        return;
+    }
+    let gsi = vector.wrapping_sub(FIRST_VECTOR) as u32;
+    let Some((state, semaphore)) = STATES.get(gsi as usize).zip(SEMAPHORES.get(gsi as usize)) else {
+        // Spurious, or a vector that nobody programmed: only the former needs no end of interrupt.
+        if vector != 0xff {
+            lapic::end_of_interrupt();
+            UNEXPECTED.fetch_add(1, Ordering::Relaxed);
+        }
+        return;
+    };
+    if state.load(Ordering::Relaxed) & STATE_LEVEL != 0 {
+        state.fetch_or(STATE_HELD, Ordering::Relaxed);
+        ioapic::mask(gsi, true);
+    }
+    lapic::end_of_interrupt();
+    if let Some(semaphore) = semaphore.get().and_then(|semaphore| semaphore.get()) {
+        let _ = semaphore.up(cpu);
+    }
+}
+
+/// What the stub for entries from the kernel passes: vector, error code and the processor's frame.
+#[repr(C)]
+pub struct KernelFrame {
+    vector: u64,
+    error: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+/// An interrupt or exception from the kernel. Only interrupts can come: while it is idle and in its interrupt window.
+pub extern "C" fn kernel_interrupt(frame: &KernelFrame) {
+    match frame.vector {
+        2 => {}
+        0..32 => crate::panic::fatal(format_args!(
+            "exception {:#x} in the kernel: error {:#x}, RIP {:#x}, RSP {:#x}, CR2 {:#x}, RFLAGS {:#x}",
+            frame.vector,
+            frame.error,
+            frame.rip,
+            frame.rsp,
+            crate::registers::cr2(),
+            frame.rflags,
+        )),
+        vector => handle(&BOOT_CPU.cpu, vector as u8),
+    }
+}

@@ -1,0 +1,127 @@
+#![allow(unsafe_code)]
+//! The local APIC: end of interrupt and the timer (Intel SDM vol. 3A, chapter 11).
+//!
+//! Unsafe: memory-mapped registers, or model-specific registers in x2APIC mode.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::registers::{APIC_BASE, TSC_DEADLINE, rdmsr, wrmsr};
+
+/// Vector of the timer.
+pub const TIMER: u8 = 0xf8;
+/// Vector of spurious interrupts.
+const SPURIOUS: u8 = 0xff;
+
+const ID: u32 = 0x02;
+const TASK_PRIORITY: u32 = 0x08;
+const EOI: u32 = 0x0b;
+const SPURIOUS_VECTOR: u32 = 0x0f;
+const ERROR_STATUS: u32 = 0x28;
+const LVT_TIMER: u32 = 0x32;
+const LVT_LINT0: u32 = 0x35;
+const LVT_LINT1: u32 = 0x36;
+const LVT_ERROR: u32 = 0x37;
+const INITIAL_COUNT: u32 = 0x38;
+const CURRENT_COUNT: u32 = 0x39;
+const DIVIDE: u32 = 0x3e;
+
+const MASKED: u32 = 1 << 16;
+const MODE_DEADLINE: u32 = 2 << 17;
+const X2APIC_ENABLE: u64 = 1 << 10;
+const APIC_ENABLE: u64 = 1 << 11;
+
+static X2APIC: AtomicBool = AtomicBool::new(false);
+static DEADLINE: AtomicBool = AtomicBool::new(false);
+/// LAPIC timer ticks per system-time tick, as a 32.32 fixed-point number.
+static RATIO: AtomicU64 = AtomicU64::new(0);
+
+fn register(index: u32) -> *mut u32 {
+    (crate::space::DEVICES + (index as u64) * 16) as *mut u32
+}
+
+fn read(index: u32) -> u32 {
+    // SAFETY: `init` has mapped the registers or found x2APIC mode; the registers used exist in every LAPIC.
+    unsafe {
+        if X2APIC.load(Ordering::Relaxed) { rdmsr(0x800 + index) as u32 } else { register(index).read_volatile() }
+    }
+}
+
+fn write(index: u32, value: u32) {
+    // SAFETY: as for `read`; values are legal.
+    unsafe {
+        if X2APIC.load(Ordering::Relaxed) {
+            wrmsr(0x800 + index, value as u64)
+        } else {
+            register(index).write_volatile(value)
+        }
+    }
+}
+
+/// Physical address of the registers.
+pub fn address() -> u64 {
+    // SAFETY: every processor with long mode has this register.
+    unsafe { rdmsr(APIC_BASE) & 0xf_ffff_ffff_f000 }
+}
+
+/// Enables the LAPIC in the mode that the firmware left it in. Its page must be mapped.
+pub fn init(deadline: bool) {
+    // SAFETY: setting the enable bit keeps the mode.
+    unsafe {
+        let base = rdmsr(APIC_BASE);
+        X2APIC.store(base & X2APIC_ENABLE != 0, Ordering::Relaxed);
+        wrmsr(APIC_BASE, base | APIC_ENABLE);
+    }
+    DEADLINE.store(deadline, Ordering::Relaxed);
+    write(SPURIOUS_VECTOR, SPURIOUS as u32 | 1 << 8);
+    write(TASK_PRIORITY, 0);
+    write(LVT_LINT0, MASKED);
+    write(LVT_LINT1, 4 << 8); // NMI
+    write(LVT_ERROR, MASKED);
+    write(ERROR_STATUS, 0);
+    write(DIVIDE, 0b1011); // by 1
+    write(LVT_TIMER, TIMER as u32 | if deadline { MODE_DEADLINE } else { 0 });
+}
+
+/// Identifier of this CPU's LAPIC.
+pub fn id() -> u32 {
+    if X2APIC.load(Ordering::Relaxed) { read(ID) } else { read(ID) >> 24 }
+}
+
+/// Whether the timer takes an absolute system time.
+pub fn has_deadline() -> bool {
+    DEADLINE.load(Ordering::Relaxed)
+}
+
+/// Starts counting down from the largest value, for calibration.
+pub fn start_counting() {
+    write(LVT_TIMER, MASKED);
+    write(INITIAL_COUNT, u32::MAX);
+}
+
+/// Ticks since [`start_counting`].
+pub fn counted() -> u32 {
+    u32::MAX - read(CURRENT_COUNT)
+}
+
+/// Sets the rate of the timer: `lapic` of its ticks take as long as `stc` ticks of system time.
+pub fn set_rate(lapic: u64, stc: u64) {
+    RATIO.store((((lapic as u128) << 32) / (stc.max(1) as u128)).max(1) as u64, Ordering::Relaxed);
+    write(INITIAL_COUNT, 0);
+    write(LVT_TIMER, TIMER as u32);
+}
+
+/// Programs the timer for absolute system time `deadline`; earlier if that is too far away for its counter.
+pub fn set_timer(now: u64, deadline: u64) {
+    if has_deadline() {
+        // SAFETY: deadline mode was found by CPUID; zero would disarm, hence at least 1.
+        unsafe { wrmsr(TSC_DEADLINE, deadline.max(1)) };
+        return;
+    }
+    let ticks = (deadline.saturating_sub(now) as u128 * RATIO.load(Ordering::Relaxed) as u128) >> 32;
+    write(INITIAL_COUNT, ticks.clamp(1, u32::MAX as u128) as u32);
+}
+
+/// End of interrupt.
+pub fn end_of_interrupt() {
+    write(EOI, 0);
+}

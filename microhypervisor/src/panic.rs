@@ -1,0 +1,20 @@
+//! The end: a broken invariant of the kernel stops the machine with a readable report.
+
+use core::panic::PanicInfo;
+
+/// Reports and stops.
+pub fn fatal(arguments: core::fmt::Arguments) -> ! {
+    crate::console::last_words(arguments);
+    loop {
+        x86_64::instructions::interrupts::disable();
+        x86_64::instructions::hlt();
+    }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo) -> ! {
+    match info.location() {
+        Some(place) => fatal(format_args!("{}:{}: {}", place.file(), place.line(), info.message())),
+        None => fatal(format_args!("{}", info.message())),
+    }
+}

@@ -1,0 +1,59 @@
+//! Protection domains.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use kernel_core::slots::Kind;
+use spin::Once;
+
+use crate::memory::Account;
+use crate::object::Object;
+use crate::space::{HostSpace, ObjectSpace, PioSpace};
+
+/// A protection domain: who pays for what is created in it, and the spaces of its host ECs.
+#[repr(C, align(64))]
+pub struct Pd {
+    own_account: Account,
+    has_own: AtomicBool,
+    payer: &'static Account,
+    /// Object space.
+    pub objects: Once<&'static ObjectSpace>,
+    /// Host space.
+    pub host: Once<&'static HostSpace>,
+    /// First PIO space.
+    pub pio: Once<&'static PioSpace>,
+    /// The root protection domain may control the hardware.
+    pub root: bool,
+}
+
+impl Object for Pd {
+    const KIND: Kind = Kind::Pd;
+}
+
+impl Pd {
+    /// A protection domain without spaces whose objects `payer` pays for.
+    pub const fn new(payer: &'static Account, root: bool) -> Self {
+        Self {
+            own_account: Account::new(0),
+            has_own: AtomicBool::new(false),
+            payer,
+            objects: Once::new(),
+            host: Once::new(),
+            pio: Once::new(),
+            root,
+        }
+    }
+
+    /// The account that pays for what is created in this protection domain.
+    pub fn account(&self) -> &Account {
+        if self.has_own.load(Ordering::Acquire) { &self.own_account } else { self.payer }
+    }
+
+    /// Moves `frames` frames from `account` to the protection domain's own account, which it pays from henceforth.
+    pub fn give_allowance(&self, account: &Account, frames: u32) -> bool {
+        let moved = account.transfer(&self.own_account, frames);
+        if moved {
+            self.has_own.store(true, Ordering::Release);
+        }
+        moved
+    }
+}

@@ -1,0 +1,114 @@
+#![allow(unsafe_code)]
+//! The machine: what of it the kernel protects (NOVA 8.2), and sleep states and reset (NOVA 5.5.1).
+//!
+//! Unsafe: writes the power-management registers that the firmware's tables name.
+
+use abi::Status;
+use kernel_core::boot::acpi::Fadt;
+use spin::Once;
+use x86_64::instructions::port::Port;
+
+use crate::ec::Ec;
+use crate::hypercall::Call;
+
+/// Most ranges of protected physical memory.
+const RANGES: usize = 16;
+
+/// What the kernel knows of the machine after boot.
+pub struct Platform {
+    /// Ranges of page numbers that nobody can be granted.
+    pub protected: [(u64, u64); RANGES],
+    /// Number of physical pages that addresses can name.
+    pub physical_pages: u64,
+    /// ACPI fixed hardware.
+    pub fadt: Option<Fadt>,
+}
+
+static PLATFORM: Once<Platform> = Once::new();
+
+/// Publishes what boot found. Once.
+pub fn set(platform: Platform) {
+    PLATFORM.call_once(|| platform);
+}
+
+/// Ranges of page numbers that nobody can be granted.
+pub fn protected() -> impl Iterator<Item = (u64, u64)> {
+    PLATFORM.get().into_iter().flat_map(|platform| platform.protected.iter().copied())
+}
+
+/// Number of physical pages.
+pub fn physical_pages() -> u64 {
+    PLATFORM.get().map_or(0, |platform| platform.physical_pages)
+}
+
+/// I/O ports that the kernel protects: power management and system management (NOVA 8.2.2).
+pub fn protected_ports() -> impl Iterator<Item = u16> {
+    let fadt = PLATFORM.get().and_then(|platform| platform.fadt.as_ref());
+    let control = fadt.into_iter().flat_map(|fadt| [fadt.pm1a_control, fadt.pm1b_control, fadt.pm2_control]);
+    let control = control.filter(|port| *port != 0).flat_map(|port| [port, port.saturating_add(1)]);
+    control.chain(fadt.map(|fadt| fadt.smi_command).filter(|port| *port != 0))
+}
+
+/// ctrl_hw.
+pub fn control(ec: &Ec, call: Call) -> Result<(), Status> {
+    if !ec.pd.root {
+        return Err(Status::BadHyp);
+    }
+    match call.flags {
+        0 => sleep(call.selector),
+        // Cache allocation is not offered.
+        4..=7 => Err(Status::BadFtr),
+        _ => Err(Status::BadPar),
+    }
+}
+
+fn sleep(descriptor: u64) -> Result<(), Status> {
+    if descriptor >> 9 != 0 {
+        return Err(Status::BadPar);
+    }
+    let (state, a, b) = (descriptor & 7, (descriptor >> 3 & 7) as u16, (descriptor >> 6 & 7) as u16);
+    let fadt = PLATFORM.get().and_then(|platform| platform.fadt.as_ref()).ok_or(Status::BadFtr)?;
+    match state {
+        5 if fadt.pm1a_control != 0 => {
+            crate::console::drain();
+            enter_sleep(fadt.pm1a_control, a);
+            if fadt.pm1b_control != 0 {
+                enter_sleep(fadt.pm1b_control, b);
+            }
+        }
+        7 => {
+            crate::console::drain();
+            reset(fadt);
+        }
+        1..=5 => return Err(Status::BadFtr),
+        _ => return Err(Status::BadPar),
+    }
+    // The machine takes a moment to go.
+    loop {
+        x86_64::instructions::hlt();
+    }
+}
+
+/// Writes sleep type and enable to a PM1 control register (ACPI 6.5, 4.8.3.2.1).
+fn enter_sleep(port: u16, kind: u16) {
+    let mut port = Port::<u16>::new(port);
+    // SAFETY: the register that the firmware names; nobody but the root protection domain can ask for this.
+    unsafe {
+        let value = port.read() & !(7 << 10 | 1 << 13);
+        port.write(value | kind << 10);
+        port.write(value | kind << 10 | 1 << 13);
+    }
+}
+
+/// Resets by the firmware's register if there is one, then by the ways that PCs have.
+fn reset(fadt: &Fadt) {
+    // SAFETY: these writes reset the machine, as asked.
+    unsafe {
+        if let Some((port, value)) = fadt.reset_port() {
+            Port::<u8>::new(port).write(value);
+        }
+        Port::<u8>::new(0xcf9).write(0x02);
+        Port::<u8>::new(0xcf9).write(0x06);
+        Port::<u8>::new(0x64).write(0xfe);
+    }
+}

@@ -1,0 +1,173 @@
+//! Portals and the messages that travel through them: calls, events, replies (NOVA 2.4, 4.4, 5.2, 8.6).
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use abi::capability::Permissions;
+use abi::utcb::gpr;
+use abi::{Mtd, Status};
+use kernel_core::slots::Kind;
+
+use crate::cpu::Cpu;
+use crate::ec::{Continuation, Ec, EcKind};
+use crate::memory::copy_words;
+use crate::object::{Object, Ref};
+use crate::vcpu::VirtualCpu;
+use crate::{run, sched};
+
+/// A portal.
+#[repr(C, align(64))]
+pub struct Pt {
+    ec: Ref<Ec>,
+    ip: u64,
+    /// Passed to the callee.
+    pub identifier: AtomicU64,
+    /// State that an event carries.
+    pub mtd: AtomicU32,
+}
+
+impl Object for Pt {
+    const KIND: Kind = Kind::Pt;
+}
+
+impl Pt {
+    /// A portal to `ec` that enters at `ip`.
+    pub fn new(ec: Ref<Ec>, ip: u64) -> Self {
+        Self { ec, ip, identifier: AtomicU64::new(0), mtd: AtomicU32::new(0) }
+    }
+}
+
+/// Lends the caller's scheduling context to `callee`, which starts at the portal's address.
+fn enter(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, portal: &Pt, mtd: u32) -> ! {
+    callee.caller.set(Some(caller));
+    caller.callee.set(Some(callee));
+    callee.set_gpr(gpr::RDI, portal.identifier.load(Ordering::Relaxed));
+    callee.set_gpr(gpr::RSI, mtd as u64);
+    callee.rip.set(portal.ip);
+    callee.continuation.set(Continuation::ReturnHypercall);
+    run::run(cpu, callee)
+}
+
+/// `caller` found `callee` busy: its scheduling context runs what the callee is busy with, and then it tries again.
+fn help(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, retry: Continuation) -> ! {
+    caller.continuation.set(retry);
+    caller.callee.set(Some(callee));
+    match cpu.sc.get() {
+        Some(sc) => sched::activate(cpu, sc),
+        None => sched::schedule(cpu),
+    }
+}
+
+/// ipc_call of `caller`, whose registers hold the portal and the message descriptor.
+pub fn call(cpu: &'static Cpu, caller: &'static Ec, no_help: bool) -> Result<(), Status> {
+    caller.callee.set(None);
+    let (portal, _) = caller.objects.get::<Pt>(caller.gpr(gpr::RDI) >> 8, Permissions::CALL)?;
+    let callee = portal.ec.get().ok_or(Status::Aborted)?;
+    if callee.cpu != caller.cpu {
+        return Err(Status::BadCpu);
+    }
+    match callee.continuation.get() {
+        Continuation::Dead => return Err(Status::Aborted),
+        Continuation::Idle => {}
+        _ if no_help => return Err(Status::Timeout),
+        _ => help(cpu, caller, callee, Continuation::SendCall),
+    }
+    let mtd = caller.gpr(gpr::RSI) as u32 & 0x1ff;
+    copy_words(caller.utcb, callee.utcb, mtd as usize + 1);
+    caller.continuation.set(Continuation::AwaitReply);
+    enter(cpu, caller, callee, portal, mtd)
+}
+
+/// Sends `event` of `ec` to its portal; kills `ec` if that cannot be done.
+pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
+    ec.callee.set(None);
+    let portal = match ec.objects.get::<Pt>(ec.event_base.wrapping_add(event as u64), Permissions::EVENT) {
+        Ok((portal, _)) => portal,
+        Err(_) => kill(cpu, ec, format_args!("no portal for event {event:#x}")),
+    };
+    let callee = match portal.ec.get() {
+        Some(callee) if callee.cpu == ec.cpu && callee.continuation.get() != Continuation::Dead => callee,
+        _ => kill(cpu, ec, format_args!("the handler of event {event:#x} is gone")),
+    };
+    if callee.continuation.get() != Continuation::Idle {
+        // A handler that raises an event towards itself can never take it.
+        if core::ptr::eq(callee, ec) {
+            kill(cpu, ec, format_args!("event {event:#x} in its own handler"));
+        }
+        help(cpu, ec, callee, Continuation::SendEvent(event));
+    }
+    let mtd = Mtd::from_bits_retain(portal.mtd.load(Ordering::Relaxed));
+    match ec.guest {
+        Some(guest) => guest.vcpu.get().save(mtd, ec.gprs.get(), callee.architectural()),
+        None => ec.save_host(mtd, callee.architectural()),
+    }
+    ec.continuation.set(Continuation::AwaitEventReply);
+    enter(cpu, ec, callee, portal, mtd.bits())
+}
+
+/// ipc_reply of `callee`: answers its caller, if it has one, and waits for the next message.
+pub fn reply(cpu: &'static Cpu, callee: &'static Ec) -> ! {
+    if callee.kind != EcKind::Local {
+        kill(cpu, callee, format_args!("ipc_reply by an EC that is not a local thread"));
+    }
+    callee.continuation.set(Continuation::Idle);
+    let Some(caller) = callee.caller.take() else { leave(cpu) };
+    let mtd = callee.gpr(gpr::RSI) as u32;
+    caller.callee.set(None);
+    if caller.continuation.get() == Continuation::AwaitReply {
+        let mtd = mtd & 0x1ff;
+        copy_words(callee.utcb, caller.utcb, mtd as usize + 1);
+        caller.set_gpr(gpr::RSI, mtd as u64);
+        run::finish(caller, Status::Success);
+    } else {
+        resume_event(cpu, caller, callee, Mtd::from_bits_retain(mtd));
+    }
+    if cpu.helping.get() {
+        leave(cpu);
+    }
+    run::run(cpu, caller)
+}
+
+/// Takes the state that `handler` replied with into `ec`.
+fn resume_event(cpu: &'static Cpu, ec: &'static Ec, handler: &Ec, mtd: Mtd) {
+    if mtd.contains(Mtd::POISON) {
+        kill(cpu, ec, format_args!("poisoned by its handler"));
+    }
+    let utcb = *handler.architectural();
+    let Some(guest) = ec.guest else {
+        ec.load_host(mtd, &utcb);
+        ec.continuation.set(Continuation::ReturnInterrupt);
+        return;
+    };
+    if mtd.contains(Mtd::SPACES) {
+        guest.assign(handler.objects, &utcb);
+    }
+    guest.vcpu.get().load(mtd, ec.gprs.get(), &utcb);
+    ec.continuation.set(Continuation::EnterGuest);
+}
+
+/// The current EC has nothing to do: the chain of the current SC goes on elsewhere.
+fn leave(cpu: &'static Cpu) -> ! {
+    match cpu.sc.get() {
+        Some(sc) => sched::activate(cpu, sc),
+        None => sched::schedule(cpu),
+    }
+}
+
+/// Kills `ec`; whoever waits for its reply gets ABORTED, or dies as well if it was waiting for an event handler.
+pub fn kill(cpu: &'static Cpu, ec: &'static Ec, reason: core::fmt::Arguments) -> ! {
+    crate::log!("killed EC {:#x} at RIP {:#x}: {reason}", ec.reference.index(), ec.rip.get());
+    let mut dead = ec;
+    loop {
+        dead.continuation.set(Continuation::Dead);
+        dead.callee.set(None);
+        sched::unpark(cpu, dead);
+        let Some(caller) = dead.caller.take() else { leave(cpu) };
+        caller.callee.set(None);
+        if caller.continuation.get() == Continuation::AwaitReply {
+            run::finish(caller, Status::Aborted);
+            leave(cpu);
+        }
+        crate::log!("killed EC {:#x}: its event handler died", caller.reference.index());
+        dead = caller;
+    }
+}

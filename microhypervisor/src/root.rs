@@ -1,0 +1,207 @@
+#![allow(unsafe_code)]
+//! The root protection domain: what exists at start (NOVA 6.1.3, 6.2, 6.3).
+//!
+//! Unsafe: fills the information page.
+
+use abi::capability::{Cacheability, Permissions, SELECTOR_COUNT, nova, root};
+use abi::extension::{self, Announcement};
+use abi::hip::{self, Hip};
+use abi::scd::{PRIORITY_MAX, Scd};
+use abi::utcb::gpr;
+use abi::{HIP_ADDRESS, ROOT_UTCB_ADDRESS, Status, event};
+use kernel_core::boot::PhysicalMemory;
+use kernel_core::boot::elf::RootElf;
+use kernel_core::slots::Entry;
+
+use crate::boot::HandOver;
+use crate::cpu::Cpu;
+use crate::ec::{Continuation, EcKind};
+use crate::memory::{KERNEL_ACCOUNT, POOL_FRAMES, StaticFrame, kernel_range};
+use crate::object::{self, Object, Ref};
+use crate::panic::fatal;
+use crate::pd::Pd;
+use crate::sched::{self, Sc};
+use crate::semaphore::Sm;
+use crate::space::{HostSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
+use crate::vcpu::Processor;
+use crate::{console, create, ctrl_pd, interrupt, platform, timer};
+
+/// Frames that the kernel keeps for itself; all others are the root protection domain's allowance.
+const KERNEL_RESERVE: u32 = 64;
+
+/// The root image, checked.
+pub struct Image {
+    elf: RootElf,
+    range: (u64, u64),
+}
+
+impl Image {
+    /// Reads the headers of the image at physical `range`; stops the machine if they break a rule.
+    pub fn read(memory: &impl PhysicalMemory, range: (u64, u64)) -> Self {
+        match RootElf::parse(memory, range.0, range.1) {
+            Ok(elf) => Self { elf, range },
+            Err(error) => fatal(format_args!("root image: {error}")),
+        }
+    }
+}
+
+static HIP: StaticFrame = StaticFrame::new();
+
+fn must<T>(result: Result<T, Status>) -> T {
+    result.unwrap_or_else(|status| fatal(format_args!("cannot create the root protection domain: {status:?}")))
+}
+
+fn some<T>(option: Option<T>) -> T {
+    must(option.ok_or(Status::MemObj))
+}
+
+/// MSRs that a guest may be given, by what of them (NOVA 8.2.3): those that the kernel switches with the vCPU.
+const MSR_READ_WRITE: [u32; 8] = [0x174, 0x175, 0x176, 0x277, 0xc000_0080, 0xc000_0100, 0xc000_0101, 0xc000_0102];
+const MSR_READ: [u32; 5] = [0x10, 0xc000_0081, 0xc000_0082, 0xc000_0084, 0xc000_0103];
+
+/// Creates everything that exists at start and makes the root EC ready.
+pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32) {
+    let account = &KERNEL_ACCOUNT;
+    let (nova_pd, _) = must(object::create(account, |_| Pd::new(account, false)));
+    let (pd, pd_reference) = must(object::create(account, |_| Pd::new(account, true)));
+    if !pd.give_allowance(account, POOL_FRAMES as u32 - KERNEL_RESERVE) {
+        must::<()>(Err(Status::MemObj));
+    }
+
+    let nova_objects = must(object::create(account, |_| some(ObjectSpace::new(nova_pd))));
+    let nova_host = must(object::create(account, |_| some(HostSpace::new(nova_pd))));
+    let nova_pio = must(object::create(account, |_| some(PioSpace::new(nova_pd, false))));
+    let nova_msr = must(object::create(account, |_| some(MsrSpace::new(nova_pd))));
+    let objects = must(object::create(account, |_| some(ObjectSpace::new(pd))));
+    let host = must(object::create(account, |_| some(HostSpace::new(pd))));
+    let pio = must(object::create(account, |_| some(PioSpace::new(pd, true))));
+    pd.objects.call_once(|| objects.0);
+    pd.host.call_once(|| host.0);
+    pd.pio.call_once(|| pio.0);
+
+    let all = Permissions::GRANT | Permissions::TAKE;
+    let take = Permissions::TAKE;
+    let put = |selector, entry| must(nova_objects.0.set(selector, entry));
+    let console = semaphore(Sm::new(0));
+    interrupt::bind_console(console);
+    put(nova::CONSOLE_SEMAPHORE, console.capability(Permissions::UP | Permissions::DOWN));
+    put(nova::OBJECT_SPACE, nova_objects.1.capability(take));
+    put(nova::HOST_SPACE, nova_host.1.capability(take));
+    put(nova::PIO_SPACE, nova_pio.1.capability(take));
+    put(nova::MSR_SPACE, nova_msr.1.capability(take));
+    put(nova::ROOT_OBJECT_SPACE, objects.1.capability(all));
+    put(nova::ROOT_HOST_SPACE, host.1.capability(all));
+    put(nova::ROOT_PIO_SPACE, pio.1.capability(all | Permissions::ASSIGN));
+    for gsi in 0..pins {
+        let reference = semaphore(Sm::for_interrupt(gsi));
+        interrupt::bind(gsi, reference);
+        put(nova::INTERRUPT_BASE + gsi as u64, reference.capability(Permissions::ASSIGN_INT | Permissions::DOWN));
+    }
+    ctrl_pd::set_nova_spaces(nova_host.1.capability(take), nova_pio.1.capability(take));
+    open_nova_spaces(nova_pio.0, nova_msr.0);
+
+    map_image(host.0, image);
+    write_hip(image, hand_over, pins);
+    must(host.0.map_kernel_page(HIP_ADDRESS, HIP.physical(), Permissions::READ));
+    let page = ROOT_UTCB_ADDRESS >> 12;
+    let (ec, ec_reference) =
+        must(create::host_or_guest(cpu, pd, objects.0, host.0, EcKind::Global, false, page, HIP_ADDRESS, 0));
+    ec.rip.set(image.elf.entry);
+    ec.set_gpr(gpr::RDI, hand_over.magic as u64);
+    ec.set_gpr(gpr::RSI, hand_over.information as u64);
+    ec.continuation.set(Continuation::ReturnInterrupt);
+    ec.bound.store(true, core::sync::atomic::Ordering::Relaxed);
+    let scd = Scd { budget: 1000, priority: PRIORITY_MAX, cos: 0 };
+    let (sc, sc_reference) = must(object::create(pd.account(), |_| Sc::new(ec_reference, scd, timer::frequency() / 1000)));
+
+    let put = |selector, entry: Entry| must(objects.0.set(selector, entry));
+    put(root::NOVA_OBJECT_SPACE, nova_objects.1.capability(take));
+    put(root::OBJECT_SPACE, objects.1.capability(all));
+    put(root::PROTECTION_DOMAIN, pd_reference.capability(Permissions::all()));
+    let ec_permissions = Permissions::CTRL | Permissions::BIND_PT | Permissions::BIND_SC;
+    put(root::EXECUTION_CONTEXT, ec_reference.capability(ec_permissions));
+    put(root::SCHEDULING_CONTEXT, sc_reference.capability(Permissions::CTRL));
+    sched::enqueue(cpu, sc);
+}
+
+fn semaphore(sm: Sm) -> Ref<Sm>
+where
+    Sm: Object,
+{
+    must(object::create(&KERNEL_ACCOUNT, |_| sm)).1
+}
+
+/// All ports but the protected ones; the registers that may be passed through.
+fn open_nova_spaces(pio: &PioSpace, msr: &MsrSpace) {
+    for port in 0..=u16::MAX {
+        must(pio.set(port as u64, !platform::protected_ports().any(|protected| protected == port)));
+    }
+    for register in MSR_READ_WRITE {
+        msr.set(register, Permissions::READ | Permissions::WRITE);
+    }
+    for register in MSR_READ {
+        msr.set(register, Permissions::READ);
+    }
+}
+
+/// Maps the segments of the root image where the boot loader put them.
+fn map_image(host: &HostSpace, image: &Image) {
+    for segment in image.elf.segments() {
+        let mut done = 0;
+        while done < segment.pages {
+            let (va, pa) = (segment.va + done * 4096, segment.pa + done * 4096);
+            done += must(host.step(va, pa, segment.pages - done, segment.permissions, Cacheability::WriteBack)).max(1);
+        }
+    }
+}
+
+fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
+    let (nova_start, nova_end) = kernel_range();
+    let (mbuf_start, mbuf_end) = console::range();
+    let features = match crate::cpu::BOOT_CPU.cpu.processor.get() {
+        Some(Processor::Vmx(_)) => hip::FEATURE_VMX,
+        Some(Processor::Svm(_)) => hip::FEATURE_SVM,
+        None => 0,
+    };
+    let mut page = Hip {
+        signature: hip::SIGNATURE,
+        length: size_of::<Hip>() as u16,
+        nova_start,
+        nova_end,
+        mbuf_start,
+        mbuf_end,
+        root_start: image.range.0,
+        root_end: image.range.1,
+        acpi_rsdp: hand_over.rsdp.unwrap_or(hip::NOT_PRESENT),
+        uefi_map: hip::NOT_PRESENT,
+        stc_frequency: timer::frequency(),
+        sel_num: SELECTOR_COUNT,
+        sel_hst_arch: event::HOST_ARCH,
+        sel_hst_nova: event::HOST_NOVA,
+        sel_gst_arch: event::GUEST_ARCH,
+        sel_gst_nova: event::GUEST_NOVA,
+        cpu_num: 1,
+        cpu_bsp: 0,
+        int_pin: pins as u16,
+        mco_obj: 9,
+        mco_hst: 9,
+        mco_gst: 9,
+        mco_pio: 16,
+        mco_msr: 14,
+        platform_features: features,
+        extension: Announcement {
+            magic: extension::MAGIC,
+            version: extension::VERSION,
+            features: extension::FEATURE_ALLOWANCE | extension::FEATURE_NEUTRAL_EVENTS,
+        },
+        ..Hip::default()
+    };
+    // SAFETY: the page holds plain integers without padding; nobody else has it yet.
+    unsafe {
+        let words = HIP.pointer().cast::<u16>();
+        HIP.pointer().cast::<Hip>().write(page);
+        let sum = (0..size_of::<Hip>() / 2).fold(0u16, |sum, index| sum.wrapping_add(words.add(index).read()));
+        page.checksum = sum.wrapping_neg();
+        HIP.pointer().cast::<Hip>().write(page);
+    }
+}

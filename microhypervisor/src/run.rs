@@ -1,0 +1,170 @@
+#![allow(unsafe_code)]
+//! The way out of the kernel: an EC goes on where its continuation says. And the way in from user mode.
+//!
+//! Unsafe: calls the entry and exit stubs, which never return.
+
+use core::sync::atomic::Ordering;
+
+use abi::utcb::gpr;
+use abi::{Status, USER_END};
+
+use crate::cpu::Cpu;
+use crate::ec::{Continuation, Ec, FRAME_END};
+use crate::{ctrl_pd, fpu, guest, interrupt, portal, sched};
+
+core::arch::global_asm!(
+    include_str!("entry.S"),
+    block = sym crate::cpu::BOOT_CPU,
+    current = const crate::cpu::CpuBlock::STACK_TOP,
+    user_interrupt = sym user_interrupt,
+    kernel_interrupt = sym interrupt::kernel_interrupt,
+    hypercall = sym crate::hypercall::hypercall,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    fn return_from_hypercall(ec: &Ec) -> !;
+    fn return_from_interrupt(ec: &Ec) -> !;
+    /// The first interrupt stub.
+    pub static interrupt_stubs: u8;
+    /// Where SYSCALL enters.
+    pub static syscall_entry: u8;
+}
+
+/// Bytes from one interrupt stub to the next.
+pub const STUB_STRIDE: u64 = 16;
+
+/// Interrupt stack of a vector, see `interrupt_ist` in `entry.S`.
+pub fn interrupt_stack(vector: usize) -> u8 {
+    match vector {
+        1 => 1,
+        2 => 2,
+        8 => 3,
+        18 => 4,
+        _ => 0,
+    }
+}
+
+/// `ec` will return from its hypercall with `status`.
+#[inline(always)]
+pub fn finish(ec: &Ec, status: Status) {
+    ec.set_gpr(gpr::RDI, status as u64);
+    ec.continuation.set(Continuation::ReturnHypercall);
+}
+
+/// Runs `ec`, the end of the current SC's chain, unless something more urgent is ready.
+pub fn run(cpu: &'static Cpu, ec: &'static Ec) -> ! {
+    sched::check(cpu);
+    let continuation = ec.continuation.get();
+    if ec.recall.load(Ordering::Relaxed) {
+        recall(cpu, ec, continuation);
+    }
+    match continuation {
+        Continuation::ReturnHypercall => {
+            prepare_user(cpu, ec);
+            // SAFETY: the EC's state is complete, and its RIP and RSP are user addresses or fault in user mode.
+            unsafe { return_from_hypercall(ec) }
+        }
+        Continuation::ReturnInterrupt => {
+            prepare_user(cpu, ec);
+            // SAFETY: as above; selectors and flags of the frame are ours.
+            unsafe { return_from_interrupt(ec) }
+        }
+        Continuation::EnterGuest => guest::enter(cpu, ec),
+        Continuation::Startup => {
+            let arch = first_microhypervisor_event(ec);
+            portal::raise(cpu, ec, arch + abi::event::STARTUP)
+        }
+        Continuation::SendCall => match portal::call(cpu, ec, false) {
+            Ok(()) => run(cpu, ec),
+            Err(status) => {
+                finish(ec, status);
+                run(cpu, ec)
+            }
+        },
+        Continuation::SendEvent(event) => portal::raise(cpu, ec, event),
+        Continuation::ResumeCtrlPd => ctrl_pd::resume(cpu, ec),
+        Continuation::AwaitReply
+        | Continuation::AwaitEventReply
+        | Continuation::Blocked
+        | Continuation::Idle
+        | Continuation::Dead => sched::drop_current(cpu),
+    }
+}
+
+fn first_microhypervisor_event(ec: &Ec) -> u16 {
+    if ec.guest.is_some() { abi::event::GUEST_ARCH } else { abi::event::HOST_ARCH }
+}
+
+/// A recall is pending: raises it if `ec` was about to leave the kernel.
+fn recall(cpu: &'static Cpu, ec: &'static Ec, continuation: Continuation) {
+    match continuation {
+        Continuation::ReturnHypercall => {
+            // The event's reply resumes with full state, so what SYSRET would set must be there.
+            ec.set_gpr(gpr::RCX, ec.rip.get());
+            ec.set_gpr(11, 0x202);
+            ec.rflags.set(0x202);
+        }
+        Continuation::ReturnInterrupt | Continuation::EnterGuest => {}
+        _ => return,
+    }
+    if ec.take_recall() {
+        let arch = first_microhypervisor_event(ec);
+        portal::raise(cpu, ec, arch + abi::event::RECALL)
+    }
+}
+
+/// Makes the CPU ready for `ec` in user mode.
+fn prepare_user(cpu: &'static Cpu, ec: &'static Ec) {
+    if ec.rip.get() >= USER_END {
+        // SYSRET and IRET fault in the kernel on such an address; the fault is the program's.
+        ec.error.set(0);
+        ec.vector.set(13);
+        portal::raise(cpu, ec, 13);
+    }
+    cpu.current.set(ec);
+    if let Some(task) = cpu.task.get() {
+        task.set_rsp0(core::ptr::from_ref(ec) as u64 + FRAME_END as u64);
+    }
+    switch_space(cpu, ec);
+    fpu::prepare_user(cpu, ec);
+    if let Some(processor) = cpu.processor.get() {
+        processor.restore_host();
+        if ec.space.has_ports() {
+            processor.restore_task_register();
+        }
+    }
+}
+
+/// Loads the page tables of `ec`'s host space if others are loaded, or if they lost entries since.
+#[inline(always)]
+pub fn switch_space(cpu: &Cpu, ec: &Ec) {
+    let root = ec.space.root();
+    if cpu.space.get() != root {
+        cpu.space.set(root);
+        // SAFETY: every host space maps the kernel.
+        unsafe { crate::registers::set_cr3(root) };
+    }
+}
+
+/// Exceptions and interrupts from user mode. `ec` holds the complete state.
+extern "C" fn user_interrupt(ec: &'static Ec) -> ! {
+    let cpu = Cpu::of(ec);
+    ec.continuation.set(Continuation::ReturnInterrupt);
+    let vector = ec.vector.get();
+    match vector {
+        2 => {}
+        8 | 18 => crate::panic::fatal(format_args!(
+            "{} in user mode at RIP {:#x}",
+            if vector == 8 { "double fault" } else { "machine check" },
+            ec.rip.get()
+        )),
+        7 if fpu::switch(cpu, ec) => {}
+        0..32 => {
+            ec.fault_address.set(if vector == 14 { crate::registers::cr2() } else { 0 });
+            portal::raise(cpu, ec, vector as u16)
+        }
+        _ => interrupt::handle(cpu, vector as u8),
+    }
+    run(cpu, ec)
+}

@@ -1,0 +1,180 @@
+//! Scheduling contexts: who runs, for how long, and what a chain of calls does with a budget (NOVA 2.3, 5.2.1).
+//!
+//! An SC starts at its own EC and follows the callees to the EC that can make progress: donation and helping in one
+//! rule. A chain whose end blocks parks the SC there until that EC goes on.
+
+use core::cell::Cell;
+
+use abi::scd::Scd;
+use kernel_core::ready::{LinkCell, Links};
+use kernel_core::slots::Kind;
+
+use crate::cpu::{Cpu, now};
+use crate::ec::{Continuation, Ec, EcTimeouts};
+use crate::object::{self, Object, Ref, by_id};
+use crate::{run, semaphore, timer};
+
+/// A scheduling context.
+#[repr(C, align(64))]
+pub struct Sc {
+    ec: Ref<Ec>,
+    /// 1 to 127.
+    pub priority: u8,
+    /// Budget in system time.
+    budget: u64,
+    left: Cell<u64>,
+    consumed: Cell<u64>,
+    link: LinkCell,
+}
+
+impl Object for Sc {
+    const KIND: Kind = Kind::Sc;
+}
+
+/// SCs linked in a ready queue or parked at an EC.
+pub struct ScLinks;
+impl Links for ScLinks {
+    fn links(&self, id: u32) -> &LinkCell {
+        &by_id::<Sc>(id).link
+    }
+}
+
+impl Sc {
+    /// A new SC for `ec`; `ticks_per_ms` converts the descriptor's budget into system time.
+    pub fn new(ec: Ref<Ec>, scd: Scd, ticks_per_ms: u64) -> Self {
+        let budget = ticks_per_ms.saturating_mul(scd.budget as u64);
+        Self {
+            ec,
+            priority: scd.priority,
+            budget,
+            left: Cell::new(budget),
+            consumed: Cell::new(0),
+            link: LinkCell::new(),
+        }
+    }
+
+    /// Total system time consumed.
+    pub fn consumed(&self, cpu: &Cpu) -> u64 {
+        let running = cpu.sc.get().is_some_and(|sc| core::ptr::eq(sc, self));
+        self.consumed.get() + if running { now().saturating_sub(cpu.slice_start.get()) } else { 0 }
+    }
+}
+
+/// Makes `sc` ready, behind the others of its priority.
+pub fn enqueue(cpu: &Cpu, sc: &Sc) {
+    cpu.ready.get().enqueue_back(&ScLinks, sc.priority, object::id(sc));
+    if cpu.sc.get().is_none_or(|current| current.priority < sc.priority) {
+        cpu.reschedule.set(true);
+    }
+}
+
+/// `ec` can go on: the SCs that wait for it are ready again.
+pub fn unpark(cpu: &Cpu, ec: &Ec) {
+    while let Some(id) = ec.parked.get().pop_front(&ScLinks) {
+        enqueue(cpu, by_id::<Sc>(id));
+    }
+}
+
+/// Ends the current SC's turn: accounts its time and returns it with what is left of its budget.
+fn suspend(cpu: &Cpu) -> Option<&'static Sc> {
+    let sc = cpu.sc.take()?;
+    let now = now();
+    sc.consumed.set(sc.consumed.get() + now.saturating_sub(cpu.slice_start.get()));
+    sc.left.set(cpu.slice_end.get().saturating_sub(now));
+    Some(sc)
+}
+
+/// The current SC waits at `ec`, the blocked end of its chain; another one runs.
+pub fn park(cpu: &'static Cpu, ec: &Ec) -> ! {
+    if let Some(sc) = suspend(cpu) {
+        ec.parked.get().push_back(&ScLinks, object::id(sc));
+    }
+    schedule(cpu)
+}
+
+/// The current SC has nothing to run any more (its EC is dead); another one runs.
+pub fn drop_current(cpu: &'static Cpu) -> ! {
+    suspend(cpu);
+    schedule(cpu)
+}
+
+/// If a more urgent SC is ready or the budget is used up, another one runs; else returns.
+pub fn check(cpu: &'static Cpu) {
+    if !cpu.reschedule.replace(false) {
+        return;
+    }
+    let Some(current) = cpu.sc.get() else { schedule(cpu) };
+    let expired = now() >= cpu.slice_end.get();
+    let urgent = cpu.ready.get().highest().is_some_and(|priority| priority > current.priority);
+    if !expired && !urgent {
+        return;
+    }
+    suspend(cpu);
+    let (priority, id) = (current.priority, object::id(current));
+    if expired {
+        current.left.set(current.budget);
+        cpu.ready.get().enqueue_back(&ScLinks, priority, id);
+    } else {
+        cpu.ready.get().enqueue_front(&ScLinks, priority, id);
+    }
+    schedule(cpu)
+}
+
+/// Runs the most urgent ready SC, or waits for an interrupt.
+pub fn schedule(cpu: &'static Cpu) -> ! {
+    loop {
+        cpu.reschedule.set(false);
+        if let Some((_, id)) = cpu.ready.get().pop_highest(&ScLinks) {
+            let sc = by_id::<Sc>(id);
+            if sc.left.get() == 0 {
+                sc.left.set(sc.budget);
+            }
+            let now = now();
+            cpu.sc.set(Some(sc));
+            cpu.slice_start.set(now);
+            cpu.slice_end.set(now.saturating_add(sc.left.get()));
+            timer::program(cpu);
+            activate(cpu, sc);
+        }
+        cpu.slice_end.set(u64::MAX);
+        timer::program(cpu);
+        crate::registers::halt();
+    }
+}
+
+/// Runs the end of the current SC's chain of calls.
+pub fn activate(cpu: &'static Cpu, sc: &Sc) -> ! {
+    cpu.helping.set(false);
+    let Some(mut ec) = sc.ec.get() else { drop_current(cpu) };
+    loop {
+        match (ec.continuation.get(), ec.callee.get()) {
+            // It waits for a callee that is free by now, or gone: it tries again.
+            (Continuation::SendCall | Continuation::SendEvent(_), Some(callee))
+                if callee.caller.get().is_none() =>
+            {
+                run::run(cpu, ec)
+            }
+            (Continuation::SendCall | Continuation::SendEvent(_), Some(callee)) => {
+                cpu.helping.set(true);
+                ec = callee;
+            }
+            (_, Some(callee)) => ec = callee,
+            (Continuation::Blocked, None) => park(cpu, ec),
+            (Continuation::Dead, None) => drop_current(cpu),
+            (_, None) => run::run(cpu, ec),
+        }
+    }
+}
+
+/// Wakes every EC whose timeout has passed and ends a used-up budget. For the timer interrupt.
+pub fn expire(cpu: &'static Cpu) {
+    let now = now();
+    while let Some(id) = cpu.timeouts.get().pop_expired(&EcTimeouts, now) {
+        semaphore::timed_out(cpu, by_id::<Ec>(id));
+    }
+    if now >= cpu.slice_end.get() {
+        cpu.reschedule.set(true);
+    }
+    cpu.deadline.set(u64::MAX);
+    timer::program(cpu);
+}

@@ -1,0 +1,125 @@
+#![allow(unsafe_code)]
+//! Semaphores, with FIFO queues and absolute timeouts (NOVA 2.5, 5.4.5).
+//!
+//! Unsafe: shares semaphores between CPUs.
+//!
+//! Lock order: a semaphore's lock is innermost.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use abi::Status;
+use kernel_core::ready::Fifo;
+use kernel_core::slots::Kind;
+use spin::Mutex;
+
+use crate::cpu::Cpu;
+use crate::ec::{Continuation, Ec, EcLinks, EcTimeouts};
+use crate::object::{self, Object, by_id};
+use crate::{run, sched, timer};
+
+/// Value of [`Sm::interrupt`] for an ordinary semaphore.
+const NO_INTERRUPT: u32 = u32::MAX;
+
+struct State {
+    counter: u64,
+    queue: Fifo,
+}
+
+/// A semaphore. An interrupt semaphore is upped by its interrupt.
+#[repr(C, align(64))]
+pub struct Sm {
+    state: Mutex<State>,
+    interrupt: u32,
+    /// CPU to which its interrupt is routed.
+    route: AtomicU32,
+}
+
+// SAFETY: the state is behind a lock, the rest atomic or constant.
+unsafe impl Sync for Sm {}
+
+impl Object for Sm {
+    const KIND: Kind = Kind::Sm;
+}
+
+impl Sm {
+    /// A semaphore with an initial counter.
+    pub const fn new(counter: u64) -> Self {
+        Self {
+            state: Mutex::new(State { counter, queue: Fifo::new() }),
+            interrupt: NO_INTERRUPT,
+            route: AtomicU32::new(0),
+        }
+    }
+
+    /// The semaphore of global system interrupt `gsi`.
+    pub const fn for_interrupt(gsi: u32) -> Self {
+        Self { interrupt: gsi, ..Self::new(0) }
+    }
+
+    /// The interrupt of an interrupt semaphore.
+    pub fn interrupt(&self) -> Option<u32> {
+        (self.interrupt != NO_INTERRUPT).then_some(self.interrupt)
+    }
+
+    /// Routes its interrupt to CPU `cpu`.
+    pub fn set_route(&self, cpu: u16) {
+        self.route.store(cpu as u32, Ordering::Relaxed);
+    }
+
+    /// Releases the EC that waits longest, or counts.
+    pub fn up(&self, cpu: &Cpu) -> Result<(), Status> {
+        let mut state = self.state.lock();
+        let Some(id) = state.queue.pop_front(&EcLinks) else {
+            state.counter = state.counter.checked_add(1).ok_or(Status::Overflow)?;
+            return Ok(());
+        };
+        drop(state);
+        wake(cpu, by_id::<Ec>(id), Status::Success);
+        Ok(())
+    }
+
+    /// Counts down, or blocks `ec` until an up, or until `timeout` if that is not 0.
+    pub fn down(&'static self, cpu: &'static Cpu, ec: &'static Ec, zero: bool, timeout: u64) -> Result<(), Status> {
+        if let Some(gsi) = self.interrupt() {
+            if self.route.load(Ordering::Relaxed) != ec.cpu as u32 {
+                return Err(Status::BadCpu);
+            }
+            crate::interrupt::unmask_level(gsi);
+        }
+        let mut state = self.state.lock();
+        if state.counter > 0 {
+            state.counter = if zero { 0 } else { state.counter - 1 };
+            return Ok(());
+        }
+        if timeout != 0 && timeout <= crate::cpu::now() {
+            return Err(Status::Timeout);
+        }
+        state.queue.push_back(&EcLinks, object::id(ec));
+        drop(state);
+        ec.continuation.set(Continuation::Blocked);
+        ec.waits_on.set(Some(self));
+        if timeout != 0 {
+            cpu.timeouts.get().insert(&EcTimeouts, object::id(ec), timeout);
+            timer::program(cpu);
+        }
+        sched::park(cpu, ec)
+    }
+}
+
+/// `ec`, which waited, returns from its hypercall with `status`.
+fn wake(cpu: &Cpu, ec: &Ec, status: Status) {
+    if ec.timeout.armed() {
+        cpu.timeouts.get().remove(&EcTimeouts, object::id(ec));
+    }
+    ec.waits_on.set(None);
+    run::finish(ec, status);
+    sched::unpark(cpu, ec);
+}
+
+/// The timeout of `ec` has passed; the timeout queue has dropped it already.
+pub fn timed_out(cpu: &Cpu, ec: &Ec) {
+    if let Some(sm) = ec.waits_on.get() {
+        sm.state.lock().queue.remove(&EcLinks, object::id(ec));
+    }
+    wake(cpu, ec, Status::Timeout);
+}

@@ -1,0 +1,496 @@
+#![allow(unsafe_code)]
+//! Spaces: where selectors become capabilities (NOVA 2.1, 4.1, 6.1.3), and the kernel's own address space.
+//!
+//! Unsafe: reads and writes tables in pool frames, switches page tables.
+//!
+//! Object spaces are read without locks; every space has one lock for writers. Lock order: a space, then an account's
+//! slabs, then the pool. No two spaces are locked at once.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use abi::Status;
+use abi::capability::{Cacheability, Permissions, SELECTOR_COUNT};
+use kernel_core::paging::{Ept, Host, Leaf, Npt, Space, Tables as _};
+use kernel_core::slots::{Entry, Kind};
+use spin::{Mutex, Once};
+
+use crate::descriptors::{WINDOW, WINDOW_TSS_PAGES};
+use crate::memory::{Account, Frame, KERNEL, StaticFrame, Tables};
+use crate::object::{Object, Ref, resolve};
+use crate::pd::Pd;
+use crate::vcpu::Processor;
+
+/// Address of the device window: the LAPIC's page, then one page for each I/O APIC.
+pub const DEVICES: u64 = 0xffff_ffff_c000_0000;
+
+/// Object capabilities of a protection domain: two levels of 512 entries.
+#[repr(C, align(64))]
+pub struct ObjectSpace {
+    root: Frame,
+    lock: Mutex<()>,
+    pd: &'static Pd,
+}
+
+impl Object for ObjectSpace {
+    const KIND: Kind = Kind::ObjectSpace;
+}
+
+impl ObjectSpace {
+    /// An empty object space of `pd`.
+    pub fn new(pd: &'static Pd) -> Option<Self> {
+        Some(Self { root: pd.account().frames(0)?, lock: Mutex::new(()), pd })
+    }
+
+    fn slot(&self, selector: u64) -> Option<&'static AtomicU64> {
+        if selector >= SELECTOR_COUNT {
+            return None;
+        }
+        // SAFETY: the root is a frame of 512 atomic words; each is 0 or the address of a leaf frame, never changed back.
+        unsafe {
+            let root = &*self.root.pointer().cast::<[AtomicU64; 512]>();
+            let leaf = root[(selector >> 9) as usize & 511].load(Ordering::Acquire);
+            (leaf != 0).then(|| &(*(leaf as *const [AtomicU64; 512]))[selector as usize & 511])
+        }
+    }
+
+    /// The capability at `selector`; null if there is none.
+    #[inline(always)]
+    pub fn lookup(&self, selector: u64) -> Entry {
+        self.slot(selector).map_or(Entry::NULL, |slot| Entry::from_raw(slot.load(Ordering::Relaxed)))
+    }
+
+    /// The object at `selector` if it is a `T` and the capability carries `permissions`.
+    #[inline(always)]
+    pub fn get<T: Object>(&self, selector: u64, permissions: Permissions) -> Result<(&'static T, Ref<T>), Status> {
+        resolve(self.lookup(selector), permissions)
+    }
+
+    /// Puts `entry` at `selector`, whatever was there.
+    pub fn set(&self, selector: u64, entry: Entry) -> Result<(), Status> {
+        if selector >= SELECTOR_COUNT {
+            return Err(Status::BadPar);
+        }
+        let _guard = self.lock.lock();
+        if let Some(slot) = self.slot(selector) {
+            slot.store(entry.to_raw(), Ordering::Release);
+            return Ok(());
+        }
+        if entry == Entry::NULL {
+            return Ok(());
+        }
+        let leaf = self.pd.account().frames(0).ok_or(Status::MemCap)?;
+        // SAFETY: as in `slot`; the new leaf is zeroed.
+        unsafe {
+            let root = &*self.root.pointer().cast::<[AtomicU64; 512]>();
+            (*leaf.pointer().cast::<[AtomicU64; 512]>())[selector as usize & 511].store(entry.to_raw(), Ordering::Relaxed);
+            root[(selector >> 9) as usize & 511].store(leaf.pointer() as u64, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Checks that `selector` exists and holds a null capability: where a new object's capability goes.
+    pub fn vacant(&self, selector: u64) -> Result<(), Status> {
+        if selector < SELECTOR_COUNT && crate::object::kind(self.lookup(selector)) == Kind::Null {
+            Ok(())
+        } else {
+            Err(Status::BadCap)
+        }
+    }
+}
+
+/// Memory of host ECs.
+#[repr(C, align(64))]
+pub struct HostSpace {
+    space: Space<Host>,
+    lock: Mutex<()>,
+    pd: &'static Pd,
+    ports: AtomicBool,
+}
+
+impl Object for HostSpace {
+    const KIND: Kind = Kind::HostSpace;
+}
+
+/// The page-table root that holds the kernel's half; its entries are in every host space.
+static MASTER: StaticFrame = StaticFrame::new();
+static MASTER_PDPT: StaticFrame = StaticFrame::new();
+static IMAGE_PD: StaticFrame = StaticFrame::new();
+static IMAGE_PT: StaticFrame = StaticFrame::new();
+static DEVICE_PD: StaticFrame = StaticFrame::new();
+static DEVICE_PT: StaticFrame = StaticFrame::new();
+static WINDOW_PDPT: StaticFrame = StaticFrame::new();
+static WINDOW_PD: StaticFrame = StaticFrame::new();
+static WINDOW_PT: StaticFrame = StaticFrame::new();
+/// A page of ones: the I/O bitmap of spaces without ports, and the terminator of all.
+static ONES: StaticFrame = StaticFrame::new();
+
+const PRESENT: u64 = 1;
+const WRITE: u64 = 1 << 1;
+const UNCACHEABLE: u64 = 1 << 4 | 1 << 3;
+const LARGE: u64 = 1 << 7;
+const GLOBAL: u64 = 1 << 8;
+const NO_EXECUTE: u64 = 1 << 63;
+
+fn put(table: &StaticFrame, index: usize, value: u64) {
+    Tables(&crate::memory::KERNEL_ACCOUNT).write(table.physical(), index, value);
+}
+
+/// Builds the kernel's half of the address space (W^X, no user memory) and returns its root. `guard` is not mapped.
+pub fn build_kernel(guard: u64) -> u64 {
+    unsafe extern "C" {
+        static text_start: u8;
+        static rodata_start: u8;
+        static data_start: u8;
+        static metadata_start: u8;
+        static kernel_end: u8;
+    }
+    // SAFETY: linker symbols; only their addresses are used.
+    let [text, rodata, data, metadata, end] = unsafe {
+        [&raw const text_start, &raw const rodata_start, &raw const data_start, &raw const metadata_start, &raw const kernel_end]
+            .map(|symbol| symbol as u64)
+    };
+    // SAFETY: the frame is ours.
+    unsafe { core::ptr::write_bytes(ONES.pointer(), 0xff, 4096) };
+    let table = PRESENT | WRITE;
+    put(&MASTER, 511, MASTER_PDPT.physical() | table);
+    put(&MASTER, 510, WINDOW_PDPT.physical() | table);
+    put(&MASTER_PDPT, 510, IMAGE_PD.physical() | table);
+    put(&MASTER_PDPT, 511, DEVICE_PD.physical() | table);
+    put(&DEVICE_PD, 0, DEVICE_PT.physical() | table);
+
+    let index = |address: u64| ((address - KERNEL) >> 21) as usize;
+    put(&IMAGE_PD, index(text), IMAGE_PT.physical() | table);
+    let mut page = text;
+    while page < metadata && index(page) == index(text) {
+        let flags = if page < rodata {
+            PRESENT
+        } else if page < data {
+            PRESENT | NO_EXECUTE
+        } else {
+            PRESENT | WRITE | NO_EXECUTE
+        };
+        if page != guard {
+            put(&IMAGE_PT, (page >> 12) as usize & 511, (page - KERNEL) | flags | GLOBAL);
+        }
+        page += 4096;
+    }
+    let mut large = metadata;
+    while large < end {
+        put(&IMAGE_PD, index(large), (large - KERNEL) | PRESENT | WRITE | NO_EXECUTE | LARGE | GLOBAL);
+        large += 1 << 21;
+    }
+
+    put(&WINDOW_PDPT, 0, WINDOW_PD.physical() | table);
+    put(&WINDOW_PD, 0, WINDOW_PT.physical() | table);
+    fill_window(WINDOW_PT.physical(), [ONES.physical(); 2]);
+    MASTER.physical()
+}
+
+/// Maps the task state segments and an I/O bitmap in the window's page table `table`.
+fn fill_window(table: u64, bitmap: [u64; 2]) {
+    let mut tables = Tables(&crate::memory::KERNEL_ACCOUNT);
+    let flags = PRESENT | NO_EXECUTE;
+    tables.write(table, 0, crate::descriptors::tss_page() | flags | WRITE | GLOBAL);
+    for (page, frame) in [bitmap[0], bitmap[1], ONES.physical()].into_iter().enumerate() {
+        tables.write(table, WINDOW_TSS_PAGES + page, frame | flags);
+    }
+    debug_assert!(WINDOW & 0x1f_ffff == 0);
+}
+
+/// Maps the device page at `physical` into slot `slot` of the device window.
+pub fn map_device(slot: usize, physical: u64) {
+    put(&DEVICE_PT, slot, physical | PRESENT | WRITE | UNCACHEABLE | NO_EXECUTE | GLOBAL);
+}
+
+impl HostSpace {
+    /// An empty host space of `pd`, with the kernel's half.
+    pub fn new(pd: &'static Pd) -> Option<Self> {
+        let root = pd.account().frames(0)?.physical();
+        let mut tables = Tables(pd.account());
+        for index in [510, 511] {
+            let entry = tables.read(MASTER.physical(), index);
+            tables.write(root, index, entry);
+        }
+        Some(Self { space: Space::new(root, largest_page()), lock: Mutex::new(()), pd, ports: AtomicBool::new(false) })
+    }
+
+    /// Physical address of its page-table root: the value for CR3.
+    #[inline(always)]
+    pub fn root(&self) -> u64 {
+        self.space.root
+    }
+
+    /// Whether its programs have I/O ports.
+    #[inline(always)]
+    pub fn has_ports(&self) -> bool {
+        self.ports.load(Ordering::Relaxed)
+    }
+
+    /// Maps one frame of the kernel's pool or image, as UTCBs and the information page are.
+    pub fn map_kernel_page(&self, address: u64, physical: u64, permissions: Permissions) -> Result<(), Status> {
+        let _guard = self.lock.lock();
+        self.space
+            .map(&mut Tables(self.pd.account()), address, physical, 0, permissions, Cacheability::WriteBack)
+            .map_err(|_| Status::MemObj)
+    }
+
+    /// Gives the space a window with the I/O bitmap `bitmap` of its own.
+    fn open_window(&self, bitmap: [u64; 2]) -> Result<(), Status> {
+        let _guard = self.lock.lock();
+        if self.has_ports() {
+            return Ok(());
+        }
+        let account = self.pd.account();
+        let mut tables = Tables(account);
+        let mut frames = [0; 3];
+        for index in 0..3 {
+            let Some(frame) = account.frames(0) else {
+                frames[..index].iter().for_each(|frame| tables.free(*frame));
+                return Err(Status::MemCap);
+            };
+            frames[index] = frame.physical();
+        }
+        let [pdpt, pd, pt] = frames;
+        fill_window(pt, bitmap);
+        tables.write(pd, 0, pt | PRESENT | WRITE);
+        tables.write(pdpt, 0, pd | PRESENT | WRITE);
+        tables.write(self.root(), 510, pdpt | PRESENT | WRITE);
+        self.ports.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Largest page size of host and nested tables as a level: 0 = 4 KiB, 1 = 2 MiB, 2 = 1 GiB.
+static LARGEST: Once<u8> = Once::new();
+
+/// Sets the largest page size that the processor has.
+pub fn set_largest_page(level: u8) {
+    LARGEST.call_once(|| level);
+}
+
+fn largest_page() -> u8 {
+    LARGEST.get().copied().unwrap_or(1)
+}
+
+enum Nested {
+    Ept(Space<Ept>),
+    Npt(Space<Npt>),
+}
+
+/// Guest-physical memory of vCPUs.
+#[repr(C, align(64))]
+pub struct GuestSpace {
+    nested: Nested,
+    lock: Mutex<()>,
+    pd: &'static Pd,
+    /// Counts changes that took rights away: vCPUs flush when theirs differs.
+    pub generation: AtomicU64,
+}
+
+impl Object for GuestSpace {
+    const KIND: Kind = Kind::GuestSpace;
+}
+
+impl GuestSpace {
+    /// An empty guest space of `pd` in the format of the processor.
+    pub fn new(pd: &'static Pd) -> Option<Self> {
+        let root = pd.account().frames(0)?.physical();
+        let processor = crate::cpu::BOOT_CPU.cpu.processor.get()?;
+        let largest = processor.max_leaf_level().min(largest_page());
+        let nested = match processor {
+            Processor::Svm(_) => Nested::Npt(Space::new(root, largest)),
+            Processor::Vmx(_) => Nested::Ept(Space::new(root, largest)),
+        };
+        Some(Self { nested, lock: Mutex::new(()), pd, generation: AtomicU64::new(1) })
+    }
+
+    /// Physical address of its root.
+    pub fn root(&self) -> u64 {
+        match &self.nested {
+            Nested::Ept(space) => space.root,
+            Nested::Npt(space) => space.root,
+        }
+    }
+}
+
+/// Ports: one bit each, set = no access, in the format of task state, VMX and SVM alike.
+#[repr(C, align(64))]
+pub struct PioSpace {
+    bitmap: Frame,
+    pd: &'static Pd,
+    /// The bitmap governs the host ECs of its protection domain.
+    first: bool,
+}
+
+impl Object for PioSpace {
+    const KIND: Kind = Kind::PioSpace;
+}
+
+impl PioSpace {
+    /// A space without ports; `first` if host ECs of `pd` use it.
+    pub fn new(pd: &'static Pd, first: bool) -> Option<Self> {
+        let bitmap = pd.account().frames(2)?;
+        // SAFETY: four fresh frames.
+        unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, 4 * 4096) };
+        Some(Self { bitmap, pd, first })
+    }
+
+    /// Physical address of the bitmap.
+    pub fn bitmap(&self) -> u64 {
+        self.bitmap.physical()
+    }
+
+    fn word(&self, port: u64) -> &AtomicU64 {
+        // SAFETY: the bitmap has 1024 words, and ports are below 2^16.
+        unsafe { &(*self.bitmap.pointer().cast::<[AtomicU64; 1024]>())[(port >> 6) as usize & 1023] }
+    }
+
+    /// Whether `port` is accessible.
+    pub fn allows(&self, port: u64) -> bool {
+        self.word(port).load(Ordering::Relaxed) & 1 << (port & 63) == 0
+    }
+
+    /// Sets access to `port`.
+    pub fn set(&self, port: u64, access: bool) -> Result<(), Status> {
+        if access && self.first
+            && let Some(host) = self.pd.host.get()
+        {
+            host.open_window([self.bitmap(), self.bitmap() + 4096])?;
+        }
+        let bit = 1 << (port & 63);
+        if access {
+            self.word(port).fetch_and(!bit, Ordering::Relaxed);
+        } else {
+            self.word(port).fetch_or(bit, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// Model-specific registers that a guest accesses without exit: a bitmap in the vendor's format in the first two
+/// frames, and in the third what was granted, two bits for each register.
+#[repr(C, align(64))]
+pub struct MsrSpace {
+    bitmap: Frame,
+    lock: Mutex<()>,
+}
+
+impl Object for MsrSpace {
+    const KIND: Kind = Kind::MsrSpace;
+}
+
+impl MsrSpace {
+    /// A space without registers.
+    pub fn new(pd: &'static Pd) -> Option<Self> {
+        let bitmap = pd.account().frames(2)?;
+        // SAFETY: the first two of four fresh frames.
+        unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, 2 * 4096) };
+        Some(Self { bitmap, lock: Mutex::new(()) })
+    }
+
+    /// Physical address of the bitmap.
+    pub fn bitmap(&self) -> u64 {
+        self.bitmap.physical()
+    }
+
+    /// Where what was granted for `msr` is noted: byte and shift. `None` for registers that no bitmap covers.
+    fn granted(&self, msr: u32) -> Option<(*mut u8, u32)> {
+        let index = match msr {
+            0..0x2000 => msr,
+            0xc000_0000..0xc000_2000 => msr - 0xc000_0000 + 0x2000,
+            _ => return None,
+        };
+        // SAFETY: the index is below 2^14, two bits each: inside the third frame.
+        Some((unsafe { self.bitmap.pointer().add(2 * 4096 + index as usize / 4) }, index % 4 * 2))
+    }
+
+    /// Sets what may be done with `msr`.
+    pub fn set(&self, msr: u32, permissions: Permissions) {
+        let _guard = self.lock.lock();
+        let Some((byte, shift)) = self.granted(msr) else { return };
+        // SAFETY: inside the space's frames, and the lock makes this the only writer.
+        let bitmap = unsafe {
+            byte.write(byte.read() & !(3 << shift) | (permissions.bits() & 3) << shift);
+            core::slice::from_raw_parts_mut(self.bitmap.pointer(), 2 * 4096)
+        };
+        if let Some(processor) = crate::cpu::BOOT_CPU.cpu.processor.get() {
+            let (read, write) = (permissions.contains(Permissions::READ), permissions.contains(Permissions::WRITE));
+            processor.set_msr(bitmap, msr, read, write);
+        }
+    }
+
+    /// What may be done with `msr`.
+    pub fn get(&self, msr: u32) -> Permissions {
+        let _guard = self.lock.lock();
+        // SAFETY: as for `set`.
+        self.granted(msr).map_or(Permissions::empty(), |(byte, shift)| {
+            Permissions::from_bits_retain(unsafe { byte.read() } >> shift & 3)
+        })
+    }
+}
+
+/// A space that holds memory capabilities: the destination of a delegation from a host space.
+pub trait MemorySpace {
+    /// Maps or, with empty permissions, unmaps the largest piece at `address` that one entry covers, of at most
+    /// `pages` pages. Returns the number of pages done.
+    fn step(&self, address: u64, physical: u64, pages: u64, permissions: Permissions, cache: Cacheability)
+    -> Result<u64, Status>;
+    /// Number of selectors, a power of two.
+    fn selectors(&self) -> u64;
+    /// Rights may have been taken away: stale translations must go.
+    fn changed(&self, cpu: &crate::cpu::Cpu);
+}
+
+impl MemorySpace for HostSpace {
+    fn step(&self, address: u64, physical: u64, pages: u64, permissions: Permissions, cache: Cacheability)
+    -> Result<u64, Status> {
+        let _guard = self.lock.lock();
+        self.space
+            .map_step(&mut Tables(self.pd.account()), address, physical, pages, permissions, cache)
+            .map_err(|_| Status::MemCap)
+    }
+
+    fn selectors(&self) -> u64 {
+        abi::USER_END >> 12
+    }
+
+    fn changed(&self, cpu: &crate::cpu::Cpu) {
+        if cpu.space.get() == self.root() {
+            // SAFETY: the tables are loaded already; loading them again drops stale translations.
+            unsafe { crate::registers::set_cr3(self.root()) };
+        }
+    }
+}
+
+impl MemorySpace for GuestSpace {
+    fn step(&self, address: u64, physical: u64, pages: u64, permissions: Permissions, cache: Cacheability)
+    -> Result<u64, Status> {
+        let _guard = self.lock.lock();
+        let mut tables = Tables(self.pd.account());
+        match &self.nested {
+            Nested::Ept(space) => space.map_step(&mut tables, address, physical, pages, permissions, cache),
+            Nested::Npt(space) => space.map_step(&mut tables, address, physical, pages, permissions, cache),
+        }
+        .map_err(|_| Status::MemCap)
+    }
+
+    fn selectors(&self) -> u64 {
+        1 << (48 - 12)
+    }
+
+    fn changed(&self, _: &crate::cpu::Cpu) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl HostSpace {
+    /// The memory capability at `address` and how many pages of the same piece follow, or how many pages are not mapped.
+    pub fn lookup(&self, address: u64) -> (Option<Leaf>, u64) {
+        self.space.lookup_run(&Tables(self.pd.account()), address)
+    }
+
+    /// The account that pays for its tables.
+    pub fn account(&self) -> &Account {
+        self.pd.account()
+    }
+}

@@ -1,0 +1,336 @@
+//! The narrow door between the kernel and the two virtualization extensions: above it nobody asks which vendor it is.
+//!
+//! A [`Processor`] is what a CPU has (one per CPU), a [`VirtualCpu`] what a guest EC has. Both stay at one address from
+//! their first use until [`VirtualCpu::release`], and are used on their own CPU only, with interrupts off.
+//!
+//! The round trip: [`VirtualCpu::enter`] runs the guest. When the guest stops, the entry stub leaves the general
+//! registers in [`Gprs`] (which begins the EC), takes the stack pointer at [`STACK_OFFSET`] and calls `vcpu_exit` with
+//! interrupts off; CR0.TS is set on VMX and as it was at entry on SVM. That calls [`VirtualCpu::exit`] first. An event
+//! then travels by [`VirtualCpu::save`] into the UTCB and by [`VirtualCpu::load`] back. Before the CPU runs a host EC
+//! in user mode the kernel calls [`VirtualCpu::restore_host`] of the vCPU that ran last. Everything else that must be
+//! switched between vCPUs (VMCS, tags, debug registers) the implementations switch themselves.
+//!
+//! Events are numbered and qualified as on VMX (see [`abi::event`]). For the event EXCEPTION the second qualification
+//! is the interruption information of the exception in the encoding of NOVA 8.7.3.2, the third its error code.
+//! Execution controls that a VMM may set are the bits [`RDTSC_EXITING`], [`INVLPG_EXITING`], [`MOV_DR_EXITING`] and
+//! [`PAUSE_EXITING`] of the first word. A guest is never entered in another activity state than active: waiting is
+//! the VMM's work.
+#![allow(unsafe_code)] // Entry stubs are assembly, and the processor objects refer to the vCPU whose state is loaded.
+
+pub mod register;
+
+use crate::{svm, vmx};
+use abi::utcb::{Architectural, DescriptorTable, Segment};
+use abi::Mtd;
+use core::fmt;
+use kernel_core::virt::Reason;
+
+/// General registers as the entry stubs save them: the index is the instruction encoding (see [`abi::utcb::gpr`]).
+/// Entry 4 (RSP) is the stubs' scratch: RSP lives in VMCS or VMCB.
+#[repr(C)]
+pub struct Gprs(pub [u64; 16]);
+
+/// Offset from the [`Gprs`] of an EC to the stack pointer (u64, aligned to 16) that `vcpu_exit` runs on.
+pub const STACK_OFFSET: usize = core::mem::size_of::<Gprs>();
+
+unsafe extern "C" {
+    /// The kernel's continuation of every exit. The argument is the EC that `enter` was called for.
+    pub fn vcpu_exit(ec: *mut Gprs) -> !;
+}
+
+/// First execution controls: RDTSC and RDTSCP exit.
+pub const RDTSC_EXITING: u32 = 1 << 12;
+/// First execution controls: INVLPG exits.
+pub const INVLPG_EXITING: u32 = 1 << 9;
+/// First execution controls: accesses to debug registers exit.
+pub const MOV_DR_EXITING: u32 = 1 << 23;
+/// First execution controls: PAUSE exits.
+pub const PAUSE_EXITING: u32 = 1 << 30;
+/// What the first execution controls of a VMM can ask for.
+pub const VMM_CONTROLS: u32 = RDTSC_EXITING | INVLPG_EXITING | MOV_DR_EXITING | PAUSE_EXITING;
+
+/// Exceptions that always exit: machine check for the kernel, and the two whose delivery can recur for ever inside
+/// the CPU without an interrupt getting through (#DB, #AC); those are given back to the guest.
+pub const KERNEL_EXCEPTIONS: u32 = 1 << vector::DEBUG | 1 << vector::ALIGNMENT_CHECK | 1 << vector::MACHINE_CHECK;
+
+/// Exception vectors (Intel SDM vol. 3A, 6.3).
+pub mod vector {
+    /// #DB.
+    pub const DEBUG: u8 = 1;
+    /// #BP.
+    pub const BREAKPOINT: u8 = 3;
+    /// #OF.
+    pub const OVERFLOW: u8 = 4;
+    /// #AC.
+    pub const ALIGNMENT_CHECK: u8 = 17;
+    /// #MC.
+    pub const MACHINE_CHECK: u8 = 18;
+}
+
+/// Why the guest stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// For the VMM: a number of [`abi::event::guest`].
+    Event(u16),
+    /// A physical interrupt: its vector if the CPU acknowledged it (VMX), else it is pending until the kernel opens
+    /// the interrupt flag (SVM).
+    Interrupt(Option<u8>),
+    /// A physical NMI; the host's handler has already run.
+    Nmi,
+    /// The deadline given to `enter` has passed.
+    PreemptionTimer,
+    /// A machine check, still to be handled.
+    MachineCheck,
+    /// The guest could not be entered: the VMM asked for an impossible control or injection (VM-instruction error,
+    /// 0 if unknown). Best shown to the VMM as INVALID_STATE.
+    EntryFailed(u32),
+    /// Settled here: enter again.
+    Resume,
+}
+
+/// Physical addresses of what a guest runs in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spaces {
+    /// Root of the EPT or nested page tables (4 levels).
+    pub nested_root: u64,
+    /// Four contiguous frames: 65536 bits, 1 = the port exits; the third frame all ones.
+    pub io_bitmap: u64,
+    /// Two contiguous frames in the vendor's format, see [`Processor::set_msr`].
+    pub msr_bitmap: u64,
+}
+
+/// A frame of kernel memory.
+#[derive(Clone, Copy, Debug)]
+pub struct PhysPage {
+    /// Its physical address.
+    pub pa: u64,
+    /// Where the kernel sees it.
+    pub va: *mut u8,
+}
+
+/// The zeroed frames of a vCPU; they belong to it until `release`.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuPages {
+    /// VMCS or VMCB.
+    pub control: PhysPage,
+    /// Virtual-APIC page (VMX).
+    pub extra: PhysPage,
+}
+
+/// One virtual CPU.
+pub trait VirtualCpu {
+    /// After each exit, once, before anything else: makes host state whole again, queues an event whose delivery was
+    /// interrupted for the next entry, and translates the reason.
+    fn exit(&mut self, gprs: &mut Gprs) -> Exit;
+    /// Copies the state that `mtd` names from the vCPU into `utcb`. Qualifications are those of the latest exit.
+    fn save(&mut self, mtd: Mtd, gprs: &Gprs, utcb: &mut Architectural);
+    /// Copies the state that `mtd` names from `utcb` into the vCPU. What could harm the host is masked; what is
+    /// merely illegal makes the next entry fail.
+    fn load(&mut self, mtd: Mtd, gprs: &mut Gprs, utcb: &Architectural);
+    /// Assigns the spaces; an entry before that fails.
+    fn assign(&mut self, spaces: &Spaces);
+    /// The guest space has changed: nothing cached of it may be used at the next entry.
+    fn flush(&mut self);
+    /// Root of the host space that is current after exits. SVM keeps the one current at entry.
+    fn set_host_cr3(&mut self, cr3: u64);
+    /// XCR0 of the guest, always legal to load.
+    fn xcr0(&self) -> u64;
+    /// Makes the CPU ready to run user programs: syscall MSRs and GDT limit are the host's again. TR keeps the limit
+    /// that the exit gave it (0x67 on VMX). Cheap if nothing has to be done.
+    fn restore_host(&mut self);
+    /// Saves all guest state that is in the CPU's registers; happens by itself when another vCPU is used.
+    fn save_foreign(&mut self);
+    /// Gives up the pages, which can then be freed, and all references to this vCPU.
+    fn release(&mut self);
+    /// Enters the guest until it exits or, if the CPU can do that, the TSC reaches `deadline`.
+    ///
+    /// # Safety
+    /// `gprs` begins a live EC with a stack pointer at [`STACK_OFFSET`]; nothing on the current stack is needed again;
+    /// the host CR3 is set and the assigned spaces are valid until the vCPU is released or assigned others.
+    unsafe fn enter(&mut self, gprs: *mut Gprs, deadline: u64) -> !;
+}
+
+/// Why a CPU cannot run guests.
+#[derive(Debug)]
+pub enum Unavailable {
+    /// The CPU has no extension, or the firmware locked it off.
+    Unusable(Reason),
+    /// The CPU's extension is too old: which word of capabilities, and the bits that are missing in it.
+    Missing(&'static str, u32),
+    /// The instruction that turns it on failed.
+    Failed,
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unusable(reason) => write!(f, "{reason}"),
+            Self::Missing(word, bits) => write!(f, "the CPU lacks bits {bits:#x} of the {word}"),
+            Self::Failed => write!(f, "VMXON failed"),
+        }
+    }
+}
+
+/// What a CPU has for running guests.
+pub enum Processor {
+    /// Intel.
+    Vmx(vmx::Processor),
+    /// AMD.
+    Svm(svm::Processor),
+}
+
+impl Processor {
+    /// Turns the extension of the current CPU on. The two zeroed pages belong to the CPU from then on.
+    ///
+    /// To be called when the CPU has its final GDT, IDT, TR, CR0, CR4, EFER, PAT, syscall MSRs and XCR0 (the largest
+    /// that the kernel can save): they are what exits return to.
+    ///
+    /// # Errors
+    /// [`Unavailable`] tells what the user can be told.
+    pub fn enable(pages: [PhysPage; 2]) -> Result<Self, Unavailable> {
+        if register::cpuid(0x8000_0001)[2] & svm::spec::CPUID_SVM != 0 {
+            svm::Processor::enable(pages).map(Self::Svm)
+        } else {
+            vmx::Processor::enable(pages[0]).map(Self::Vmx)
+        }
+    }
+
+    /// Largest leaf of a guest space's page tables: 1 for 2 MiB, 2 for 1 GiB.
+    pub fn max_leaf_level(&self) -> u8 {
+        match self {
+            Self::Vmx(cpu) => cpu.max_leaf_level(),
+            Self::Svm(cpu) => cpu.max_leaf_level(),
+        }
+    }
+
+    /// Lets the guest read or write `msr` without an exit, or not. `bitmap` has 8192 bytes, all ones at first.
+    /// An MSR whose value the kernel does not switch stays intercepted; the result tells what passes now.
+    pub fn set_msr(&self, bitmap: &mut [u8], msr: u32, read: bool, write: bool) -> (bool, bool) {
+        match self {
+            Self::Vmx(_) => vmx::bitmap::set(bitmap, msr, read, write),
+            Self::Svm(_) => svm::bitmap::set(bitmap, msr, read, write),
+        }
+    }
+}
+
+/// The state of a vCPU after reset (Intel SDM vol. 3A, table 10-1).
+pub const RESET: Architectural = {
+    const DATA: Segment = Segment { selector: 0, access: 0x93, limit: 0xffff, base: 0 };
+    const TABLE: DescriptorTable = DescriptorTable { reserved: 0, limit: 0xffff, base: 0 };
+    // SAFETY: all fields are integers, for which zero is a value.
+    let zero: Architectural = unsafe { core::mem::zeroed() };
+    Architectural {
+        rflags: 2,
+        rip: 0xfff0,
+        cs: Segment { selector: 0xf000, access: 0x9b, limit: 0xffff, base: 0xffff_0000 },
+        ss: DATA,
+        ds: DATA,
+        es: DATA,
+        fs: DATA,
+        gs: DATA,
+        tr: Segment { access: 0x8b, ..DATA },
+        ldtr: Segment { access: 0x82, ..DATA },
+        gdtr: TABLE,
+        idtr: TABLE,
+        cr0: 0x6000_0010,
+        dr7: 0x400,
+        xcr0: 1,
+        pat: 0x0007_0406_0007_0406,
+        ..zero
+    }
+};
+
+/// All state that [`RESET`] sets.
+pub const RESET_MTD: Mtd = Mtd::RFLAGS
+    .union(Mtd::RIP)
+    .union(Mtd::STA)
+    .union(Mtd::CTRL)
+    .union(Mtd::TPR)
+    .union(Mtd::CS_SS)
+    .union(Mtd::DS_ES)
+    .union(Mtd::FS_GS)
+    .union(Mtd::TR)
+    .union(Mtd::LDTR)
+    .union(Mtd::GDTR)
+    .union(Mtd::IDTR)
+    .union(Mtd::CR)
+    .union(Mtd::DR)
+    .union(Mtd::XSAVE)
+    .union(Mtd::SYSCALL)
+    .union(Mtd::SYSENTER)
+    .union(Mtd::PAT)
+    .union(Mtd::EFER)
+    .union(Mtd::KERNEL_GS)
+    .union(Mtd::TSC);
+
+/// Tags of TLB entries on one CPU (VPID, ASID): a vCPU whose tag is of an older generation needs a new one.
+#[derive(Clone, Copy, Debug)]
+pub struct Tags {
+    generation: u64,
+    next: u32,
+    end: u32,
+}
+
+/// A tag; the default one is never current.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tag {
+    generation: u64,
+    /// The number that the hardware sees.
+    pub number: u32,
+}
+
+impl Tags {
+    /// Tags 1 to `end` - 1; there is at least one.
+    pub const fn new(end: u32) -> Self {
+        Self { generation: 1, next: 1, end: if end < 2 { 2 } else { end } }
+    }
+
+    /// Whether `tag` may still be used.
+    pub const fn is_current(&self, tag: Tag) -> bool {
+        tag.generation == self.generation
+    }
+
+    /// A tag without entries, and whether the TLB must be flushed for all tags before it is used.
+    pub const fn allocate(&mut self) -> (Tag, bool) {
+        let exhausted = self.next >= self.end;
+        if exhausted {
+            self.generation += 1;
+            self.next = 1;
+        }
+        let number = self.next;
+        self.next += 1;
+        (Tag { generation: self.generation, number }, exhausted)
+    }
+}
+
+/// The canonical address that agrees with `address` in its lower 48 bits.
+pub const fn canonical(address: u64) -> u64 {
+    ((address << 16) as i64 >> 16) as u64
+}
+
+/// `value` if XSETBV accepts it on a CPU that has the components `supported`, else `None` (Intel SDM vol. 1, 13.3).
+pub const fn legal_xcr0(value: u64, supported: u64) -> Option<u64> {
+    const SSE: u64 = 1 << 1;
+    const AVX: u64 = 1 << 2;
+    const MPX: u64 = 3 << 3;
+    const AVX512: u64 = 7 << 5;
+    const AMX: u64 = 3 << 17;
+    const fn all_or_none(value: u64, mask: u64) -> bool {
+        value & mask == 0 || value & mask == mask
+    }
+    let legal = value & !supported == 0
+        && value & 1 != 0
+        && (value & AVX == 0 || value & SSE != 0)
+        && all_or_none(value, MPX)
+        && all_or_none(value, AVX512)
+        && (value & AVX512 == 0 || value & AVX != 0)
+        && all_or_none(value, AMX);
+    if legal { Some(value) } else { None }
+}
+
+/// EFER as the hardware must have it: the bits that a guest can set, and LMA in agreement with LME and CR0.PG.
+pub const fn consistent_efer(efer: u64, cr0: u64) -> u64 {
+    use register::{CR0_PG, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE};
+    let efer = efer & (EFER_SCE | EFER_LME | EFER_NXE);
+    if efer & EFER_LME != 0 && cr0 & CR0_PG != 0 { efer | EFER_LMA } else { efer }
+}

@@ -49,6 +49,8 @@ pub mod selector {
     pub const HEAP_LOCK: Selector = 0x3a;
     /// Semaphore of the log's lock; made by the runtime.
     pub const LOG_LOCK: Selector = 0x3b;
+    /// Semaphore of the lock for starting threads; made by the runtime.
+    pub const THREAD_LOCK: Selector = 0x3c;
     /// First of the semaphores that the manifest names.
     pub const NAMED: Selector = 0x40;
     /// First selector that `crate::selectors` hands out.
@@ -194,6 +196,9 @@ pub struct Manifest {
     pub heap: Range,
     /// Addresses for UTCBs of further ECs: nothing is mapped there.
     pub utcbs: Range,
+    /// Stacks: slots of [`crate::STACK_SLOT`] bytes, whose upper [`crate::STACK_SIZE`] bytes are mapped. The main EC has
+    /// the first slot.
+    pub stacks: Range,
     /// Addresses free for the program's own mappings.
     pub free: Range,
     /// Read-only configuration, e.g. a `plan::VmConfig`; empty if there is none.
@@ -230,6 +235,7 @@ impl Manifest {
             main_utcb: 0,
             heap: RANGE,
             utcbs: RANGE,
+            stacks: RANGE,
             free: RANGE,
             config: RANGE,
             rings: [RingEntry { name: Name::EMPTY, role: 0, memory: RANGE, sel_data: 0, sel_space: 0 }; RINGS],

@@ -1,0 +1,328 @@
+//! The ring: a byte stream from one program to another through shared pages, version 1.
+//!
+//! One producer, one consumer, one header page, then `capacity` bytes of data. Indices are free-running 32-bit
+//! counts of bytes; each side writes only its own line of the header:
+//!
+//! | offset | written by | content |
+//! | --- | --- | --- |
+//! | 0x00 | who sets the ring up | magic, version, header length, capacity |
+//! | 0x40 | producer | bytes written, waiting for space, closed |
+//! | 0x80 | consumer | bytes read, waiting for data, closed |
+//!
+//! Two semaphores go with a ring. A side that finds nothing to do sets its waiting flag, looks again, and only then
+//! goes down on its semaphore; the other side, after moving its index, clears the flag and ups the semaphore if the
+//! flag was set. Setting the flag and moving the index are each followed by a full fence before the other's word is
+//! read, so one of the two sees the other: no wake-up is lost. Spurious wake-ups happen; callers loop.
+//!
+//! **Trust.** Neither side believes the other: geometry comes from the manifest, each side keeps its own index
+//! privately, and a distance between the indices above the capacity is [`Violation`], never an access out of
+//! bounds. A consumer then drops what is in the ring and goes on from the producer's index; a producer sends nothing
+//! until the consumer's index makes sense again. Data is copied byte by byte and never referenced in place.
+
+use core::sync::atomic::Ordering;
+#[cfg(not(loom))]
+use core::sync::atomic::{AtomicU8, AtomicU32, fence};
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU8, AtomicU32, fence};
+
+/// Value of the header's magic.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"KNRG");
+/// Version of the protocol.
+pub const VERSION: u32 = 1;
+/// Length of the header; the data begins at this offset.
+pub const HEADER_LENGTH: usize = 4096;
+
+/// The header as it lies in shared memory.
+#[repr(C)]
+pub struct Header {
+    /// [`MAGIC`].
+    pub magic: AtomicU32,
+    /// [`VERSION`] in bits 15:0, [`HEADER_LENGTH`] in bits 31:16.
+    pub version: AtomicU32,
+    /// Bytes of data, a power of two.
+    pub capacity: AtomicU32,
+    reserved: [u32; 13],
+    produced: AtomicU32,
+    producer_waits: AtomicU32,
+    producer_closed: AtomicU32,
+    reserved_producer: [u32; 13],
+    consumed: AtomicU32,
+    consumer_waits: AtomicU32,
+    consumer_closed: AtomicU32,
+    reserved_consumer: [u32; 13],
+}
+
+/// The other side's index is impossible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Violation;
+
+/// Both halves of a ring's memory.
+#[derive(Clone, Copy)]
+pub struct Ring<'a> {
+    header: &'a Header,
+    data: &'a [AtomicU8],
+}
+
+impl Header {
+    /// The header of an empty ring with `capacity` bytes.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            magic: AtomicU32::new(MAGIC),
+            version: AtomicU32::new(VERSION | (HEADER_LENGTH as u32) << 16),
+            capacity: AtomicU32::new(capacity as u32),
+            reserved: [0; 13],
+            produced: AtomicU32::new(0),
+            producer_waits: AtomicU32::new(0),
+            producer_closed: AtomicU32::new(0),
+            reserved_producer: [0; 13],
+            consumed: AtomicU32::new(0),
+            consumer_waits: AtomicU32::new(0),
+            consumer_closed: AtomicU32::new(0),
+            reserved_consumer: [0; 13],
+        }
+    }
+}
+
+impl<'a> Ring<'a> {
+    /// The ring with this header and data; `None` if the length of `data` is not a power of two up to 2^30 or the
+    /// header is another protocol's.
+    pub fn new(header: &'a Header, data: &'a [AtomicU8]) -> Option<Self> {
+        let fits = data.len().is_power_of_two() && data.len() <= 1 << 30;
+        let same = header.magic.load(Ordering::Relaxed) == MAGIC
+            && header.version.load(Ordering::Relaxed) == VERSION | (HEADER_LENGTH as u32) << 16
+            && header.capacity.load(Ordering::Relaxed) as usize == data.len();
+        (fits && same).then_some(Self { header, data })
+    }
+
+    /// Bytes that the ring can hold.
+    pub fn capacity(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Bytes written and not yet read, by the two shared indices: for an observer, who must not rely on it.
+    pub fn backlog(&self) -> usize {
+        let consumed = self.header.consumed.load(Ordering::Acquire);
+        let produced = self.header.produced.load(Ordering::Acquire);
+        (produced.wrapping_sub(consumed) as usize).min(self.data.len())
+    }
+
+    /// Whether the producer has closed the ring.
+    pub fn closed(&self) -> bool {
+        self.header.producer_closed.load(Ordering::Acquire) != 0
+    }
+
+    fn slot(&self, index: u32) -> &AtomicU8 {
+        &self.data[index as usize & (self.data.len() - 1)]
+    }
+}
+
+/// The writing end.
+pub struct Producer<'a> {
+    ring: Ring<'a>,
+    produced: u32,
+}
+
+impl<'a> Producer<'a> {
+    /// The writing end of `ring`, which goes on where its predecessor stopped.
+    pub fn new(ring: Ring<'a>) -> Self {
+        Self { produced: ring.header.produced.load(Ordering::Relaxed), ring }
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> Ring<'a> {
+        self.ring
+    }
+
+    /// Bytes that can be written now.
+    pub fn space(&self) -> Result<usize, Violation> {
+        let used = self.produced.wrapping_sub(self.ring.header.consumed.load(Ordering::Acquire)) as usize;
+        self.ring.capacity().checked_sub(used).ok_or(Violation)
+    }
+
+    /// Writes as much of `bytes` as fits and returns how much that was. The caller asks [`Self::must_wake`] afterwards.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+        let count = self.space()?.min(bytes.len());
+        for (i, &byte) in bytes[..count].iter().enumerate() {
+            self.ring.slot(self.produced.wrapping_add(i as u32)).store(byte, Ordering::Relaxed);
+        }
+        self.produced = self.produced.wrapping_add(count as u32);
+        self.ring.header.produced.store(self.produced, Ordering::Release);
+        Ok(count)
+    }
+
+    /// Whether the data semaphore must be upped now.
+    pub fn must_wake(&self) -> bool {
+        fence(Ordering::SeqCst);
+        let waits = &self.ring.header.consumer_waits;
+        waits.load(Ordering::Relaxed) != 0 && waits.swap(0, Ordering::AcqRel) != 0
+    }
+
+    /// Announces that the caller will wait for space. True if it must go down on the space semaphore; false if there
+    /// is space, or the consumer misbehaves, and it should look again.
+    pub fn prepare_wait(&self) -> bool {
+        self.ring.header.producer_waits.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let wait = self.space() == Ok(0);
+        if !wait {
+            self.finish_wait();
+        }
+        wait
+    }
+
+    /// Takes the announcement back, after waiting or giving up.
+    pub fn finish_wait(&self) {
+        self.ring.header.producer_waits.store(0, Ordering::Relaxed);
+    }
+
+    /// Tells the consumer that nothing follows. The caller ups the data semaphore.
+    pub fn close(&mut self) {
+        self.ring.header.producer_closed.store(1, Ordering::Release);
+    }
+}
+
+/// The reading end.
+pub struct Consumer<'a> {
+    ring: Ring<'a>,
+    consumed: u32,
+}
+
+impl<'a> Consumer<'a> {
+    /// The reading end of `ring`, which goes on where its predecessor stopped.
+    pub fn new(ring: Ring<'a>) -> Self {
+        Self { consumed: ring.header.consumed.load(Ordering::Relaxed), ring }
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> Ring<'a> {
+        self.ring
+    }
+
+    /// Bytes that can be read now. On [`Violation`] everything in the ring has been dropped.
+    pub fn available(&mut self) -> Result<usize, Violation> {
+        let produced = self.ring.header.produced.load(Ordering::Acquire);
+        let available = produced.wrapping_sub(self.consumed) as usize;
+        if available > self.ring.capacity() {
+            self.consumed = produced;
+            self.ring.header.consumed.store(produced, Ordering::Release);
+            return Err(Violation);
+        }
+        Ok(available)
+    }
+
+    /// Copies the next bytes into `buffer` without taking them from the ring; returns how many.
+    pub fn peek(&mut self, buffer: &mut [u8]) -> Result<usize, Violation> {
+        let count = self.available()?.min(buffer.len());
+        for (i, byte) in buffer[..count].iter_mut().enumerate() {
+            *byte = self.ring.slot(self.consumed.wrapping_add(i as u32)).load(Ordering::Relaxed);
+        }
+        Ok(count)
+    }
+
+    /// Takes `count` bytes that [`Self::peek`] returned. The caller asks [`Self::must_wake`] afterwards.
+    pub fn consume(&mut self, count: usize) {
+        self.consumed = self.consumed.wrapping_add(count as u32);
+        self.ring.header.consumed.store(self.consumed, Ordering::Release);
+    }
+
+    /// Reads into `buffer`; returns how many bytes. The caller asks [`Self::must_wake`] afterwards.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Violation> {
+        let count = self.peek(buffer)?;
+        self.consume(count);
+        Ok(count)
+    }
+
+    /// Whether the space semaphore must be upped now.
+    pub fn must_wake(&self) -> bool {
+        fence(Ordering::SeqCst);
+        let waits = &self.ring.header.producer_waits;
+        waits.load(Ordering::Relaxed) != 0 && waits.swap(0, Ordering::AcqRel) != 0
+    }
+
+    /// Announces that the caller will wait for data. True if it must go down on the data semaphore; false if there
+    /// is data, or the producer has closed the ring or misbehaves, and it should look again.
+    pub fn prepare_wait(&mut self) -> bool {
+        self.ring.header.consumer_waits.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let wait = self.available() == Ok(0) && !self.ring.closed();
+        if !wait {
+            self.finish_wait();
+        }
+        wait
+    }
+
+    /// Takes the announcement back, after waiting or giving up.
+    pub fn finish_wait(&self) {
+        self.ring.header.consumer_waits.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "ring_tests.rs"]
+mod tests;
+
+#[cfg(all(test, loom))]
+mod model {
+    //! `RUSTFLAGS="--cfg loom" cargo test -p runtime --release`: all interleavings of one transfer through a full ring.
+    use super::*;
+    use loom::sync::{Arc, Condvar, Mutex};
+    use loom::thread;
+    use std::vec::Vec;
+
+    #[derive(Default)]
+    struct Semaphore(Mutex<u32>, Condvar);
+
+    impl Semaphore {
+        fn up(&self) {
+            *self.0.lock().unwrap() += 1;
+            self.1.notify_one();
+        }
+        fn down(&self) {
+            let mut count = self.0.lock().unwrap();
+            while *count == 0 {
+                count = self.1.wait(count).unwrap();
+            }
+            *count -= 1;
+        }
+    }
+
+    #[test]
+    fn no_wake_up_is_lost() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let memory = Arc::new((Header::new(1), [AtomicU8::new(0)]));
+            let signals = Arc::new((Semaphore::default(), Semaphore::default()));
+            let (memory2, signals2) = (memory.clone(), signals.clone());
+            let producer = thread::spawn(move || {
+                let mut end = Producer::new(Ring::new(&memory2.0, &memory2.1).unwrap());
+                for byte in [7u8, 9] {
+                    while end.write(&[byte]) == Ok(0) {
+                        if end.prepare_wait() {
+                            signals2.1.down();
+                            end.finish_wait();
+                        }
+                    }
+                    if end.must_wake() {
+                        signals2.0.up();
+                    }
+                }
+            });
+            let mut end = Consumer::new(Ring::new(&memory.0, &memory.1).unwrap());
+            let mut got = Vec::new();
+            while got.len() < 2 {
+                let mut buffer = [0; 1];
+                if end.read(&mut buffer) == Ok(1) {
+                    got.push(buffer[0]);
+                    if end.must_wake() {
+                        signals.1.up();
+                    }
+                } else if end.prepare_wait() {
+                    signals.0.down();
+                    end.finish_wait();
+                }
+            }
+            assert_eq!(got, [7, 9]);
+            producer.join().unwrap();
+        });
+    }
+}

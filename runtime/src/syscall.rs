@@ -1,0 +1,186 @@
+//! The hypercalls (NOVA 5, 8.8), as functions with typed results.
+//!
+//! Unsafe is the SYSCALL instruction itself. Calls that can change what this program's memory is (`delegate`, and
+//! what builds on it) are `unsafe fn`; the rest can at worst fail or make the program wait.
+#![allow(unsafe_code)]
+
+use abi::capability::Permissions;
+use abi::extension::Operation;
+use abi::hypercall::{CreatePd, flag};
+use abi::scd::Scd;
+use abi::{Hypercall, Selector, Status};
+use core::arch::asm;
+
+use crate::span::spans;
+
+pub use crate::span::Span;
+
+/// Largest order that [`delegate_range`] uses: 1 GiB of memory; no kernel is kept busy by more in one go.
+const ORDER_MAX: u32 = 18;
+
+/// Result of a hypercall; the error is never [`Status::Success`].
+pub type Result<T> = core::result::Result<T, Status>;
+
+/// Kind of a new execution context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EcKind {
+    /// Runs when one of its portals is called, on the caller's time.
+    Local,
+    /// Runs on a scheduling context of its own.
+    Global,
+    /// A virtual CPU.
+    Guest,
+}
+
+fn identifier(selector: u64, flags: u8, number: Hypercall) -> u64 {
+    selector << 8 | (flags as u64) << 4 | number as u64
+}
+
+fn check(status: u64) -> Result<()> {
+    match Status::from_raw(status as u8) {
+        Some(Status::Success) => Ok(()),
+        Some(status) => Err(status),
+        None => Err(Status::BadHyp),
+    }
+}
+
+/// SYSCALL with up to four parameters; returns RDI, RSI and RDX.
+fn hypercall(rdi: u64, rsi: u64, rdx: u64, rax: u64, r8: u64) -> (u64, u64, u64) {
+    let (status, out1, out2);
+    // SAFETY: the kernel preserves everything but the registers named here (NOVA 8.8), and this program's memory
+    // except for its UTCB, which Rust code reaches only through raw pointers.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rdi") rdi => status,
+            inlateout("rsi") rsi => out1,
+            inlateout("rdx") rdx => out2,
+            in("rax") rax,
+            in("r8") r8,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    (status, out1, out2)
+}
+
+/// Calls portal `pt` with descriptor `mtd`; the reply's descriptor. The message is in the current EC's UTCB.
+pub fn ipc_call(pt: Selector, mtd: u32) -> Result<u32> {
+    let (status, mtd, _) = hypercall(identifier(pt, 0, Hypercall::IpcCall), mtd as u64, 0, 0, 0);
+    check(status).map(|()| mtd as u32)
+}
+
+/// Creates a protection domain (`pd` is the parent) or a space for `pd`, capability in `sel`.
+pub fn create_pd(sel: Selector, what: CreatePd, pd: Selector) -> Result<()> {
+    check(hypercall(identifier(sel, what as u8, Hypercall::CreatePd), pd, 0, 0, 0).0)
+}
+
+/// Creates an execution context in `pd` on `cpu`, with its UTCB at `utcb`, stack pointer `sp` and event base `evt`.
+/// It cannot use the FPU, except if it is a guest.
+pub fn create_ec(sel: Selector, pd: Selector, kind: EcKind, utcb: u64, cpu: u32, sp: u64, evt: Selector) -> Result<()> {
+    let flags = match kind {
+        EcKind::Local => 0,
+        EcKind::Global => flag::EC_GLOBAL,
+        EcKind::Guest => flag::EC_GUEST | flag::EC_FPU,
+    };
+    let place = utcb & !0xfff | cpu as u64;
+    check(hypercall(identifier(sel, flags, Hypercall::CreateEc), pd, place, sp, evt).0)
+}
+
+/// Creates a scheduling context in `pd` for `ec`, which thereby starts to run.
+pub fn create_sc(sel: Selector, pd: Selector, ec: Selector, scd: Scd) -> Result<()> {
+    check(hypercall(identifier(sel, 0, Hypercall::CreateSc), pd, ec, scd.to_raw(), 0).0)
+}
+
+/// Creates a portal in `pd`, bound to the local `ec`, with entry address `ip`.
+pub fn create_pt(sel: Selector, pd: Selector, ec: Selector, ip: u64) -> Result<()> {
+    check(hypercall(identifier(sel, 0, Hypercall::CreatePt), pd, ec, ip, 0).0)
+}
+
+/// Creates a semaphore in `pd` with counter `count`.
+pub fn create_sm(sel: Selector, pd: Selector, count: u64) -> Result<()> {
+    check(hypercall(identifier(sel, 0, Hypercall::CreateSm), pd, count, 0, 0).0)
+}
+
+/// Takes the capabilities of `span` from space `src` and grants them to space `dst` with permissions `mask`; an
+/// empty mask unmaps. `mad` counts only for memory from the NOVA host space.
+///
+/// # Safety
+/// If `dst` is this program's own host space, the caller answers for what happens to the memory there.
+pub unsafe fn delegate(src: Selector, dst: Selector, span: Span, mask: Permissions, mad: u32) -> Result<()> {
+    let from = span.source << 12 | span.order as u64;
+    let to = span.destination << 12 | mask.bits() as u64;
+    check(hypercall(identifier(src, 0, Hypercall::CtrlPd), dst, from, to, mad as u64).0)
+}
+
+/// As [`delegate`], between object spaces and for one capability.
+pub fn delegate_object(src: Selector, from: Selector, dst: Selector, to: Selector, mask: Permissions) -> Result<()> {
+    // SAFETY: between object spaces no memory changes; between others the kernel refuses or moves one page or port
+    // that the caller named by mistake, which is why this function is for object spaces.
+    unsafe { delegate(src, dst, Span { source: from, destination: to, order: 0 }, mask, 0) }
+}
+
+/// As [`delegate`] for `count` selectors from `source` to `destination`, in as large pieces as possible.
+///
+/// # Safety
+/// See [`delegate`].
+pub unsafe fn delegate_range(
+    (src, source): (Selector, u64),
+    (dst, destination): (Selector, u64),
+    count: u64,
+    mask: Permissions,
+    mad: u32,
+) -> Result<()> {
+    for span in spans(source, destination, count, ORDER_MAX) {
+        // SAFETY: the caller's promise.
+        unsafe { delegate(src, dst, span, mask, mad)? };
+    }
+    Ok(())
+}
+
+/// Recalls an execution context; `strong` waits until it has been seen in the kernel.
+pub fn ctrl_ec(ec: Selector, strong: bool) -> Result<()> {
+    let flags = if strong { flag::RECALL_STRONG } else { 0 };
+    check(hypercall(identifier(ec, flags, Hypercall::CtrlEc), 0, 0, 0, 0).0)
+}
+
+/// Time that a scheduling context has consumed, in ticks of the system time counter.
+pub fn ctrl_sc(sc: Selector) -> Result<u64> {
+    let (status, time, _) = hypercall(identifier(sc, 0, Hypercall::CtrlSc), 0, 0, 0, 0);
+    check(status).map(|()| time)
+}
+
+/// Sets a portal's identifier and message transfer descriptor.
+pub fn ctrl_pt(pt: Selector, pid: u64, mtd: u32) -> Result<()> {
+    check(hypercall(identifier(pt, 0, Hypercall::CtrlPt), pid, mtd as u64, 0, 0).0)
+}
+
+/// Ups a semaphore.
+pub fn sm_up(sm: Selector) -> Result<()> {
+    check(hypercall(identifier(sm, 0, Hypercall::CtrlSm), 0, 0, 0, 0).0)
+}
+
+/// Downs a semaphore, or sets its counter to `zero`; gives up with [`Status::Timeout`] when the system time counter
+/// reaches `deadline`, unless that is 0.
+pub fn sm_down(sm: Selector, zero: bool, deadline: u64) -> Result<()> {
+    let flags = flag::SM_DOWN | if zero { flag::SM_ZERO } else { 0 };
+    check(hypercall(identifier(sm, flags, Hypercall::CtrlSm), deadline, 0, 0, 0).0)
+}
+
+/// Platform control; root protection domain only. Returns only on failure or after a shallow sleep.
+pub fn ctrl_hw(operation: u8, descriptor: u64) -> Result<()> {
+    check(hypercall(identifier(descriptor, operation, Hypercall::CtrlHw), 0, 0, 0, 0).0)
+}
+
+/// Routes the interrupt of semaphore `sm` to `cpu`; flags `INT_*`. Message address and data for an MSI.
+pub fn assign_int(sm: Selector, flags: u8, cpu: u32, device: u16) -> Result<(u32, u16)> {
+    let (status, address, data) =
+        hypercall(identifier(sm, flags, Hypercall::AssignInt), cpu as u64, device as u64, 0, 0);
+    check(status).map(|()| (address as u32, data as u16))
+}
+
+/// Moves `frames` of the caller's allowance of kernel memory to `pd`; only where the information page offers it.
+pub fn move_allowance(pd: Selector, frames: u64) -> Result<()> {
+    check(hypercall(identifier(pd, Operation::MoveAllowance as u8, Hypercall::Extension), frames, 0, 0, 0).0)
+}

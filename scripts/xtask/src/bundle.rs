@@ -34,35 +34,43 @@ pub struct Built {
 /// `none` means the kernel alone. With `exec`, the system runs this command in its Linux and ends.
 pub fn build(system: &str, kernel: Option<&Path>, exec: Option<&str>) -> Result<Built> {
     if system == "none" {
-        let programs = Programs::build(&packages(kernel, &[]))?;
-        let kernel = kernel_file(kernel, &programs)?;
-        let boot = Boot { kernel, module: None, linux: None };
+        let programs = Programs::build(packages(kernel, BTreeSet::new()))?;
+        let boot = Boot { kernel: kernel_file(kernel, &programs)?, module: None, linux: None };
         return Ok(Built { name: system.into(), boot, memory: 256, cpus: 1 });
     }
-    let source = Source::read(&system::find(system)?)?;
-    let mut system = System::parse(&source)?;
+    let system = load(system, exec)?;
+    let programs = Programs::build(packages(kernel, needed(&system)?))?;
+    let file = write(&system, &programs, if exec.is_some() { "-exec" } else { "" })?;
+    let boot = Boot { kernel: kernel_file(kernel, &programs)?, module: Some(file), linux: None };
+    Ok(Built { boot, memory: system.memory, cpus: system.cpus, name: system.plan.name })
+}
+
+/// Reads a system and makes it run a command, if there is one.
+pub fn load(system: &str, exec: Option<&str>) -> Result<System> {
+    let mut system = System::parse(&Source::read(&system::find(system)?)?)?;
     if let Some(command) = exec {
         system.execute(guest::script(command))?;
     }
-    let recipes: Vec<Recipe> = system
-        .files
-        .values()
-        .filter_map(|origin| if let Origin::Recipe(name) = origin { Some(Recipe::read(name)) } else { None })
-        .collect::<Result<_>>()?;
-    let mut needed: BTreeSet<&str> = recipes.iter().flat_map(|recipe| recipe.programs()).collect();
-    needed.extend(PROGRAMS);
-    needed.insert("roottask");
-    let programs = Programs::build(&packages(kernel, &needed.into_iter().collect::<Vec<_>>()))?;
-    let content = assemble(&system, &programs)?;
-    let suffix = if exec.is_some() { "-exec" } else { "" };
+    Ok(system)
+}
+
+/// The workspace's programs that a system's bundle is made of.
+fn needed(system: &System) -> Result<BTreeSet<String>> {
+    let mut needed: BTreeSet<String> = PROGRAMS.map(String::from).into();
+    needed.insert("roottask".into());
+    for origin in system.files.values() {
+        if let Origin::Recipe(name) = origin {
+            needed.extend(Recipe::read(name)?.programs().into_iter().map(String::from));
+        }
+    }
+    Ok(needed)
+}
+
+/// Writes a system's bundle into the build directory.
+pub fn write(system: &System, programs: &Programs, suffix: &str) -> Result<PathBuf> {
     let bundle = workspace::folder("bundle")?.join(format!("{}{suffix}.bundle", system.plan.name));
-    workspace::write(&bundle, &content)?;
-    Ok(Built {
-        boot: Boot { kernel: kernel_file(kernel, &programs)?, module: Some(bundle), linux: None },
-        memory: system.memory,
-        cpus: system.cpus,
-        name: system.plan.name,
-    })
+    workspace::write(&bundle, &assemble(system, programs)?)?;
+    Ok(bundle)
 }
 
 /// The first Linux of a system as it would run without any of ours: on the machine itself, with the machine's memory
@@ -78,8 +86,8 @@ pub fn build_bare(system: &str) -> Result<Built> {
     let place = |path: &String| -> Result<PathBuf> {
         let origin = &system.files[path];
         let programs = match origin {
-            Origin::Recipe(name) => Programs::build(&Recipe::read(name)?.programs())?,
-            _ => Programs::build(&[])?,
+            Origin::Recipe(name) => Programs::build(Recipe::read(name)?.programs())?,
+            _ => Programs::build::<&str>([])?,
         };
         let file = folder.join(format!("{name}.{}", path.rsplit('/').next().unwrap_or_default()));
         workspace::write(&file, &content(origin, &programs)?)?;
@@ -91,12 +99,11 @@ pub fn build_bare(system: &str) -> Result<Built> {
     Ok(Built { boot: Boot { kernel, module, linux: Some(vm.config.cmdline) }, memory, cpus: vm.config.cpus, name })
 }
 
-fn packages<'a>(kernel: Option<&Path>, programs: &[&'a str]) -> Vec<&'a str> {
-    let mut packages = programs.to_vec();
+fn packages(kernel: Option<&Path>, mut programs: BTreeSet<String>) -> BTreeSet<String> {
     if kernel.is_none() {
-        packages.push("microhypervisor");
+        programs.insert("microhypervisor".into());
     }
-    packages
+    programs
 }
 
 fn kernel_file(kernel: Option<&Path>, programs: &Programs) -> Result<PathBuf> {

@@ -17,6 +17,7 @@ mod setup;
 mod source;
 mod system;
 mod terminal;
+mod test;
 mod workspace;
 
 use std::path::PathBuf;
@@ -38,6 +39,8 @@ enum Verb {
     Setup,
     /// Build a system and boot it
     Run(run::Arguments),
+    /// Run the host's tests, then systems in emulators
+    Test(test::Arguments),
     /// Make boot media of a system
     Image {
         /// System file, or the name of one in tests/systems
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
     let outcome = terminal::restore_on_signals().and_then(|()| match Arguments::parse().verb {
         Verb::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Verb::Run(arguments) => run::run(&arguments),
+        Verb::Test(arguments) => test::run(&arguments),
         Verb::Image { system, iso, kernel } => {
             image::make(&system, &iso, kernel.as_deref()).map(|()| ExitCode::SUCCESS)
         }

@@ -20,15 +20,16 @@ pub struct Programs {
 
 impl Programs {
     /// Builds the named packages, optimized.
-    pub fn build(packages: &[&str]) -> Result<Self> {
+    pub fn build<P: AsRef<str>>(packages: impl IntoIterator<Item = P>) -> Result<Self> {
         let folder = workspace::target().join(TARGET).join("release");
-        if packages.is_empty() {
+        let mut packages = packages.into_iter().peekable();
+        if packages.peek().is_none() {
             return Ok(Self { folder });
         }
         let mut cargo = Command::new(env!("CARGO"));
         cargo.current_dir(workspace::root()).args(["build", "--release", "--quiet", "--target", TARGET]);
         for package in packages {
-            cargo.args(["--package", package]);
+            cargo.args(["--package", package.as_ref()]);
         }
         run(&mut cargo, "building the freestanding programs")?;
         Ok(Self { folder })

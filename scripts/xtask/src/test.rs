@@ -1,0 +1,139 @@
+//! `cargo xtask test`: the host's tests, then whole systems in emulators. One table of tests, one body for each, run
+//! on every emulator it is meant for.
+
+mod boot;
+mod fault;
+mod front;
+mod host;
+mod linux;
+mod micro;
+
+use std::collections::VecDeque;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::emulator::Emulator;
+use crate::programs::{self, Programs};
+use crate::{setup, workspace};
+
+/// What `test` was asked to do.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only tests whose name contains this; "host" stands for all tests on the host
+    filter: Option<String>,
+    /// The long ones, too
+    #[arg(long)]
+    all: bool,
+}
+
+/// Systems that run side by side: an emulator keeps one core busy.
+const SIDE_BY_SIDE: usize = 2;
+
+/// How many tests there were.
+#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Count {
+    /// Tests that passed.
+    pub passed: u32,
+    /// Tests that did not.
+    pub failed: u32,
+}
+
+/// A system test.
+struct Test {
+    /// `topic::name`.
+    name: &'static str,
+    /// Where it runs.
+    on: &'static [Emulator],
+    /// Whether it takes minutes, and so needs `--all`.
+    long: bool,
+    body: fn(&Lab) -> Result<()>,
+}
+
+impl Test {
+    /// A test that runs on both vendors.
+    const fn new(name: &'static str, body: fn(&Lab) -> Result<()>) -> Self {
+        Self { name, on: &[Emulator::Qemu, Emulator::Bochs], long: false, body }
+    }
+
+    const fn only(mut self, on: &'static [Emulator]) -> Self {
+        self.on = on;
+        self
+    }
+
+    const fn long(mut self) -> Self {
+        self.long = true;
+        self
+    }
+}
+
+/// What a system test's body works with.
+struct Lab<'a> {
+    emulator: Emulator,
+    programs: &'a Programs,
+    /// The test's name with the emulator's, fit for a file name.
+    name: String,
+}
+
+/// Runs tests; says how many at the end.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::everything()?;
+    let filter = arguments.filter.as_deref().unwrap_or_default();
+    let mut count = host::run(filter)?;
+    let topics = [micro::TESTS, linux::TESTS, fault::TESTS, front::TESTS];
+    let jobs: VecDeque<(&Test, Emulator)> = topics
+        .into_iter()
+        .flatten()
+        .filter(|test| arguments.all || !test.long)
+        .flat_map(|test| test.on.iter().map(move |&emulator| (test, emulator)))
+        .filter(|(test, emulator)| title(test, *emulator).contains(filter))
+        .collect();
+    if !jobs.is_empty() {
+        let systems = in_emulators(jobs)?;
+        count.passed += systems.passed;
+        count.failed += systems.failed;
+    }
+    // Read by machines, too.
+    println!("{} passed, {} failed", count.passed, count.failed);
+    Ok(if count.failed == 0 && count.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn title(test: &Test, emulator: Emulator) -> String {
+    format!("{} on {}", test.name, emulator.name())
+}
+
+fn in_emulators(jobs: VecDeque<(&Test, Emulator)>) -> Result<Count> {
+    println!("running {} tests of whole systems", jobs.len());
+    let programs = Programs::build(programs::ALL)?;
+    workspace::folder("run")?;
+    let jobs = Mutex::new(jobs);
+    let count = Mutex::new(Count::default());
+    let take = || jobs.lock().expect("no holder panics").pop_front();
+    thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                while let Some((test, emulator)) = take() {
+                    let start = Instant::now();
+                    let name = format!("{}-{}", test.name.replace("::", "-").replace(' ', "-"), emulator.name());
+                    let outcome = (test.body)(&Lab { emulator, programs: &programs, name });
+                    let mut count = count.lock().expect("no holder panics");
+                    let time = start.elapsed().as_secs_f32();
+                    match outcome {
+                        Ok(()) => {
+                            count.passed += 1;
+                            println!("test {} ... ok ({time:.1} s)", title(test, emulator));
+                        }
+                        Err(error) => {
+                            count.failed += 1;
+                            println!("test {} ... FAILED ({time:.1} s)\n{error:#}", title(test, emulator));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    Ok(count.into_inner().expect("no holder panics"))
+}

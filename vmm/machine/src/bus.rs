@@ -53,8 +53,10 @@ pub enum PortDevice {
     Pit,
     /// Port B: speaker gate and timer 2 output.
     PortB,
-    /// Keyboard controller.
-    Keyboard,
+    /// Keyboard controller: data.
+    KeyboardData,
+    /// Keyboard controller: status and command.
+    KeyboardCommand,
     /// System control port A: fast reset, A20.
     PortA,
     /// Real-time clock and CMOS memory.
@@ -109,9 +111,9 @@ const fn range(first: u16, last: u16, device: PortDevice, widths: Widths) -> Por
 pub const PORTS: &[PortRange] = &[
     range(0x0020, 0x0021, PortDevice::PicMaster, Widths::Byte),
     range(0x0040, 0x0043, PortDevice::Pit, Widths::Byte),
-    range(0x0060, 0x0060, PortDevice::Keyboard, Widths::Byte),
+    range(0x0060, 0x0060, PortDevice::KeyboardData, Widths::Byte),
     range(0x0061, 0x0061, PortDevice::PortB, Widths::Byte),
-    range(0x0064, 0x0064, PortDevice::Keyboard, Widths::Byte),
+    range(0x0064, 0x0064, PortDevice::KeyboardCommand, Widths::Byte),
     range(0x0070, 0x0071, PortDevice::Rtc, Widths::Byte),
     range(0x0080, 0x0080, PortDevice::Delay, Widths::Byte),
     range(0x0092, 0x0092, PortDevice::PortA, Widths::Byte),

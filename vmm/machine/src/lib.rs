@@ -1,6 +1,21 @@
 //! The virtual machine without the hardware: device models, loaders, tables, emulation.
 #![no_std]
 
+extern crate alloc;
+
 pub mod board;
 pub mod bus;
+pub mod byte_queue;
 pub mod clock;
+pub mod debug_port;
+pub mod exec_port;
+pub mod i8042;
+pub mod interrupt;
+pub mod ioapic;
+pub mod lapic;
+pub mod pci;
+pub mod pic;
+pub mod pit;
+pub mod pm;
+pub mod rtc;
+pub mod serial;

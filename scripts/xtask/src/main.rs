@@ -4,6 +4,7 @@
 //! the cause and the next step when it cannot go on. Standard output carries only what was asked for.
 
 mod bundle;
+mod check;
 mod cpio;
 mod emulator;
 mod exec;
@@ -39,6 +40,8 @@ enum Verb {
     Setup,
     /// Build a system and boot it
     Run(run::Arguments),
+    /// Check formatting, lints, documentation, dependencies and sizes
+    Check,
     /// Run the host's tests, then systems in emulators
     Test(test::Arguments),
     /// Make boot media of a system
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
     let outcome = terminal::restore_on_signals().and_then(|()| match Arguments::parse().verb {
         Verb::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Verb::Run(arguments) => run::run(&arguments),
+        Verb::Check => check::run().map(|()| ExitCode::SUCCESS),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Image { system, iso, kernel } => {
             image::make(&system, &iso, kernel.as_deref()).map(|()| ExitCode::SUCCESS)

@@ -1,0 +1,98 @@
+//! `cargo xtask check`: everything about the sources that needs no running system.
+
+mod dependencies;
+mod lines;
+mod size;
+
+use std::process::Command;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::programs::{self, Programs, TARGET};
+use crate::{setup, workspace};
+
+/// Most lines of source that may run privileged.
+const PRIVILEGED_LINES: usize = 7000;
+/// Most bytes of code and constants in the kernel.
+const KERNEL_BYTES: u64 = 96 * 1024;
+
+/// Runs every check; fails with the names of those that failed.
+pub fn run() -> Result<()> {
+    setup::for_building()?;
+    let checks: [(&str, fn() -> Result<()>); 7] = [
+        ("formatting", formatting),
+        ("who depends on whom", dependencies::check),
+        ("privileged source", privileged_source),
+        ("lints of what runs on the host", || lints(&["--all-targets"])),
+        ("lints of what runs on the kernel", lints_freestanding),
+        ("documentation", documentation),
+        ("kernel size", kernel_size),
+    ];
+    let mut failed = Vec::new();
+    for (name, check) in checks {
+        eprintln!("checking {name}");
+        if let Err(error) = check() {
+            eprintln!("error: {name}: {error:#}");
+            failed.push(name);
+        }
+    }
+    ensure!(failed.is_empty(), "these checks failed: {}", failed.join(", "));
+    Ok(())
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(workspace::root()).args(arguments);
+    cargo
+}
+
+fn formatting() -> Result<()> {
+    programs::run(
+        &mut cargo(&["fmt", "--all", "--check"]),
+        "the files above are not formatted; `cargo fmt --all` does it",
+    )
+}
+
+fn lints(arguments: &[&str]) -> Result<()> {
+    let mut clippy = cargo(&["clippy", "--quiet"]);
+    programs::run(clippy.args(arguments).args(["--", "-D", "warnings"]), "clippy")
+}
+
+fn freestanding() -> Vec<&'static str> {
+    let mut arguments = vec!["--release", "--target", TARGET];
+    for package in programs::ALL {
+        arguments.extend(["--package", package]);
+    }
+    arguments
+}
+
+fn lints_freestanding() -> Result<()> {
+    lints(&freestanding())
+}
+
+fn documentation() -> Result<()> {
+    let options = ["doc", "--quiet", "--no-deps", "--document-private-items"];
+    let mut host = cargo(&options);
+    programs::run(host.env("RUSTDOCFLAGS", "-D warnings"), "rustdoc")?;
+    let mut target = cargo(&options);
+    programs::run(target.args(freestanding()).env("RUSTDOCFLAGS", "-D warnings"), "rustdoc")
+}
+
+fn privileged_source() -> Result<()> {
+    let lines = lines::privileged(workspace::root())?;
+    println!("privileged source: {lines} lines of at most {PRIVILEGED_LINES}");
+    if lines > PRIVILEGED_LINES {
+        bail!("{} lines too many", lines - PRIVILEGED_LINES);
+    }
+    Ok(())
+}
+
+fn kernel_size() -> Result<()> {
+    let kernel = Programs::build(["microhypervisor"])?.file("microhypervisor");
+    let bytes = size::constant(&workspace::read(&kernel)?)?;
+    println!("kernel text and constants: {bytes} bytes of at most {KERNEL_BYTES}");
+    if bytes > KERNEL_BYTES {
+        bail!("{} bytes too many", bytes - KERNEL_BYTES);
+    }
+    Ok(())
+}

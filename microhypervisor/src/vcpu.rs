@@ -20,8 +20,8 @@
 pub mod register;
 
 use crate::{svm, vmx};
-use abi::utcb::{Architectural, DescriptorTable, Segment};
 use abi::Mtd;
+use abi::utcb::{Architectural, DescriptorTable, Segment};
 use core::fmt;
 use kernel_core::virt::Reason;
 

@@ -1,0 +1,701 @@
+//! Intel VMX with EPT, unrestricted guests and VPID (Intel SDM vol. 3C, chapters 24 to 28).
+//!
+//! A VMCS is current from its vCPU's first use until another vCPU of the CPU is used. What the VMCS does not switch
+//! is switched by software, as late as possible: [`Fast`] state when host programs run, [`Slow`] state when another
+//! vCPU is used.
+#![allow(unsafe_code)] // MSRs, the current VMCS, the virtual-APIC page, and the vCPU whose state is in the registers.
+
+pub mod bitmap;
+mod spec;
+mod transfer;
+mod vmcs;
+
+use crate::registers::{self, CR0_TS, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
+use crate::vcpu::register::{self, CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_MCE, CR4_VMXE, KERNEL_GS_BASE, TSC_AUX, cpuid};
+use crate::vcpu::{
+    Exit, Gprs, KERNEL_EXCEPTIONS, PhysPage, RESET, RESET_MTD, Spaces, Tag, Tags, Unavailable, VcpuPages, VirtualCpu,
+    vector,
+};
+use abi::Mtd;
+use abi::event::guest;
+use abi::mtd::injection;
+use abi::utcb::{Architectural, gpr};
+use core::cell::Cell;
+use kernel_core::virt::{vmx_adjust, vmx_usable};
+use spec::{INFO_EVENT, INFO_VALID, ept, field, msr, primary, secondary};
+use vmcs::Current;
+use x86_64::instructions::tables;
+use x86_64::structures::DescriptorTablePointer;
+
+/// RFLAGS after VMRESUME: failed without a current VMCS, failed with an instruction error.
+const RFLAGS_CF: u64 = 1 << 0;
+const RFLAGS_ZF: u64 = 1 << 6;
+/// Entry of [`Gprs`] where the stub leaves RFLAGS.
+const STUB_RFLAGS: usize = gpr::RSP;
+/// Offset of the task priority in the virtual-APIC page.
+const APIC_TPR: usize = 0x80;
+/// Interruptibility: NMIs are blocked.
+const BLOCKED_BY_NMI: u32 = 1 << 3;
+/// Qualification of an EPT violation: an IRET that unblocked NMIs caused it.
+const NMI_UNBLOCKED: u64 = 1 << 12;
+
+/// The MSRs that the host needs for SYSCALL, and CR2: the guest's while it is live.
+#[derive(Clone, Copy, Default)]
+struct Fast {
+    star: u64,
+    lstar: u64,
+    fmask: u64,
+    cr2: u64,
+}
+
+impl Fast {
+    fn read() -> Self {
+        // SAFETY: every CPU with long mode has them.
+        unsafe { Self { star: rdmsr(STAR), lstar: rdmsr(LSTAR), fmask: rdmsr(FMASK), cr2: registers::cr2() } }
+    }
+
+    /// # Safety
+    /// The values are legal, and the host's before a host program runs.
+    unsafe fn write(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            wrmsr(STAR, self.star);
+            wrmsr(LSTAR, self.lstar);
+            wrmsr(FMASK, self.fmask);
+        }
+    }
+}
+
+/// State that host programs do not see.
+#[derive(Clone, Copy)]
+struct Slow {
+    kernel_gs_base: u64,
+    tsc_aux: u64,
+    debug: [u64; 5],
+}
+
+/// A control register of which some bits are shown to the guest with another value than they have.
+struct ControlRegister {
+    /// What the guest sees in masked bits.
+    shadow: u64,
+    /// Bits that the VMM owns.
+    vmm: u64,
+    /// Bits that the kernel owns.
+    kernel: u64,
+    /// Bits that are always set.
+    set: u64,
+    /// Bits that can be set.
+    possible: u64,
+}
+
+impl ControlRegister {
+    const fn mask(&self) -> u64 {
+        self.vmm | self.kernel
+    }
+    const fn view(&self, real: u64) -> u64 {
+        real & !self.mask() | self.shadow & self.mask()
+    }
+    const fn real(&self, view: u64) -> u64 {
+        (view & !self.kernel | self.set) & self.possible
+    }
+}
+
+/// VMX on one CPU.
+pub struct Processor {
+    pin: u32,
+    primary: u32,
+    secondary: u32,
+    exit: u32,
+    entry: u32,
+    revision: u32,
+    timer_shift: Option<u32>,
+    ept: u64,
+    cr0: (u64, u64),
+    cr4: (u64, u64),
+    has_tsc_aux: bool,
+    /// Components that XCR0 of a guest can have.
+    xcr0: u64,
+    host: Fast,
+    gdtr: DescriptorTablePointer,
+    tags: Cell<Tags>,
+    /// The vCPU whose VMCS is current.
+    current: Cell<*mut Vmx>,
+}
+
+impl Processor {
+    /// See [`crate::vcpu::Processor::enable`].
+    ///
+    /// # Errors
+    /// What the CPU lacks.
+    pub fn enable(region: PhysPage) -> Result<Self, Unavailable> {
+        use spec::{entry, exit, pin};
+        let supported = cpuid(1)[2] & spec::CPUID_VMX != 0;
+        // SAFETY: CPUs with VMX have the MSR.
+        let feature_control = if supported { unsafe { rdmsr(msr::FEATURE_CONTROL) } } else { 0 };
+        let action = vmx_usable(feature_control, supported).map_err(Unavailable::Unusable)?;
+        // SAFETY: VMX exists, so these exist; the TRUE ones and those of secondary controls and EPT are read only
+        // after what announces them.
+        let read = |msr| unsafe { rdmsr(msr) };
+        let basic = read(msr::VMX_BASIC);
+        if basic & spec::BASIC_TRUE == 0 {
+            return Err(Unavailable::Missing("upper half of the VMX basic information", 1 << 23));
+        }
+        let adjust =
+            |msr, word, set, may| vmx_adjust(read(msr), set, may).map_err(|bits| Unavailable::Missing(word, bits));
+        let pin = adjust(
+            msr::VMX_TRUE_PIN,
+            "pin-based VM-execution controls",
+            pin::EXTERNAL_INTERRUPT | pin::NMI | pin::VIRTUAL_NMIS,
+            pin::PREEMPTION_TIMER,
+        )?;
+        let primary = adjust(
+            msr::VMX_TRUE_PRIMARY,
+            "primary processor-based VM-execution controls",
+            primary::HLT
+                | primary::MWAIT
+                | primary::RDPMC
+                | primary::TPR_SHADOW
+                | primary::IO_BITMAPS
+                | primary::MSR_BITMAPS
+                | primary::MONITOR
+                | primary::SECONDARY
+                | primary::NMI_WINDOW
+                | primary::INTERRUPT_WINDOW,
+            0,
+        )? & !(primary::NMI_WINDOW | primary::INTERRUPT_WINDOW);
+        let secondary = adjust(
+            msr::VMX_SECONDARY,
+            "secondary processor-based VM-execution controls",
+            secondary::EPT | secondary::UNRESTRICTED_GUEST,
+            secondary::RDTSCP | secondary::VPID | secondary::WBINVD | secondary::INVPCID,
+        )?;
+        let exit = adjust(
+            msr::VMX_TRUE_EXIT,
+            "VM-exit controls",
+            exit::SAVE_DEBUG
+                | exit::HOST_64
+                | exit::ACKNOWLEDGE_INTERRUPT
+                | exit::SAVE_PAT
+                | exit::LOAD_PAT
+                | exit::SAVE_EFER
+                | exit::LOAD_EFER,
+            0,
+        )?;
+        let entry = adjust(
+            msr::VMX_TRUE_ENTRY,
+            "VM-entry controls",
+            entry::LOAD_DEBUG | entry::LOAD_PAT | entry::LOAD_EFER,
+            0,
+        )?;
+        if primary & (primary::CR3_LOAD | primary::CR3_STORE) != 0 {
+            return Err(Unavailable::Missing("VM-execution controls that can be clear", primary));
+        }
+        let capabilities = read(msr::VMX_EPT_VPID);
+        let mut wanted =
+            ept::FOUR_LEVELS | ept::WRITE_BACK | ept::PAGE_2M | ept::INVEPT | ept::INVEPT_SINGLE | ept::INVEPT_ALL;
+        let vpid = ept::INVVPID | ept::INVVPID_ALL;
+        if secondary & secondary::VPID != 0 {
+            wanted |= vpid;
+        }
+        if capabilities & wanted != wanted {
+            let missing = wanted & !capabilities;
+            return Err(Unavailable::Missing("EPT and VPID capabilities", (missing | missing >> 32) as u32));
+        }
+        let cr0 = (read(msr::VMX_CR0_FIXED0), read(msr::VMX_CR0_FIXED1));
+        let cr4 = (read(msr::VMX_CR4_FIXED0), read(msr::VMX_CR4_FIXED1));
+        let revision = basic as u32 & 0x7fff_ffff;
+        // SAFETY: the kernel has PE, PG and NE set anyhow, and goes on as before with VMXE. The page is the CPU's.
+        unsafe {
+            if let Some(value) = action {
+                wrmsr(msr::FEATURE_CONTROL, value);
+            }
+            registers::set_cr0((registers::cr0() | cr0.0) & cr0.1);
+            registers::set_cr4((registers::cr4() | cr4.0 | CR4_VMXE) & cr4.1);
+            region.va.cast::<u32>().write(revision);
+            if !vmcs::vmxon(region.pa) {
+                return Err(Unavailable::Failed);
+            }
+        }
+        vmcs::invept(0);
+        if secondary & secondary::VPID != 0 {
+            vmcs::invvpid_all();
+        }
+        Ok(Self {
+            pin,
+            primary,
+            secondary,
+            exit,
+            entry,
+            revision,
+            timer_shift: (pin & spec::pin::PREEMPTION_TIMER != 0).then(|| read(msr::VMX_MISC) as u32 & 31),
+            ept: capabilities,
+            cr0,
+            cr4,
+            has_tsc_aux: register::has_tsc_aux(),
+            xcr0: register::xcr0(),
+            host: Fast::read(),
+            gdtr: tables::sgdt(),
+            tags: Cell::new(Tags::new(1 << 16)),
+            current: Cell::new(core::ptr::null_mut()),
+        })
+    }
+
+    /// See [`crate::vcpu::Processor::max_leaf_level`].
+    pub fn max_leaf_level(&self) -> u8 {
+        if self.ept & ept::PAGE_1G != 0 { 2 } else { 1 }
+    }
+}
+
+/// A vCPU.
+pub struct Vmx {
+    cpu: &'static Processor,
+    pages: VcpuPages,
+    initialized: bool,
+    launched: bool,
+    /// The latest event, for its qualifications.
+    event: u16,
+    /// Primary controls as in the VMCS.
+    primary: u32,
+    /// Exceptions that the VMM intercepts.
+    exceptions: u32,
+    cr0: ControlRegister,
+    cr4: ControlRegister,
+    xcr0: u64,
+    host_cr3: u64,
+    gprs: *mut Gprs,
+    spaces: Spaces,
+    tag: Tag,
+    /// Translations of the guest space may be stale.
+    stale: bool,
+    fast_live: bool,
+    slow_live: bool,
+    fast: Fast,
+    slow: Slow,
+}
+
+impl Vmx {
+    /// A vCPU of `cpu` in the state after reset. May be called on another CPU.
+    pub fn new(cpu: &'static Processor, pages: VcpuPages) -> Self {
+        let free = CR0_PE | CR0_PG; // An unrestricted guest chooses these.
+        Self {
+            cpu,
+            pages,
+            initialized: false,
+            launched: false,
+            event: 0,
+            primary: cpu.primary,
+            exceptions: 0,
+            cr0: ControlRegister {
+                shadow: 0,
+                vmm: 0,
+                kernel: cpu.cr0.0 & !free | CR0_CD | CR0_NW,
+                set: cpu.cr0.0 & !free,
+                possible: cpu.cr0.1,
+            },
+            cr4: ControlRegister {
+                shadow: 0,
+                vmm: 0,
+                kernel: cpu.cr4.0 | CR4_VMXE | CR4_MCE,
+                set: cpu.cr4.0 | CR4_VMXE | CR4_MCE,
+                possible: cpu.cr4.1,
+            },
+            xcr0: 1,
+            host_cr3: 0,
+            gprs: core::ptr::null_mut(),
+            spaces: Spaces::default(),
+            tag: Tag::default(),
+            stale: true,
+            fast_live: false,
+            slow_live: false,
+            fast: Fast::default(),
+            slow: Slow { kernel_gs_base: 0, tsc_aux: 0, debug: [0, 0, 0, 0, 0xffff_0ff0] },
+        }
+    }
+
+    /// Makes this vCPU's VMCS current; the first time it is filled.
+    fn current(&mut self) -> Current {
+        let this: *mut Self = self;
+        let previous = self.cpu.current.replace(this);
+        if previous == this {
+            // SAFETY: `current` says so.
+            return unsafe { Current::assume() };
+        }
+        // SAFETY: a vCPU in `current` stays where it is until its release, which takes it from there.
+        if let Some(previous) = unsafe { previous.as_mut() } {
+            previous.save_foreign();
+        }
+        // SAFETY: the page is this vCPU's own, and `initialize` clears it before it is loaded first.
+        unsafe {
+            if !self.initialized {
+                self.pages.control.va.cast::<u32>().write(self.cpu.revision);
+                vmcs::vmclear(self.pages.control.pa);
+            }
+            let vmcs = Current::load(self.pages.control.pa);
+            if !self.initialized {
+                self.initialized = true;
+                self.initialize(vmcs);
+            }
+            vmcs
+        }
+    }
+
+    /// Fills a new VMCS.
+    fn initialize(&mut self, vmcs: Current) {
+        for (field, value) in [
+            (field::PIN_CONTROLS, self.cpu.pin),
+            (field::PRIMARY_CONTROLS, self.primary),
+            (field::SECONDARY_CONTROLS, self.cpu.secondary),
+            (field::EXIT_CONTROLS, self.cpu.exit),
+            (field::ENTRY_CONTROLS, self.cpu.entry),
+        ] {
+            vmcs.write32(field, value);
+        }
+        for field in [
+            field::CR3_TARGETS,
+            field::EXIT_MSR_STORES,
+            field::EXIT_MSR_LOADS,
+            field::ENTRY_MSR_LOADS,
+            field::ENTRY_INFO,
+            field::TSC_OFFSET,
+            field::DEBUGCTL,
+            field::PENDING_DEBUG,
+            field::HOST_FS_BASE,
+            field::HOST_GS_BASE,
+            field::HOST_SYSENTER_CS,
+            field::HOST_SYSENTER_ESP,
+            field::HOST_SYSENTER_EIP,
+            field::EPT_POINTER,
+            field::RSP,
+        ] {
+            vmcs.write(field, 0);
+        }
+        let [cs, ss, tr] = register::selectors();
+        for selector in 0..6 {
+            vmcs.write(field::HOST_SELECTORS + 2 * selector, 0);
+        }
+        // SAFETY: every CPU with long mode has them.
+        let (efer, pat) = unsafe { (rdmsr(EFER), rdmsr(PAT)) };
+        for (field, value) in [
+            (field::LINK_POINTER, u64::MAX),
+            (field::VIRTUAL_APIC, self.pages.extra.pa),
+            (field::HOST_CS, u64::from(cs)),
+            (field::HOST_SS, u64::from(ss)),
+            (field::HOST_TR, u64::from(tr)),
+            (field::HOST_EFER, efer),
+            (field::HOST_PAT, pat),
+            (field::HOST_CR0, registers::cr0() | CR0_TS),
+            (field::HOST_CR3, self.host_cr3),
+            (field::HOST_CR4, registers::cr4()),
+            (field::HOST_TR_BASE, register::task_base()),
+            (field::HOST_GDTR_BASE, self.cpu.gdtr.base.as_u64()),
+            (field::HOST_IDTR_BASE, tables::sidt().base.as_u64()),
+        ] {
+            vmcs.write(field, value);
+        }
+        transfer::load(self, vmcs, RESET_MTD, &RESET);
+        vmcs.write(field::RIP, RESET.rip);
+        self.write_spaces(vmcs);
+    }
+
+    fn write_spaces(&self, vmcs: Current) {
+        let spaces = &self.spaces;
+        vmcs.write(field::EPT_POINTER, self.ept_pointer());
+        vmcs.write(field::IO_BITMAP_A, spaces.io_bitmap);
+        vmcs.write(field::IO_BITMAP_B, spaces.io_bitmap + 0x1000);
+        vmcs.write(field::MSR_BITMAP, spaces.msr_bitmap);
+    }
+
+    /// The EPT pointer, or 0, with which no entry succeeds, before there is a guest space.
+    const fn ept_pointer(&self) -> u64 {
+        if self.spaces.nested_root == 0 { 0 } else { self.spaces.nested_root | ept::POINTER }
+    }
+
+    /// Sets the primary controls if they differ.
+    fn set_primary(&mut self, vmcs: Current, controls: u32) {
+        if controls != self.primary {
+            self.primary = controls;
+            vmcs.write32(field::PRIMARY_CONTROLS, controls);
+        }
+    }
+
+    fn cr8(&self) -> u64 {
+        // SAFETY: the virtual-APIC page belongs to this vCPU, whose guest does not run now.
+        unsafe { u64::from(self.pages.extra.va.add(APIC_TPR).cast::<u32>().read_volatile() >> 4 & 0xf) }
+    }
+
+    fn set_cr8(&mut self, cr8: u64) {
+        // SAFETY: as above.
+        unsafe { self.pages.extra.va.add(APIC_TPR).cast::<u32>().write_volatile((cr8 as u32 & 0xf) << 4) };
+    }
+
+    /// Takes the fast state out of the registers.
+    fn park_fast(&mut self) {
+        if core::mem::take(&mut self.fast_live) {
+            self.fast = Fast::read();
+            // SAFETY: the values were there before the guest ran; the GDT is the one in use, with its proper limit,
+            // without which a program could load what follows the table.
+            unsafe {
+                self.cpu.host.write();
+                tables::lgdt(&self.cpu.gdtr);
+            }
+        }
+    }
+
+    /// Takes the slow state out of the registers.
+    fn park_slow(&mut self) {
+        if core::mem::take(&mut self.slow_live) {
+            // SAFETY: long mode has the first; the other is read only where it exists.
+            unsafe {
+                self.slow.kernel_gs_base = rdmsr(KERNEL_GS_BASE);
+                if self.cpu.has_tsc_aux {
+                    self.slow.tsc_aux = rdmsr(TSC_AUX);
+                }
+            }
+            self.slow.debug = register::debug_registers();
+        }
+    }
+
+    /// Puts all state into the registers that is not there.
+    fn load_live(&mut self) {
+        if !core::mem::replace(&mut self.fast_live, true) {
+            // SAFETY: legal values, from the hardware or made so; no host program runs before they are taken back.
+            unsafe { self.fast.write() };
+            register::set_cr2(self.fast.cr2);
+        }
+        if !core::mem::replace(&mut self.slow_live, true) {
+            // SAFETY: as above; the kernel does not use SWAPGS.
+            unsafe {
+                wrmsr(KERNEL_GS_BASE, self.slow.kernel_gs_base);
+                if self.cpu.has_tsc_aux {
+                    wrmsr(TSC_AUX, self.slow.tsc_aux);
+                }
+            }
+            register::set_debug_registers(self.slow.debug);
+        }
+    }
+
+    /// Queues what `info` (from an exit) says, with its error code from `error`, for the next entry.
+    fn queue(&self, vmcs: Current, info: u32, error: u32) {
+        vmcs.write32(field::ENTRY_INFO, info & INFO_EVENT);
+        if info & injection::ERROR_CODE != 0 {
+            vmcs.write32(field::ENTRY_ERROR, vmcs.read32(error));
+        }
+        if info & injection::TYPE_MASK >= injection::TYPE_SOFTWARE {
+            vmcs.write32(field::ENTRY_LENGTH, vmcs.read32(field::INSTRUCTION_LENGTH));
+        }
+    }
+
+    /// An event whose delivery the exit interrupted will be delivered at the next entry (Intel SDM vol. 3C, 28.2.4).
+    fn queue_interrupted(&self, vmcs: Current) {
+        let info = vmcs.read32(field::VECTORING_INFO);
+        if info & INFO_VALID != 0 {
+            self.queue(vmcs, info, field::VECTORING_ERROR);
+            if info & injection::TYPE_MASK == injection::TYPE_NMI {
+                let state = vmcs.read32(field::INTERRUPTIBILITY);
+                vmcs.write32(field::INTERRUPTIBILITY, state & !BLOCKED_BY_NMI);
+            }
+        } else if self.event == guest::PAGE_FAULT && vmcs.read(field::QUALIFICATION) & NMI_UNBLOCKED != 0 {
+            let state = vmcs.read32(field::INTERRUPTIBILITY);
+            vmcs.write32(field::INTERRUPTIBILITY, state | BLOCKED_BY_NMI);
+        }
+    }
+
+    /// Exceptions and NMIs.
+    fn exception(&mut self, vmcs: Current) -> Exit {
+        let info = vmcs.read32(field::EXIT_INFO);
+        let number = info as u8;
+        if info & injection::TYPE_MASK == injection::TYPE_NMI {
+            vmcs::handle_nmi();
+            return Exit::Nmi;
+        }
+        if number == vector::MACHINE_CHECK {
+            return Exit::MachineCheck;
+        }
+        let bit = 1 << (number & 31);
+        if self.exceptions & bit != 0 || KERNEL_EXCEPTIONS & bit == 0 {
+            return Exit::Event(guest::EXCEPTION);
+        }
+        if number == vector::DEBUG {
+            // The exit left DR6 and DR7 as they were; delivery would have changed them (vol. 3C, 28.1).
+            const CONDITIONS: u64 = 0x600f;
+            let dr6 = register::debug_registers()[4];
+            register::set_dr6(dr6 & !0xf | vmcs.read(field::QUALIFICATION) & CONDITIONS);
+            vmcs.write(field::DR7, vmcs.read(field::DR7) & !(1 << 13));
+        }
+        self.queue(vmcs, info, field::EXIT_ERROR);
+        Exit::Resume
+    }
+
+    /// MOV to CR0 or CR4 that changes only bits which the kernel owns is let through: the guest's view is changed as
+    /// the instruction would change it, and the instruction done again.
+    fn control_register(&mut self, vmcs: Current, gprs: &Gprs) -> Exit {
+        let qualification = vmcs.read(field::QUALIFICATION);
+        let (register, shadow) = match qualification & 0x3f {
+            0 => (&mut self.cr0, field::CR0_SHADOW),
+            4 => (&mut self.cr4, field::CR4_SHADOW),
+            _ => return Exit::Event(guest::CR_ACCESS),
+        };
+        let index = (qualification >> 8 & 0xf) as usize;
+        let value = if index == gpr::RSP { vmcs.read(field::RSP) } else { gprs.0[index] };
+        let changed = (value ^ register.shadow) & register.mask();
+        if changed & register.vmm != 0 || changed == 0 {
+            return Exit::Event(guest::CR_ACCESS);
+        }
+        register.shadow ^= changed;
+        vmcs.write(shadow, register.shadow);
+        Exit::Resume
+    }
+}
+
+impl VirtualCpu for Vmx {
+    fn exit(&mut self, gprs: &mut Gprs) -> Exit {
+        let vmcs = self.current();
+        let flags = gprs.0[STUB_RFLAGS];
+        if flags & (RFLAGS_CF | RFLAGS_ZF) != 0 {
+            self.event = guest::INVALID_STATE;
+            return Exit::EntryFailed(if flags & RFLAGS_ZF != 0 { vmcs.read32(field::INSTRUCTION_ERROR) } else { 0 });
+        }
+        let reason = vmcs.read32(field::REASON);
+        self.launched |= reason & spec::ENTRY_FAILED == 0;
+        self.event = reason as u16;
+        match self.event {
+            guest::EXCEPTION => {
+                self.queue_interrupted(vmcs);
+                self.exception(vmcs)
+            }
+            guest::EXTERNAL_INTERRUPT => Exit::Interrupt(Some(vmcs.read32(field::EXIT_INFO) as u8)),
+            spec::reason::PREEMPTION_TIMER => Exit::PreemptionTimer,
+            spec::reason::MACHINE_CHECK_AT_ENTRY => Exit::MachineCheck,
+            guest::CR_ACCESS => self.control_register(vmcs, gprs),
+            guest::INTERRUPT_WINDOW => {
+                self.set_primary(vmcs, self.primary & !primary::INTERRUPT_WINDOW);
+                Exit::Event(self.event)
+            }
+            guest::NMI_WINDOW => {
+                self.set_primary(vmcs, self.primary & !primary::NMI_WINDOW);
+                Exit::Event(self.event)
+            }
+            guest::TASK_SWITCH | spec::reason::APIC_ACCESS | guest::PAGE_FAULT | guest::EPT_MISCONFIGURATION => {
+                self.queue_interrupted(vmcs);
+                Exit::Event(self.event)
+            }
+            event => Exit::Event(event),
+        }
+    }
+
+    fn save(&mut self, mtd: Mtd, gprs: &Gprs, utcb: &mut Architectural) {
+        let vmcs = self.current();
+        if mtd.contains(Mtd::GPR_0_7) {
+            utcb.gpr[..8].copy_from_slice(&gprs.0[..8]);
+            utcb.gpr[gpr::RSP] = vmcs.read(field::RSP);
+        }
+        if mtd.contains(Mtd::GPR_8_15) {
+            utcb.gpr[8..].copy_from_slice(&gprs.0[8..]);
+        }
+        if mtd.contains(Mtd::RIP) {
+            utcb.rip = vmcs.read(field::RIP);
+            utcb.instruction_length = vmcs.read32(field::INSTRUCTION_LENGTH);
+            utcb.instruction_info = vmcs.read32(field::INSTRUCTION_INFO);
+        }
+        if mtd.contains(Mtd::QUAL) {
+            let (second, third) = match self.event {
+                guest::EXCEPTION => (field::EXIT_INFO, field::EXIT_ERROR),
+                _ => (field::LINEAR_ADDRESS, field::PHYSICAL_ADDRESS),
+            };
+            utcb.qualification = [vmcs.read(field::QUALIFICATION), vmcs.read(second), vmcs.read(third)];
+        }
+        let rest = mtd.difference(Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).union(Mtd::QUAL));
+        if !rest.is_empty() {
+            transfer::save(self, vmcs, rest, utcb);
+        }
+    }
+
+    fn load(&mut self, mtd: Mtd, gprs: &mut Gprs, utcb: &Architectural) {
+        let vmcs = self.current();
+        if mtd.contains(Mtd::GPR_0_7) {
+            gprs.0[..8].copy_from_slice(&utcb.gpr[..8]);
+            vmcs.write(field::RSP, utcb.gpr[gpr::RSP]);
+        }
+        if mtd.contains(Mtd::GPR_8_15) {
+            gprs.0[8..].copy_from_slice(&utcb.gpr[8..]);
+        }
+        if mtd.contains(Mtd::RIP) {
+            vmcs.write(field::RIP, utcb.rip);
+        }
+        let rest = mtd.difference(Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP));
+        if !rest.is_empty() {
+            transfer::load(self, vmcs, rest, utcb);
+        }
+    }
+
+    fn assign(&mut self, spaces: &Spaces) {
+        let vmcs = self.current();
+        self.spaces = *spaces;
+        self.stale = true;
+        self.write_spaces(vmcs);
+    }
+
+    fn flush(&mut self) {
+        self.stale = true;
+    }
+
+    fn set_host_cr3(&mut self, cr3: u64) {
+        self.host_cr3 = cr3;
+        if self.initialized {
+            self.current().write(field::HOST_CR3, cr3);
+        }
+    }
+
+    fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+
+    fn restore_host(&mut self) {
+        self.park_fast();
+    }
+
+    fn save_foreign(&mut self) {
+        self.park_fast();
+        self.park_slow();
+    }
+
+    fn release(&mut self) {
+        if self.initialized {
+            self.current();
+            self.save_foreign();
+            self.cpu.current.set(core::ptr::null_mut());
+            self.initialized = false;
+            self.launched = false;
+            // SAFETY: the page is this vCPU's own.
+            unsafe { vmcs::vmclear(self.pages.control.pa) };
+        }
+    }
+
+    unsafe fn enter(&mut self, gprs: *mut Gprs, deadline: u64) -> ! {
+        let vmcs = self.current();
+        if self.gprs != gprs {
+            self.gprs = gprs;
+            vmcs.write_exit_point(gprs);
+        }
+        if let Some(shift) = self.cpu.timer_shift {
+            let ticks = deadline.saturating_sub(crate::cpu::now()) >> shift;
+            vmcs.write(field::TIMER, ticks.min(u64::from(u32::MAX)));
+        }
+        if self.cpu.secondary & secondary::VPID != 0 && !self.cpu.tags.get().is_current(self.tag) {
+            let mut tags = self.cpu.tags.get();
+            let (tag, exhausted) = tags.allocate();
+            if exhausted {
+                vmcs::invvpid_all();
+            }
+            self.cpu.tags.set(tags);
+            self.tag = tag;
+            vmcs.write32(field::VPID, tag.number);
+        }
+        if core::mem::take(&mut self.stale) && self.spaces.nested_root != 0 {
+            vmcs::invept(self.ept_pointer());
+        }
+        self.load_live();
+        // SAFETY: the caller's promise; the VMCS is complete.
+        unsafe { vmcs::enter(gprs, u64::from(self.launched)) }
+    }
+}

@@ -1,0 +1,171 @@
+//! The VMX instructions (Intel SDM vol. 3C, chapter 31) and the entry and exit stubs.
+#![allow(unsafe_code)] // Privileged instructions and naked functions.
+
+use super::spec::field;
+use crate::vcpu::{Gprs, STACK_OFFSET, vcpu_exit};
+use core::arch::{asm, naked_asm};
+
+/// Proof that the VMCS of the vCPU at hand is the current one: its fields can be read and written.
+#[derive(Clone, Copy)]
+pub struct Current(());
+
+impl Current {
+    /// Makes the VMCS at physical address `pa` current.
+    ///
+    /// # Safety
+    /// `pa` is a VMCS region that was cleared, and the token is not used once another VMCS is current.
+    pub unsafe fn load(pa: u64) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { asm!("vmptrld [{}]", in(reg) &pa, options(nostack)) };
+        Self(())
+    }
+
+    /// Says that a VMCS is current already.
+    ///
+    /// # Safety
+    /// The VMCS of the vCPU at hand was loaded and no other since; as for [`Self::load`].
+    pub unsafe fn assume() -> Self {
+        Self(())
+    }
+
+    /// Reads a field; the CPU has it.
+    #[inline(always)]
+    pub fn read(self, field: u32) -> u64 {
+        let value;
+        // SAFETY: a VMCS is current; a field that the CPU lacks gives an arbitrary value.
+        unsafe { asm!("vmread {}, {}", out(reg) value, in(reg) u64::from(field), options(nostack)) };
+        value
+    }
+
+    /// Reads a field of 32 bits or less.
+    #[inline(always)]
+    pub fn read32(self, field: u32) -> u32 {
+        self.read(field) as u32
+    }
+
+    /// Writes a field. Entry and control fields are checked by the CPU when the guest is entered; what the host
+    /// fields say is the vendor module's responsibility.
+    #[inline(always)]
+    pub fn write(self, field: u32, value: u64) {
+        // SAFETY: a VMCS is current; a field that the CPU lacks is not written.
+        unsafe { asm!("vmwrite {}, {}", in(reg) u64::from(field), in(reg) value, options(nostack)) };
+    }
+
+    /// Writes a field of 32 bits or less.
+    #[inline(always)]
+    pub fn write32(self, field: u32, value: u32) {
+        self.write(field, u64::from(value));
+    }
+
+    /// Which address exits go to, and the stack pointer there.
+    pub fn write_exit_point(self, gprs: *mut Gprs) {
+        self.write(field::HOST_RSP, gprs as u64 + STACK_OFFSET as u64);
+        self.write(field::HOST_RIP, exit as *const () as u64);
+    }
+}
+
+/// Enters VMX operation; false if the CPU refuses.
+///
+/// # Safety
+/// CR4.VMXE is set; the page at `region` has the revision and belongs to the CPU.
+pub unsafe fn vmxon(region: u64) -> bool {
+    let refused: u8;
+    // SAFETY: the caller's promise.
+    unsafe { asm!("vmxon [{}]", "setbe {}", in(reg) &region, out(reg_byte) refused, options(nostack)) };
+    refused == 0
+}
+
+/// Writes a VMCS back to its region and makes it not current.
+///
+/// # Safety
+/// `pa` is a VMCS region, active at most on this CPU.
+pub unsafe fn vmclear(pa: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("vmclear [{}]", in(reg) &pa, options(nostack)) };
+}
+
+/// Drops what is cached of guest spaces: of one EPT pointer, or of all for 0.
+pub fn invept(pointer: u64) {
+    let kind: u64 = if pointer == 0 { 2 } else { 1 };
+    let descriptor = [pointer, 0];
+    // SAFETY: only drops cached translations; both kinds were checked when VMX was enabled.
+    unsafe { asm!("invept {}, [{}]", in(reg) kind, in(reg) &descriptor, options(nostack)) };
+}
+
+/// Drops what is cached under all VPIDs.
+pub fn invvpid_all() {
+    let descriptor = [0u64; 2];
+    // SAFETY: only drops cached translations; called only where the CPU has VPIDs and this kind.
+    unsafe { asm!("invvpid {}, [{}]", in(reg) 2u64, in(reg) &descriptor, options(nostack)) };
+}
+
+/// Lets the host's NMI handler run. NMIs are blocked after an exit for one until an IRET, which ends that handler.
+pub fn handle_nmi() {
+    // SAFETY: the kernel's handler for vector 2 returns with all registers as they were.
+    unsafe { asm!("int 2") };
+}
+
+/// Loads the guest's general registers and enters; continues at [`exit`] in any case.
+///
+/// # Safety
+/// As for [`crate::vcpu::VirtualCpu::enter`], with a VMCS that is ready and current; `launched` says whether it was
+/// entered before. The exit point was written for `gprs`.
+#[unsafe(naked)]
+pub unsafe extern "C" fn enter(gprs: *mut Gprs, launched: u64) -> ! {
+    naked_asm!(
+        "lea rsp, [rdi + {stack}]",
+        "test rsi, rsi", // The flag survives the moves.
+        "mov rax, [rdi]",
+        "mov rcx, [rdi + 8]",
+        "mov rdx, [rdi + 16]",
+        "mov rbx, [rdi + 24]",
+        "mov rbp, [rdi + 40]",
+        "mov rsi, [rdi + 48]",
+        "mov r8, [rdi + 64]",
+        "mov r9, [rdi + 72]",
+        "mov r10, [rdi + 80]",
+        "mov r11, [rdi + 88]",
+        "mov r12, [rdi + 96]",
+        "mov r13, [rdi + 104]",
+        "mov r14, [rdi + 112]",
+        "mov r15, [rdi + 120]",
+        "mov rdi, [rdi + 56]",
+        "jz 2f",
+        "vmresume",
+        "jmp {exit}",
+        "2: vmlaunch",
+        "jmp {exit}",
+        stack = const STACK_OFFSET,
+        exit = sym exit,
+    )
+}
+
+/// Stores the guest's general registers by pushing them: RSP begins at their end. Entry 4 gets RFLAGS, where CF or ZF
+/// say that there was no entry; an exit clears them.
+#[unsafe(naked)]
+unsafe extern "C" fn exit() -> ! {
+    naked_asm!(
+        "push r15",
+        "push r14",
+        "push r13",
+        "push r12",
+        "push r11",
+        "push r10",
+        "push r9",
+        "push r8",
+        "push rdi",
+        "push rsi",
+        "push rbp",
+        "pushfq",
+        "push rbx",
+        "push rdx",
+        "push rcx",
+        "push rax",
+        "mov rdi, rsp",
+        "mov rsp, [rdi + {stack}]",
+        "call {vcpu_exit}",
+        "ud2",
+        stack = const STACK_OFFSET,
+        vcpu_exit = sym vcpu_exit,
+    )
+}

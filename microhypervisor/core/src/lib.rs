@@ -12,6 +12,7 @@ extern crate std;
 
 pub mod account;
 pub mod frames;
+pub mod paging;
 pub mod ready;
 pub mod slots;
 pub mod timeout;

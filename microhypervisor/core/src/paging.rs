@@ -1,0 +1,393 @@
+//! The page-table walker: one for all spaces of memory capabilities, with the entry format as a parameter.
+//!
+//! Every format has four levels of tables with 512 entries each: level 0 holds 4 KiB pages, level 1 tables or 2 MiB
+//! pages, level 2 tables or 1 GiB pages, level 3 is the root. A space spans 2^48 bytes. Entries of absent pages are 0;
+//! leaves keep the exact permissions of the capability in bits 55:52, which all formats leave to software, because no
+//! format can express them all.
+//!
+//! The kernel holds the space's lock for writing around each step. Hardware may walk the tables meanwhile: a table is
+//! complete before an entry points to it and freed only after that entry is gone, but processors may still cache the
+//! old entry, so [`Tables::free`] must not reuse a frame before the next shootdown.
+
+use abi::capability::{Cacheability, Permissions};
+use core::marker::PhantomData;
+
+/// Level of the root table.
+const ROOT_LEVEL: u8 = 3;
+/// Largest leaf that any format has: 1 GiB.
+const LEAF_LEVEL_MAX: u8 = 2;
+/// Pages in a space.
+const SPACE_PAGES: u64 = 1 << 36;
+/// Frames of physical memory that entries can name.
+const FRAMES: u64 = 1 << 40;
+const ENTRIES: usize = 512;
+/// Physical address in an entry: bits 51:12.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// In tables of level 1 and 2: the entry maps a large page. The same bit in all formats.
+const LARGE: u64 = 1 << 7;
+const PERMISSIONS_SHIFT: u32 = 52;
+const PERMISSIONS: Permissions = abi::capability::MEMORY_ALL;
+
+/// What differs between the formats: the hardware's view of an entry. Bits 55:52 are the walker's.
+pub trait Format {
+    /// Bits that refer to a table, beside its address.
+    const TABLE: u64;
+    /// Bits of a leaf of level `level`, beside its address, with at least one of the four memory permissions.
+    fn leaf(level: u8, permissions: Permissions, cacheability: Cacheability) -> u64;
+    /// The cacheability of a leaf of level `level`.
+    fn cacheability(entry: u64, level: u8) -> Cacheability;
+}
+
+/// Four-level paging for user pages (Intel SDM vol. 3A, 4.5; AMD APM vol. 2, 5.3). What is mapped is readable;
+/// executable permissions are combined. Accessed and dirty bits are set in advance: nobody looks at them.
+///
+/// The PAT must hold WB, WT, UC-, UC, WC, WP in entries 0 to 5 (Intel SDM vol. 3A, 12.12).
+#[derive(Debug)]
+pub struct Host;
+
+/// Nested paging (AMD APM vol. 2, 15.25): host format; every nested access counts as a user access.
+pub type Npt = Host;
+
+/// Facts of [`Host`] entries.
+mod host {
+    pub const PRESENT: u64 = 1 << 0;
+    pub const WRITE: u64 = 1 << 1;
+    pub const USER: u64 = 1 << 2;
+    pub const WRITE_THROUGH: u64 = 1 << 3;
+    pub const CACHE_DISABLE: u64 = 1 << 4;
+    pub const ACCESSED: u64 = 1 << 5;
+    pub const DIRTY: u64 = 1 << 6;
+    pub const PAT_SMALL: u64 = 1 << 7;
+    pub const PAT_LARGE: u64 = 1 << 12;
+    pub const NO_EXECUTE: u64 = 1 << 63;
+
+    pub const fn pat(level: u8) -> u64 {
+        if level == 0 { PAT_SMALL } else { PAT_LARGE }
+    }
+}
+
+impl Format for Host {
+    const TABLE: u64 = host::PRESENT | host::WRITE | host::USER | host::ACCESSED;
+
+    fn leaf(level: u8, permissions: Permissions, cacheability: Cacheability) -> u64 {
+        let large = if level == 0 { 0 } else { LARGE };
+        let write = if permissions.contains(Permissions::WRITE) { host::WRITE } else { 0 };
+        let execute = if permissions.intersects(EXECUTE) { 0 } else { host::NO_EXECUTE };
+        let memory_type = match cacheability {
+            Cacheability::WriteBack => 0,
+            Cacheability::WriteThrough => host::WRITE_THROUGH,
+            Cacheability::Uncacheable => host::CACHE_DISABLE | host::WRITE_THROUGH,
+            Cacheability::WriteCombining => host::pat(level),
+            Cacheability::WriteProtected => host::pat(level) | host::WRITE_THROUGH,
+        };
+        host::PRESENT | host::USER | host::ACCESSED | host::DIRTY | large | write | execute | memory_type
+    }
+
+    fn cacheability(entry: u64, level: u8) -> Cacheability {
+        match (entry & host::pat(level) != 0, entry & host::CACHE_DISABLE != 0, entry & host::WRITE_THROUGH != 0) {
+            (false, false, false) => Cacheability::WriteBack,
+            (false, false, true) => Cacheability::WriteThrough,
+            (_, true, _) => Cacheability::Uncacheable,
+            (true, false, false) => Cacheability::WriteCombining,
+            (true, false, true) => Cacheability::WriteProtected,
+        }
+    }
+}
+
+/// Extended page tables (Intel SDM vol. 3C, 29.3). What is mapped is readable (writable alone would be a
+/// misconfiguration); executable permissions are combined. The guest's PAT is ignored.
+#[derive(Debug)]
+pub struct Ept;
+
+/// Facts of [`Ept`] entries.
+mod ept {
+    pub const READ: u64 = 1 << 0;
+    pub const WRITE: u64 = 1 << 1;
+    pub const EXECUTE: u64 = 1 << 2;
+    pub const TYPE_SHIFT: u32 = 3;
+    pub const TYPE_MASK: u64 = 7;
+    pub const UNCACHEABLE: u64 = 0;
+    pub const WRITE_COMBINING: u64 = 1;
+    pub const WRITE_THROUGH: u64 = 4;
+    pub const WRITE_PROTECTED: u64 = 5;
+    pub const WRITE_BACK: u64 = 6;
+    pub const IGNORE_PAT: u64 = 1 << 6;
+}
+
+impl Format for Ept {
+    const TABLE: u64 = ept::READ | ept::WRITE | ept::EXECUTE;
+
+    fn leaf(level: u8, permissions: Permissions, cacheability: Cacheability) -> u64 {
+        let large = if level == 0 { 0 } else { LARGE };
+        let write = if permissions.contains(Permissions::WRITE) { ept::WRITE } else { 0 };
+        let execute = if permissions.intersects(EXECUTE) { ept::EXECUTE } else { 0 };
+        let memory_type = match cacheability {
+            Cacheability::WriteBack => ept::WRITE_BACK,
+            Cacheability::WriteThrough => ept::WRITE_THROUGH,
+            Cacheability::WriteCombining => ept::WRITE_COMBINING,
+            Cacheability::Uncacheable => ept::UNCACHEABLE,
+            Cacheability::WriteProtected => ept::WRITE_PROTECTED,
+        };
+        ept::READ | write | execute | memory_type << ept::TYPE_SHIFT | ept::IGNORE_PAT | large
+    }
+
+    fn cacheability(entry: u64, _level: u8) -> Cacheability {
+        match entry >> ept::TYPE_SHIFT & ept::TYPE_MASK {
+            ept::WRITE_BACK => Cacheability::WriteBack,
+            ept::WRITE_THROUGH => Cacheability::WriteThrough,
+            ept::WRITE_COMBINING => Cacheability::WriteCombining,
+            ept::WRITE_PROTECTED => Cacheability::WriteProtected,
+            _ => Cacheability::Uncacheable,
+        }
+    }
+}
+
+const EXECUTE: Permissions = Permissions::EXECUTE_USER.union(Permissions::EXECUTE_SUPERVISOR);
+
+/// Where tables live. Tables are named by their physical addresses; only addresses that [`Tables::alloc`] returned,
+/// and the root, are passed back.
+pub trait Tables {
+    /// A zeroed frame, charged to whom the space belongs.
+    fn alloc(&mut self) -> Option<u64>;
+    /// Gives back a frame that no entry refers to any more. It may not be reused before the next shootdown.
+    fn free(&mut self, table: u64);
+    /// Entry `index`, below 512, of a table.
+    fn read(&self, table: u64, index: usize) -> u64;
+    /// Replaces entry `index`, below 512, of a table, by one 64-bit store.
+    fn write(&mut self, table: u64, index: usize, entry: u64);
+    /// Adds `delta` to a table's number of entries in use and returns the result.
+    fn live(&mut self, table: u64, delta: i32) -> u32;
+}
+
+/// What a page is mapped to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// Physical address of the 4 KiB page, not of the leaf that maps it.
+    pub address: u64,
+    /// Level of the leaf.
+    pub level: u8,
+    /// Permissions of the memory capability.
+    pub permissions: Permissions,
+    /// Cacheability of the memory capability.
+    pub cacheability: Cacheability,
+}
+
+/// Why nothing was mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// [`Tables::alloc`] returned nothing.
+    OutOfTables,
+    /// The range does not lie in the space or the physical address is too large.
+    OutOfRange,
+}
+
+/// A tree of tables.
+#[derive(Debug)]
+pub struct Space<F: Format> {
+    root: u64,
+    leaf_level: u8,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Space<F> {
+    /// The space with root table `root`, a zeroed frame or one used before. Leaves are made up to level `leaf_level`:
+    /// 0 for 4 KiB, 1 for 2 MiB, 2 for 1 GiB pages.
+    pub const fn new(root: u64, leaf_level: u8) -> Self {
+        let leaf_level = if leaf_level > LEAF_LEVEL_MAX { LEAF_LEVEL_MAX } else { leaf_level };
+        Self { root, leaf_level, format: PhantomData }
+    }
+
+    /// Physical address of the root table.
+    pub const fn root(&self) -> u64 {
+        self.root
+    }
+
+    /// What the page at `va` is mapped to.
+    pub fn lookup(&self, tables: &impl Tables, va: u64) -> Option<Leaf> {
+        self.lookup_run(tables, va).0
+    }
+
+    /// What the page at `va` is mapped to, and the number of pages from it on, at least one, for which the same leaf,
+    /// or the same absent entry, answers.
+    pub fn lookup_run(&self, tables: &impl Tables, va: u64) -> (Option<Leaf>, u64) {
+        let page = va >> abi::PAGE_BITS;
+        if page >= SPACE_PAGES {
+            return (None, 1);
+        }
+        let (mut table, mut level) = (self.root, ROOT_LEVEL);
+        loop {
+            let entry = tables.read(table, index(page, level));
+            if is_table(entry, level) {
+                (table, level) = (entry & ADDRESS, level - 1);
+                continue;
+            }
+            let offset = page & (pages(level) - 1);
+            let leaf = (entry != 0).then(|| Leaf {
+                address: leaf_address(entry, level) + (offset << abi::PAGE_BITS),
+                level,
+                permissions: permissions(entry),
+                cacheability: F::cacheability(entry, level),
+            });
+            return (leaf, pages(level) - offset);
+        }
+    }
+
+    /// Maps 2^`order` pages from `va` on to those from `pa` on, as a whole or, if tables run out, up to some page.
+    /// Otherwise like [`Space::map_step`].
+    pub fn map(
+        &self,
+        tables: &mut impl Tables,
+        va: u64,
+        pa: u64,
+        order: u32,
+        permissions: Permissions,
+        cacheability: Cacheability,
+    ) -> Result<(), MapError> {
+        let total = 1u64.checked_shl(order).ok_or(MapError::OutOfRange)?;
+        let mut done = 0;
+        while done < total {
+            let offset = done << abi::PAGE_BITS;
+            done += self.map_step(
+                tables,
+                va.wrapping_add(offset),
+                pa.wrapping_add(offset),
+                total - done,
+                permissions,
+                cacheability,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Maps the first of `count` pages from `va` on to those from `pa` on, and as many behind it as one leaf can,
+    /// replacing what was there; without permissions, unmaps them and ignores `pa`. Low 12 bits of addresses are
+    /// ignored. Returns how many pages are done, at least one; the caller goes on behind them.
+    ///
+    /// Takes bounded time: at most one table is split or cleared. Tables that become empty are freed, except the root.
+    pub fn map_step(
+        &self,
+        tables: &mut impl Tables,
+        va: u64,
+        pa: u64,
+        count: u64,
+        permissions: Permissions,
+        cacheability: Cacheability,
+    ) -> Result<u64, MapError> {
+        let (page, frame) = (va >> abi::PAGE_BITS, pa >> abi::PAGE_BITS);
+        let permissions = permissions & PERMISSIONS;
+        let mapping = !permissions.is_empty();
+        let inside = |first: u64, limit: u64| first.checked_add(count).is_some_and(|end| end <= limit);
+        if !inside(page, SPACE_PAGES) || (mapping && !inside(frame, FRAMES)) {
+            return Err(MapError::OutOfRange);
+        }
+        // Unmapping clears whole tables even where no leaf is that large.
+        let (alignment, limit) = if mapping { (page | frame, self.leaf_level) } else { (page, LEAF_LEVEL_MAX) };
+        let fits = |level: &u8| alignment & (pages(*level) - 1) == 0 && pages(*level) <= count;
+        let Some(target) = (0..=limit).rev().find(fits) else { return Ok(0) };
+
+        let mut path = [self.root; ROOT_LEVEL as usize + 1];
+        let (mut table, mut level) = (self.root, ROOT_LEVEL);
+        while level > target {
+            let entry = tables.read(table, index(page, level));
+            if entry == 0 && !mapping {
+                return Ok(count.min(pages(level) - (page & (pages(level) - 1))));
+            }
+            let below = match is_table(entry, level) {
+                true => Some(entry & ADDRESS),
+                false => self.insert_table(tables, table, index(page, level), entry, level),
+            };
+            let Some(below) = below else {
+                self.prune(tables, &path, page, level);
+                return Err(MapError::OutOfTables);
+            };
+            (table, level) = (below, level - 1);
+            path[usize::from(level)] = table;
+        }
+        let new = if mapping { leaf::<F>(frame << abi::PAGE_BITS, target, permissions, cacheability) } else { 0 };
+        let old = replace(tables, table, index(page, target), new);
+        if is_table(old, target) {
+            free_tree(tables, old & ADDRESS, target - 1);
+        }
+        self.prune(tables, &path, page, target);
+        Ok(pages(target))
+    }
+
+    /// Makes an entry of a table of level `level` that is absent or a leaf refer to a table that maps the same.
+    fn insert_table(&self, tables: &mut impl Tables, table: u64, index: usize, entry: u64, level: u8) -> Option<u64> {
+        let below = tables.alloc()?;
+        if entry != 0 {
+            let (permissions, cacheability) = (permissions(entry), F::cacheability(entry, level));
+            for part in 0..ENTRIES {
+                let address = leaf_address(entry, level) + ((part as u64 * pages(level - 1)) << abi::PAGE_BITS);
+                replace(tables, below, part, leaf::<F>(address, level - 1, permissions, cacheability));
+            }
+        }
+        replace(tables, table, index, below | F::TABLE);
+        Some(below)
+    }
+
+    /// Frees the tables of the path from `level` upwards that are empty.
+    fn prune(&self, tables: &mut impl Tables, path: &[u64; ROOT_LEVEL as usize + 1], page: u64, level: u8) {
+        for (above, pair) in (1..).zip(path.windows(2)).skip(usize::from(level)) {
+            let &[table, parent] = pair else { return };
+            if tables.live(table, 0) != 0 {
+                return;
+            }
+            replace(tables, parent, index(page, above), 0);
+            tables.free(table);
+        }
+    }
+}
+
+/// Pages that an entry of a table of level `level` spans.
+const fn pages(level: u8) -> u64 {
+    1 << (9 * level as u32)
+}
+
+const fn index(page: u64, level: u8) -> usize {
+    (page >> (9 * level as u32)) as usize % ENTRIES
+}
+
+const fn is_table(entry: u64, level: u8) -> bool {
+    entry != 0 && level != 0 && entry & LARGE == 0
+}
+
+/// The address in a leaf; the bits below its alignment can have other meanings.
+const fn leaf_address(entry: u64, level: u8) -> u64 {
+    entry & ADDRESS & !((pages(level) << abi::PAGE_BITS) - 1)
+}
+
+const fn permissions(entry: u64) -> Permissions {
+    Permissions::from_bits_truncate((entry >> PERMISSIONS_SHIFT) as u8).intersection(PERMISSIONS)
+}
+
+fn leaf<F: Format>(address: u64, level: u8, permissions: Permissions, cacheability: Cacheability) -> u64 {
+    address | F::leaf(level, permissions, cacheability) | u64::from(permissions.bits()) << PERMISSIONS_SHIFT
+}
+
+/// Writes an entry, keeps the table's count of entries in use and returns the entry that was there.
+fn replace(tables: &mut impl Tables, table: u64, index: usize, entry: u64) -> u64 {
+    let old = tables.read(table, index);
+    tables.write(table, index, entry);
+    let delta = i32::from(entry != 0) - i32::from(old != 0);
+    if delta != 0 {
+        tables.live(table, delta);
+    }
+    old
+}
+
+/// Frees a table of level `level`, at most 1, that no entry refers to any more, and the tables below it.
+fn free_tree(tables: &mut impl Tables, table: u64, level: u8) {
+    if level != 0 {
+        for index in 0..ENTRIES {
+            let entry = tables.read(table, index);
+            if is_table(entry, level) {
+                tables.free(entry & ADDRESS);
+            }
+        }
+    }
+    tables.free(table);
+}
+
+#[cfg(test)]
+mod tests;

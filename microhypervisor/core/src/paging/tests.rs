@@ -1,0 +1,276 @@
+//! The walker against a map from page numbers, with what it wrote decoded as the processors' manuals say.
+
+use super::*;
+use proptest::prelude::*;
+use std::{collections::BTreeMap, vec, vec::Vec};
+
+type Page = (u64, Permissions, Cacheability);
+
+/// Tables in a vector, with the number that may still be allocated.
+struct Memory {
+    tables: Vec<Option<(Vec<u64>, i32)>>,
+    budget: usize,
+}
+
+const ROOT: u64 = 0x1000;
+
+impl Memory {
+    fn new(budget: usize) -> Self {
+        Self { tables: vec![None, Some((vec![0; ENTRIES], 0))], budget }
+    }
+
+    fn table(&self, table: u64) -> &(Vec<u64>, i32) {
+        assert_eq!(table % 4096, 0);
+        self.tables[table as usize / 4096].as_ref().expect("no use after free")
+    }
+
+    /// Calls `found(page, level, entry)` for each leaf, checks the counts and returns the number of tables.
+    fn visit(&self, table: u64, level: u8, base: u64, found: &mut impl FnMut(u64, u8, u64)) -> usize {
+        let (entries, live) = self.table(table);
+        assert_eq!(entries.iter().filter(|&&entry| entry != 0).count(), *live as usize);
+        assert!(*live != 0 || table == ROOT, "empty tables are freed");
+        let mut count = 1;
+        for (index, &entry) in entries.iter().enumerate().filter(|(_, entry)| **entry != 0) {
+            let page = base + index as u64 * pages(level);
+            if level == 0 || (level < 3 && entry & 0x80 != 0) {
+                found(page, level, entry);
+            } else {
+                // Accesses are restricted by leaves only; reserved bits are zero.
+                assert!(entry & 7 == 7 && entry & 0xfff0_0000_0000_0f80 == 0);
+                count += self.visit(entry & 0x000f_ffff_ffff_f000, level - 1, page, found);
+            }
+        }
+        count
+    }
+}
+
+impl Tables for Memory {
+    fn alloc(&mut self) -> Option<u64> {
+        self.budget = self.budget.checked_sub(1)?;
+        self.tables.push(Some((vec![0; ENTRIES], 0)));
+        Some((self.tables.len() as u64 - 1) * 4096)
+    }
+
+    fn free(&mut self, table: u64) {
+        self.table(table);
+        assert_ne!(table, ROOT);
+        self.tables[table as usize / 4096] = None;
+        self.budget += 1;
+    }
+
+    fn read(&self, table: u64, index: usize) -> u64 {
+        self.table(table).0[index]
+    }
+
+    fn write(&mut self, table: u64, index: usize, entry: u64) {
+        self.table(table);
+        self.tables[table as usize / 4096].as_mut().unwrap().0[index] = entry;
+    }
+
+    fn live(&mut self, table: u64, delta: i32) -> u32 {
+        self.table(table);
+        let live = &mut self.tables[table as usize / 4096].as_mut().unwrap().1;
+        *live += delta;
+        u32::try_from(*live).unwrap()
+    }
+}
+
+/// (address, writable, executable, cacheability) as the processor sees a leaf; panics on reserved bits.
+type Decode = fn(u64, u8) -> (u64, bool, bool, Cacheability);
+
+fn decode_host(entry: u64, level: u8) -> (u64, bool, bool, Cacheability) {
+    assert_eq!(entry & 5, 5, "present, user");
+    let pat_bit = if level == 0 { 7 } else { 12 };
+    let pat = (entry >> pat_bit & 1) << 2 | (entry >> 4 & 1) << 1 | entry >> 3 & 1;
+    let cacheability = match pat {
+        0 => Cacheability::WriteBack,
+        1 => Cacheability::WriteThrough,
+        3 => Cacheability::Uncacheable,
+        4 => Cacheability::WriteCombining,
+        5 => Cacheability::WriteProtected,
+        _ => panic!("PAT entry {pat}"),
+    };
+    let mut address = entry & 0x000f_ffff_ffff_f000;
+    if level != 0 {
+        address &= !(1 << 12);
+    }
+    (address, entry & 2 != 0, entry >> 63 == 0, cacheability)
+}
+
+fn decode_ept(entry: u64, _level: u8) -> (u64, bool, bool, Cacheability) {
+    assert_eq!(entry & 1, 1, "readable");
+    assert_eq!(entry & 0xff00_0000_0000_0f00, 0);
+    let cacheability = match entry >> 3 & 7 {
+        0 => Cacheability::Uncacheable,
+        1 => Cacheability::WriteCombining,
+        4 => Cacheability::WriteThrough,
+        5 => Cacheability::WriteProtected,
+        6 => Cacheability::WriteBack,
+        other => panic!("memory type {other}"),
+    };
+    (entry & 0x000f_ffff_ffff_f000, entry & 2 != 0, entry & 4 != 0, cacheability)
+}
+
+fn check<F: Format>(space: &Space<F>, memory: &Memory, model: &BTreeMap<u64, Page>, decode: Decode) {
+    let mut seen = 0;
+    let tables = memory.visit(ROOT, 3, 0, &mut |page, level, entry| {
+        assert!(level <= space.leaf_level);
+        let (address, write, execute, cacheability) = decode(entry, level);
+        assert_eq!(address % (pages(level) * 4096), 0);
+        for offset in 0..pages(level) {
+            let (pa, permissions, ca) = model[&(page + offset)];
+            assert_eq!((address + offset * 4096, cacheability), (pa, ca));
+            assert_eq!(write, permissions.contains(Permissions::WRITE));
+            assert_eq!(execute, permissions.intersects(EXECUTE));
+        }
+        seen += pages(level);
+    });
+    assert_eq!(seen, model.len() as u64);
+    assert_eq!(tables, memory.tables.iter().flatten().count(), "no table is lost");
+}
+
+#[derive(Clone, Debug)]
+struct Op {
+    page: u64,
+    frame: u64,
+    count: u64,
+    permissions: Permissions,
+    cacheability: Cacheability,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    // Three small windows at far-apart addresses, each across a border of large pages; aligned ranges now and then.
+    let page = (prop::sample::select(&[0u64, (1 << 18) - 1024, (1 << 35) - 1024][..]), 0..2048u64);
+    let alignment = prop_oneof![Just(0u32), Just(4), Just(9)];
+    let permissions = prop_oneof![1 => Just(0u8), 3 => 0..32u8];
+    (page, 0..4096u64, 1..1200u64, alignment, permissions, 0..5u32).prop_map(
+        |((base, page), frame, count, alignment, permissions, ca)| Op {
+            page: base + (page >> alignment << alignment),
+            frame: frame >> alignment << alignment,
+            count: (count >> alignment << alignment).max(1),
+            permissions: Permissions::from_bits_truncate(permissions),
+            cacheability: Cacheability::from_bits(ca).unwrap(),
+        },
+    )
+}
+
+fn agrees_with_map<F: Format>(leaf_level: u8, budget: usize, ops: Vec<Op>, decode: Decode) {
+    let space: Space<F> = Space::new(ROOT, leaf_level);
+    let mut memory = Memory::new(budget);
+    let mut model: BTreeMap<u64, Page> = BTreeMap::new();
+    for Op { page, frame, count, permissions, cacheability } in ops {
+        let mut done = 0;
+        while done < count {
+            let (va, pa) = ((page + done) << 12, (frame + done) << 12);
+            match space.map_step(&mut memory, va, pa, count - done, permissions, cacheability) {
+                Ok(step) => {
+                    assert!(step >= 1 && step <= count - done);
+                    let stored = permissions & PERMISSIONS;
+                    for offset in 0..step {
+                        model.remove(&(page + done + offset));
+                        if !stored.is_empty() {
+                            model.insert(page + done + offset, (pa + offset * 4096, stored, cacheability));
+                        }
+                    }
+                    done += step;
+                }
+                Err(error) => {
+                    assert_eq!(error, MapError::OutOfTables);
+                    assert!(memory.budget < 3, "a step never needs more than three tables");
+                    break;
+                }
+            }
+        }
+        check(&space, &memory, &model, decode);
+        for page in (page.saturating_sub(2)..page + count + 2).step_by(97) {
+            let (leaf, run) = space.lookup_run(&memory, page << 12 | 0xabc);
+            let found = leaf.map(|leaf| (leaf.address, leaf.permissions, leaf.cacheability));
+            assert_eq!(found, model.get(&page).copied());
+            assert_eq!(space.lookup(&memory, page << 12), leaf);
+            for offset in 1..run.min(1500) {
+                let expected = found.map(|(pa, permissions, ca)| (pa + offset * 4096, permissions, ca));
+                assert_eq!(model.get(&(page + offset)).copied(), expected);
+            }
+        }
+    }
+    // Destruction: all steps together take all tables.
+    let mut done = 0;
+    while done < SPACE_PAGES {
+        let step = space.map_step(
+            &mut memory,
+            done << 12,
+            0,
+            SPACE_PAGES - done,
+            Permissions::empty(),
+            Cacheability::WriteBack,
+        );
+        done += step.expect("clearing everything needs no table");
+    }
+    assert_eq!((memory.tables.iter().flatten().count(), memory.budget), (1, budget));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn host_agrees_with_map(leaf_level in 0..3u8, budget in prop_oneof![Just(100usize), 0..12usize], ops in prop::collection::vec(op(), 0..12)) {
+        agrees_with_map::<Host>(leaf_level, budget, ops, decode_host);
+    }
+
+    #[test]
+    fn ept_agrees_with_map(leaf_level in 0..3u8, budget in prop_oneof![Just(100usize), 0..12usize], ops in prop::collection::vec(op(), 0..12)) {
+        agrees_with_map::<Ept>(leaf_level, budget, ops, decode_ept);
+    }
+}
+
+const ALL: Permissions = abi::capability::MEMORY_ALL;
+const WB: Cacheability = Cacheability::WriteBack;
+
+#[test]
+fn large_pages_are_used_split_and_replaced() {
+    let space: Space<Ept> = Space::new(ROOT, 2);
+    let mut memory = Memory::new(100);
+    let gib = 1u64 << 30;
+    assert_eq!(space.map_step(&mut memory, gib, 4 * gib, 1 << 18, ALL, WB), Ok(1 << 18));
+    let leaf = Leaf { address: 4 * gib + 0x5000, level: 2, permissions: ALL, cacheability: WB };
+    assert_eq!(space.lookup_run(&memory, gib + 0x5123), (Some(leaf), (1 << 18) - 5));
+    assert_eq!(space.lookup_run(&memory, 0), (None, 1 << 18));
+    // One page less: 511 leaves of 2 MiB and 511 of 4 KiB remain.
+    assert_eq!(space.map_step(&mut memory, gib + 0x5000, 0, 1, Permissions::empty(), WB), Ok(1));
+    assert_eq!(memory.tables.iter().flatten().count(), 4);
+    assert_eq!(space.lookup(&memory, gib + 0x5000), None);
+    assert_eq!(space.lookup(&memory, gib + 0x6000), Some(Leaf { address: 4 * gib + 0x6000, level: 0, ..leaf }));
+    assert_eq!(space.lookup(&memory, gib + 0x200000), Some(Leaf { address: 4 * gib + 0x200000, level: 1, ..leaf }));
+    // Back to one leaf: the tables below go.
+    assert_eq!(space.map(&mut memory, gib, 4 * gib, 18, ALL, WB), Ok(()));
+    assert_eq!(memory.tables.iter().flatten().count(), 2);
+    // Aligned differently: no large leaf is possible.
+    assert_eq!(space.map_step(&mut memory, gib, 4 * gib + 0x1000, 1 << 18, ALL, WB), Ok(1));
+}
+
+#[test]
+fn failed_steps_change_nothing() {
+    for budget in 0..3 {
+        let space: Space<Host> = Space::new(ROOT, 2);
+        let mut memory = Memory::new(budget);
+        assert_eq!(space.map(&mut memory, 0x1000, 0x1000, 0, ALL, WB), Err(MapError::OutOfTables));
+        assert_eq!((memory.budget, memory.tables.iter().flatten().count()), (budget, 1));
+    }
+}
+
+#[test]
+fn ranges_are_checked() {
+    let space: Space<Host> = Space::new(ROOT, 2);
+    let mut memory = Memory::new(100);
+    let mut step = |va, pa, count, permissions| space.map_step(&mut memory, va, pa, count, permissions, WB);
+    assert_eq!(step(1 << 48, 0, 1, ALL), Err(MapError::OutOfRange));
+    assert_eq!(step((1 << 48) - 4096, 0, 2, ALL), Err(MapError::OutOfRange));
+    assert_eq!(step(u64::MAX, u64::MAX, u64::MAX, ALL), Err(MapError::OutOfRange));
+    assert_eq!(step(0, 1 << 52, 1, ALL), Err(MapError::OutOfRange));
+    assert_eq!(step(0, 0, 0, ALL), Ok(0));
+    assert_eq!(step((1 << 48) - 4096, (1 << 52) - 4096, 1, ALL), Ok(1));
+    assert_eq!(step((1 << 48) - 4096, u64::MAX, 1, Permissions::empty()), Ok(1));
+    assert_eq!(step(0, 0, 1 << 36, Permissions::empty()), Ok(1 << 27));
+    assert_eq!(space.map(&mut memory, 0, 0, 64, ALL, WB), Err(MapError::OutOfRange));
+    assert_eq!(space.lookup_run(&memory, u64::MAX), (None, 1));
+}

@@ -90,8 +90,8 @@ fn check_processor() -> (u64, u32) {
     if !features.as_ref().is_some_and(|f| f.has_xsave() && f.has_apic() && f.has_fxsave_fxstor()) {
         fatal(format_args!("this processor lacks XSAVE or an APIC"));
     }
-    let state = cpuid.get_extended_state_info();
-    let supported = state.as_ref().map_or(3, |s| s.xcr0_supports_components());
+    let state = raw_cpuid::cpuid!(0xd, 0);
+    let supported = state.eax as u64 | (state.edx as u64) << 32;
     // Only components whose area fits one page are offered; AMX (bits 17, 18) does not.
     let components = supported & 0xe7 | 1;
     let huge = cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_1gib_pages());

@@ -19,6 +19,7 @@ use crate::vcpu::Processor;
 pub type CpuNumber = u16;
 
 /// A value that only one CPU touches, with interrupts off, never reentered.
+#[repr(transparent)]
 pub struct Owned<T>(UnsafeCell<T>);
 
 impl<T> Owned<T> {

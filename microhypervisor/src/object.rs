@@ -43,7 +43,7 @@ pub trait Object: Sized + 'static {
 }
 
 /// A reference to an object that may have been destroyed since.
-pub struct Ref<T>(Reference, PhantomData<&'static T>);
+pub struct Ref<T>(Reference, PhantomData<fn() -> T>);
 
 impl<T> Clone for Ref<T> {
     fn clone(&self) -> Self {

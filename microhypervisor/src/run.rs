@@ -23,8 +23,8 @@ core::arch::global_asm!(
 );
 
 unsafe extern "C" {
-    fn return_from_hypercall(ec: &Ec) -> !;
-    fn return_from_interrupt(ec: &Ec) -> !;
+    fn return_from_hypercall(ec: *const Ec) -> !;
+    fn return_from_interrupt(ec: *const Ec) -> !;
     /// The first interrupt stub.
     pub static interrupt_stubs: u8;
     /// Where SYSCALL enters.

@@ -108,7 +108,7 @@ impl Sm {
 
 /// `ec`, which waited, returns from its hypercall with `status`.
 fn wake(cpu: &Cpu, ec: &Ec, status: Status) {
-    if ec.timeout.armed() {
+    if ec.timeout.deadline().is_some() {
         cpu.timeouts.get().remove(&EcTimeouts, object::id(ec));
     }
     ec.waits_on.set(None);

@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cpu::{Cpu, now};
+use crate::ec::EcTimeouts;
 use crate::lapic;
 
 /// System-time ticks per second.
@@ -23,7 +24,7 @@ pub fn frequency() -> u64 {
 /// A later deadline is left to the interrupt of the earlier one, which programs again: fewer writes to the hardware.
 #[inline]
 pub fn program(cpu: &Cpu) {
-    let timeout = cpu.timeouts.get().first().map_or(u64::MAX, |(deadline, _)| deadline);
+    let timeout = cpu.timeouts.get().first(&EcTimeouts).map_or(u64::MAX, |(deadline, _)| deadline);
     let deadline = timeout.min(cpu.slice_end.get());
     if deadline < cpu.deadline.get() {
         cpu.deadline.set(deadline);

@@ -135,8 +135,8 @@ fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpac
             let (leaf, run) = from.lookup(page << 12);
             match leaf {
                 // UTCBs and other frames of the kernel cannot be delegated.
-                Some(leaf) if nova_host(leaf.pa >> 12).0.is_empty() => (0, Permissions::empty(), attributes, 1),
-                Some(leaf) => (leaf.pa, leaf.permissions, leaf.cacheability, run),
+                Some(leaf) if nova_host(leaf.address >> 12).0.is_empty() => (0, Permissions::empty(), attributes, 1),
+                Some(leaf) => (leaf.address, leaf.permissions, leaf.cacheability, run),
                 None => (0, Permissions::empty(), attributes, run),
             }
         };

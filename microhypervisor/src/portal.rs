@@ -51,10 +51,7 @@ fn enter(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, portal: &P
 fn help(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, retry: Continuation) -> ! {
     caller.continuation.set(retry);
     caller.callee.set(Some(callee));
-    match cpu.sc.get() {
-        Some(sc) => sched::activate(cpu, sc),
-        None => sched::schedule(cpu),
-    }
+    sched::resume_current(cpu)
 }
 
 /// ipc_call of `caller`, whose registers hold the portal and the message descriptor.
@@ -110,7 +107,7 @@ pub fn reply(cpu: &'static Cpu, callee: &'static Ec) -> ! {
         kill(cpu, callee, format_args!("ipc_reply by an EC that is not a local thread"));
     }
     callee.continuation.set(Continuation::Idle);
-    let Some(caller) = callee.caller.take() else { leave(cpu) };
+    let Some(caller) = callee.caller.take() else { sched::resume_current(cpu) };
     let mtd = callee.gpr(gpr::RSI) as u32;
     caller.callee.set(None);
     if caller.continuation.get() == Continuation::AwaitReply {
@@ -122,7 +119,7 @@ pub fn reply(cpu: &'static Cpu, callee: &'static Ec) -> ! {
         resume_event(cpu, caller, callee, Mtd::from_bits_retain(mtd));
     }
     if cpu.helping.get() {
-        leave(cpu);
+        sched::resume_current(cpu);
     }
     run::run(cpu, caller)
 }
@@ -145,14 +142,6 @@ fn resume_event(cpu: &'static Cpu, ec: &'static Ec, handler: &Ec, mtd: Mtd) {
     ec.continuation.set(Continuation::EnterGuest);
 }
 
-/// The current EC has nothing to do: the chain of the current SC goes on elsewhere.
-fn leave(cpu: &'static Cpu) -> ! {
-    match cpu.sc.get() {
-        Some(sc) => sched::activate(cpu, sc),
-        None => sched::schedule(cpu),
-    }
-}
-
 /// Kills `ec`; whoever waits for its reply gets ABORTED, or dies as well if it was waiting for an event handler.
 pub fn kill(cpu: &'static Cpu, ec: &'static Ec, reason: core::fmt::Arguments) -> ! {
     crate::log!("killed EC {:#x} at RIP {:#x}: {reason}", ec.reference.index(), ec.rip.get());
@@ -161,11 +150,11 @@ pub fn kill(cpu: &'static Cpu, ec: &'static Ec, reason: core::fmt::Arguments) ->
         dead.continuation.set(Continuation::Dead);
         dead.callee.set(None);
         sched::unpark(cpu, dead);
-        let Some(caller) = dead.caller.take() else { leave(cpu) };
+        let Some(caller) = dead.caller.take() else { sched::resume_current(cpu) };
         caller.callee.set(None);
         if caller.continuation.get() == Continuation::AwaitReply {
             run::finish(caller, Status::Aborted);
-            leave(cpu);
+            sched::resume_current(cpu);
         }
         crate::log!("killed EC {:#x}: its event handler died", caller.reference.index());
         dead = caller;

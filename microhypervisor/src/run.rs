@@ -88,7 +88,7 @@ pub fn run(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         | Continuation::AwaitEventReply
         | Continuation::Blocked
         | Continuation::Idle
-        | Continuation::Dead => sched::drop_current(cpu),
+        | Continuation::Dead => sched::resume_current(cpu),
     }
 }
 

@@ -84,17 +84,16 @@ fn suspend(cpu: &Cpu) -> Option<&'static Sc> {
     Some(sc)
 }
 
-/// The current SC waits at `ec`, the blocked end of its chain; another one runs.
-pub fn park(cpu: &'static Cpu, ec: &Ec) -> ! {
+/// The current SC waits at `ec`, the blocked end of its chain.
+fn park_current(cpu: &Cpu, ec: &Ec) {
     if let Some(sc) = suspend(cpu) {
         ec.parked.get().push_back(&ScLinks, object::id(sc));
     }
-    schedule(cpu)
 }
 
-/// The current SC has nothing to run any more (its EC is dead); another one runs.
-pub fn drop_current(cpu: &'static Cpu) -> ! {
-    suspend(cpu);
+/// The current SC waits at `ec`, which has just blocked; another one runs.
+pub fn park(cpu: &'static Cpu, ec: &Ec) -> ! {
+    park_current(cpu, ec);
     schedule(cpu)
 }
 
@@ -134,7 +133,10 @@ pub fn schedule(cpu: &'static Cpu) -> ! {
             cpu.slice_start.set(now);
             cpu.slice_end.set(now.saturating_add(sc.left.get()));
             timer::program(cpu);
-            activate(cpu, sc);
+            if let Some(ec) = follow(cpu, sc) {
+                run::run(cpu, ec);
+            }
+            continue;
         }
         cpu.slice_end.set(u64::MAX);
         timer::program(cpu);
@@ -142,28 +144,39 @@ pub fn schedule(cpu: &'static Cpu) -> ! {
     }
 }
 
-/// Runs the end of the current SC's chain of calls.
-pub fn activate(cpu: &'static Cpu, sc: &Sc) -> ! {
+/// The EC that ran has nothing more to do: the current SC's chain goes on elsewhere.
+pub fn resume_current(cpu: &'static Cpu) -> ! {
+    if let Some(ec) = cpu.sc.get().and_then(|sc| follow(cpu, sc)) {
+        run::run(cpu, ec);
+    }
+    schedule(cpu)
+}
+
+/// The end of the current SC's chain of calls. If it cannot run, parks or drops the SC.
+fn follow(cpu: &Cpu, sc: &Sc) -> Option<&'static Ec> {
     cpu.helping.set(false);
-    let Some(mut ec) = sc.ec.get() else { drop_current(cpu) };
-    loop {
-        match (ec.continuation.get(), ec.callee.get()) {
+    let mut next = sc.ec.get();
+    while let Some(ec) = next {
+        let retries = matches!(ec.continuation.get(), Continuation::SendCall | Continuation::SendEvent(_));
+        match ec.callee.get() {
             // It waits for a callee that is free by now, or gone: it tries again.
-            (Continuation::SendCall | Continuation::SendEvent(_), Some(callee))
-                if callee.caller.get().is_none() =>
-            {
-                run::run(cpu, ec)
+            Some(callee) if retries && callee.caller.get().is_none() => return Some(ec),
+            Some(callee) => {
+                cpu.helping.set(cpu.helping.get() | retries);
+                next = Some(callee);
             }
-            (Continuation::SendCall | Continuation::SendEvent(_), Some(callee)) => {
-                cpu.helping.set(true);
-                ec = callee;
-            }
-            (_, Some(callee)) => ec = callee,
-            (Continuation::Blocked, None) => park(cpu, ec),
-            (Continuation::Dead, None) => drop_current(cpu),
-            (_, None) => run::run(cpu, ec),
+            None => match ec.continuation.get() {
+                Continuation::Blocked => {
+                    park_current(cpu, ec);
+                    return None;
+                }
+                Continuation::Dead | Continuation::Idle | Continuation::AwaitReply | Continuation::AwaitEventReply => break,
+                _ => return Some(ec),
+            },
         }
     }
+    suspend(cpu);
+    None
 }
 
 /// Wakes every EC whose timeout has passed and ends a used-up budget. For the timer interrupt.

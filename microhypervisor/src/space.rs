@@ -217,7 +217,7 @@ impl HostSpace {
     /// Physical address of its page-table root: the value for CR3.
     #[inline(always)]
     pub fn root(&self) -> u64 {
-        self.space.root
+        self.space.root()
     }
 
     /// Whether its programs have I/O ports.
@@ -307,8 +307,8 @@ impl GuestSpace {
     /// Physical address of its root.
     pub fn root(&self) -> u64 {
         match &self.nested {
-            Nested::Ept(space) => space.root,
-            Nested::Npt(space) => space.root,
+            Nested::Ept(space) => space.root(),
+            Nested::Npt(space) => space.root(),
         }
     }
 }

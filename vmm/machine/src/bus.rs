@@ -142,6 +142,9 @@ pub enum Route {
 
 /// Finds who takes an access of `width` at `port`.
 pub fn route(port: u16, width: Width) -> Route {
+    if width == Width::Qword {
+        return Route::Unclaimed;
+    }
     let after = PORTS.partition_point(|range| range.first <= port);
     let last = port as u32 + width.bytes() as u32 - 1;
     if let Some(range) = after.checked_sub(1).map(|index| &PORTS[index])
@@ -150,7 +153,7 @@ pub fn route(port: u16, width: Width) -> Route {
         let offset = port - range.first;
         return match (range.widths, width) {
             (Widths::DwordOnly, Width::Dword) => Route::Whole(range.device, offset),
-            (Widths::DwordOnly, Width::Byte) | (_, Width::Qword) => Route::Unclaimed,
+            (Widths::DwordOnly, Width::Byte) => Route::Unclaimed,
             (_, Width::Byte) => Route::Whole(range.device, offset),
             (Widths::UpToDword, _) if last <= range.last as u32 => Route::Whole(range.device, offset),
             _ => Route::Split,
@@ -223,6 +226,7 @@ mod tests {
         assert_eq!(route(0xcf9, Width::Byte), Route::Whole(PortDevice::ResetControl, 0));
         assert_eq!(route(0xcfe, Width::Word), Route::Whole(PortDevice::PciData, 2));
         assert_eq!(route(0x1f, Width::Word), Route::Split);
+        assert_eq!(route(0x1f, Width::Qword), Route::Unclaimed);
         assert_eq!(route(0x3c0, Width::Byte), Route::Unclaimed);
         assert_eq!(route(0xffff, Width::Dword), Route::Unclaimed);
     }

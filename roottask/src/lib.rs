@@ -1,0 +1,15 @@
+//! What the root task decides without touching hardware: memory map, allocation, archive, images, reports.
+//!
+//! The program itself is in `main.rs`; everything here is tested on the host.
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod acpi;
+pub mod archive;
+pub mod calendar;
+pub mod frames;
+pub mod image;
+pub mod memory_map;
+pub mod report;

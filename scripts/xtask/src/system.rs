@@ -288,45 +288,21 @@ mod tests {
         assert_eq!(system.plan.validate(), Ok(()));
     }
 
+    /// Each file in `tests/refused` begins with the place and the text of its error.
     #[test]
-    fn errors_name_the_line() {
-        let vm = "[vm.a]\nkernel = \"micro\"\n";
-        let cases = [
-            ("", "system.toml:1:1: no virtual machine".to_string()),
-            ("[vm.a]\nkernel = 3\n", "system.toml:2:10: invalid type: integer `3`, expected a string".into()),
-            (
-                "[vm.a]\nmemory = \"64M\"\nkernel = \"micro\"\nnicht = 1\n",
-                "system.toml:4:1: unknown field `nicht`, expected one of `memory`, `cpus`, `kernel`, `initrd`, \
-                 `cmdline`, `console`, `exec`, `on_reset`"
-                    .into(),
-            ),
-            ("[disk]\n", "system.toml:1:2: unknown field `disk`, expected `machine` or `vm`".into()),
-            (vm, "system.toml:1:1: missing field `memory`".into()),
-            (
-                "[vm.a]\nkernel = \"solaris\"\nmemory = \"64M\"\n",
-                "system.toml:2:10: no recipe in guests/ makes a kernel \"solaris\", these do: debian-cloud, micro"
-                    .into(),
-            ),
-            (
-                "[vm.a]\nmemory = \"64M\"\nkernel = \"./missing\"\n",
-                "system.toml:3:10: there is no file \"./missing\" beside the system file".into(),
-            ),
-            (
-                "[vm.a]\nmemory = \"64M\"\nkernel = \"micro\"\non_reset = \"explode\"\n",
-                "system.toml:4:12: unknown variant `explode`, expected `restart` or `stop`".into(),
-            ),
-            (
-                "[vm.a]\nmemory = \"64M\"\nkernel = \"micro\"\ncpus = 3\n",
-                "system.toml:4:8: vm a: 3 CPUs are not possible, only 1".into(),
-            ),
-            (
-                "[vm.\"Bad name\"]\nmemory = \"64M\"\nkernel = \"micro\"\n",
-                "system.toml:1:5: bad name \"Bad name\": use a-z, 0-9, - and _, at most 24".into(),
-            ),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(error(text), expected, "for {text:?}");
+    fn refused_systems_say_why_and_where() {
+        let mut wrong = String::new();
+        for entry in std::fs::read_dir(workspace::root().join("tests/refused")).expect("is there") {
+            let path = entry.expect("is readable").path();
+            let source = Source::read(&path).expect("is readable");
+            let first = std::fs::read_to_string(&path).expect("is readable");
+            let expected = first.lines().next().and_then(|line| line.strip_prefix("# refused: ")).expect("says why");
+            let error = format!("{:#}", System::parse(&source).expect_err("is refused"));
+            if error != format!("{}:{expected}", workspace::shown(&path)) {
+                wrong.push_str(&format!("\n{error}\n  instead of {expected}"));
+            }
         }
+        assert!(wrong.is_empty(), "{wrong}");
     }
 
     #[test]

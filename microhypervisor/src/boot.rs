@@ -129,9 +129,18 @@ fn control_registers() {
 
 /// Silences the legacy interrupt controllers: remapped out of the exceptions' way and masked.
 fn silence_legacy() {
-    for (port, value) in
-        [(0x20, 0x11), (0xa0, 0x11), (0x21, 0xf0), (0xa1, 0xf8), (0x21, 4), (0xa1, 2), (0x21, 1), (0xa1, 1), (0x21, 0xff), (0xa1, 0xff)]
-    {
+    for (port, value) in [
+        (0x20, 0x11),
+        (0xa0, 0x11),
+        (0x21, 0xf0),
+        (0xa1, 0xf8),
+        (0x21, 4),
+        (0xa1, 2),
+        (0x21, 1),
+        (0xa1, 1),
+        (0x21, 0xff),
+        (0xa1, 0xff),
+    ] {
         // SAFETY: initialization and mask words of the 8259A pair (Intel 8259A datasheet).
         unsafe { Port::<u8>::new(port).write(value) };
     }
@@ -188,7 +197,8 @@ fn protect(tables: &AcpiTables, image_bits: u32) -> platform::Platform {
     let (buffer, buffer_end) = console::range();
     let lapic = lapic::address();
     let fixed = [(start, buffer), (buffer_end, end), (lapic, lapic + 4096), (0xfee0_0000, 0xfef0_0000)];
-    let chips = tables.ioapics().iter().take(ioapic::MAX).map(|chip| (chip.address & !0xfff, (chip.address & !0xfff) + 4096));
+    let chips =
+        tables.ioapics().iter().take(ioapic::MAX).map(|chip| (chip.address & !0xfff, (chip.address & !0xfff) + 4096));
     for (slot, (start, end)) in protected.iter_mut().zip(fixed.into_iter().chain(chips)) {
         *slot = (start >> 12, end >> 12);
     }

@@ -11,6 +11,7 @@ use spin::Once;
 
 use crate::descriptors::{Gdt, Tables, TaskState};
 use crate::ec::Ec;
+use crate::guest::GuestState;
 use crate::memory::StaticFrame;
 use crate::sched::Sc;
 use crate::vcpu::Processor;
@@ -70,6 +71,10 @@ pub struct Cpu {
     pub ts_clear: Cell<bool>,
     /// What this CPU has for running guests.
     pub processor: Once<Processor>,
+    /// The guest that ran last, if its state is in registers that host programs depend on.
+    pub guest: Cell<Option<&'static GuestState>>,
+    /// A guest ran since the task register was loaded: VMX exits cut its limit.
+    pub task_register_stale: Cell<bool>,
     /// Task state segment.
     pub task: Cell<Option<&'static TaskState>>,
     /// Descriptor tables.
@@ -117,6 +122,8 @@ impl CpuBlock {
                 xcr0: Cell::new(0),
                 ts_clear: Cell::new(false),
                 processor: Once::new(),
+                guest: Cell::new(None),
+                task_register_stale: Cell::new(false),
                 task: Cell::new(None),
                 tables: Cell::new(None),
             },

@@ -10,7 +10,7 @@ use crate::cpu::Cpu;
 use crate::ec::{Ec, EcKind, EcParameters};
 use crate::guest::GuestState;
 use crate::hypercall::Call;
-use crate::memory::Account;
+use crate::memory::{Account, Frame};
 use crate::object::{self, Object, Ref};
 use crate::pd::Pd;
 use crate::portal::Pt;
@@ -168,16 +168,14 @@ pub fn host_or_guest(
 fn guest_state(
     cpu: &'static Cpu,
     account: &Account,
-    extra: crate::memory::Frame,
+    extra: Frame,
     space: &HostSpace,
 ) -> Result<&'static GuestState, Status> {
-    use crate::vcpu::VirtualCpu;
     let processor = cpu.processor.get().ok_or(Status::BadFtr)?;
     let control = account.frames(0).ok_or(Status::MemObj)?;
-    let page = |frame: crate::memory::Frame| PhysPage { pa: frame.physical(), va: frame.pointer() };
-    let mut vcpu = processor.create(VcpuPages { control: page(control), extra: page(extra) });
-    vcpu.set_host_cr3(space.root());
-    account.place(GuestState::new(vcpu)).ok_or(Status::MemObj)
+    let page = |frame: Frame| PhysPage { pa: frame.physical(), va: frame.pointer() };
+    let pages = VcpuPages { control: page(control), extra: page(extra) };
+    account.place(GuestState::new(processor, pages, space.root())).ok_or(Status::MemObj)
 }
 
 /// create_sc: gives an EC time.

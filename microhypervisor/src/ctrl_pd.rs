@@ -3,7 +3,6 @@
 //! Delegations of memory go piece by piece, as large as both sides allow, and stop for pending work in between: the
 //! EC's registers still hold the call, `Ec::progress` how far it came.
 
-
 use abi::Status;
 use abi::capability::{Cacheability, MEMORY_ALL, Permissions, SELECTOR_COUNT};
 use abi::utcb::gpr;

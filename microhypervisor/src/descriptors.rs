@@ -99,8 +99,20 @@ impl Gdt {
     pub const fn new(cpu: usize) -> Self {
         let base = WINDOW + (cpu * TSS_STRIDE) as u64;
         let limit = (BITMAP + 8192 - cpu * TSS_STRIDE) as u64;
-        let low = limit & 0xffff | (base & 0xff_ffff) << 16 | 0x89 << 40 | (limit >> 16 & 0xf) << 48 | (base >> 24 & 0xff) << 56;
-        Self([0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff, low, base >> 32])
+        let low = limit & 0xffff
+            | (base & 0xff_ffff) << 16
+            | 0x89 << 40
+            | (limit >> 16 & 0xf) << 48
+            | (base >> 24 & 0xff) << 56;
+        Self([
+            0,
+            0x00af_9b00_0000_ffff,
+            0x00cf_9300_0000_ffff,
+            0x00cf_f300_0000_ffff,
+            0x00af_fb00_0000_ffff,
+            low,
+            base >> 32,
+        ])
     }
 }
 
@@ -156,4 +168,14 @@ pub unsafe fn load(cpu: usize, gdt: &'static mut Gdt, ist: [u64; 4]) -> (&'stati
         );
     }
     (tss, tables)
+}
+
+/// Loads the task register again: a VMX exit leaves its limit at 0x67, which hides the I/O bitmap.
+pub fn reload_task_register(tables: &Tables) {
+    // SAFETY: the descriptor is this CPU's own; clearing its busy bit (bit 41) is what LTR needs.
+    unsafe {
+        let descriptor = (tables.gdt as *mut u64).add(TSS as usize / 8);
+        descriptor.write_volatile(descriptor.read_volatile() & !(1 << 41));
+        core::arch::asm!("ltr {0:x}", in(reg) TSS);
+    }
 }

@@ -30,7 +30,9 @@ pub fn components() -> u64 {
 /// Writes XCR0.
 fn set_xcr0(value: u64) {
     // SAFETY: values are subsets of what the processor has that contain x87, checked where they come from.
-    unsafe { asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack)) }
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack))
+    }
 }
 
 fn clear_ts() {

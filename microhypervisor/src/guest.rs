@@ -13,22 +13,45 @@ use abi::utcb::Architectural;
 use crate::cpu::{Cpu, Owned};
 use crate::ec::{Continuation, Ec};
 use crate::space::{GuestSpace, MsrSpace, ObjectSpace, PioSpace};
-use crate::vcpu::{Exit, Gprs, Spaces, Vcpu, VirtualCpu};
+use crate::svm::Svm;
+use crate::vcpu::{Exit, Gprs, Processor, Spaces, VcpuPages, VirtualCpu};
+use crate::vmx::Vmx;
 use crate::{fpu, interrupt, portal, registers, run, sched};
+
+/// A virtual CPU of the vendor at hand.
+enum Vcpu {
+    Vmx(Vmx),
+    Svm(Svm),
+}
 
 /// What a guest EC has beyond a host EC.
 pub struct GuestState {
-    /// The virtual CPU.
-    pub vcpu: Owned<Vcpu>,
+    vcpu: Owned<Vcpu>,
     spaces: Cell<Option<(&'static GuestSpace, &'static PioSpace, &'static MsrSpace)>>,
     /// Generation of the guest space at the last entry.
     generation: Cell<u64>,
 }
 
 impl GuestState {
-    /// Guest state around `vcpu`, without spaces.
-    pub const fn new(vcpu: Vcpu) -> Self {
-        Self { vcpu: Owned::new(vcpu), spaces: Cell::new(None), generation: Cell::new(0) }
+    /// A virtual CPU of `processor` in the reset state, without spaces, whose handlers live in host space `root`.
+    pub fn new(processor: &'static Processor, pages: VcpuPages, root: u64) -> Self {
+        let vcpu = match processor {
+            Processor::Vmx(processor) => Vcpu::Vmx(Vmx::new(processor, pages)),
+            Processor::Svm(processor) => Vcpu::Svm(Svm::new(processor, pages)),
+        };
+        let state = Self { vcpu: Owned::new(vcpu), spaces: Cell::new(None), generation: Cell::new(0) };
+        state.vcpu().set_host_cr3(root);
+        state
+    }
+
+    /// The virtual CPU.
+    #[allow(clippy::mut_from_ref)]
+    #[inline(always)]
+    pub fn vcpu(&self) -> &mut dyn VirtualCpu {
+        match self.vcpu.get() {
+            Vcpu::Vmx(vcpu) => vcpu,
+            Vcpu::Svm(vcpu) => vcpu,
+        }
     }
 
     /// Assigns the spaces that `utcb` names in `objects`; those whose capability lacks ASSIGN stay as they were.
@@ -43,7 +66,7 @@ impl GuestState {
         self.spaces.set(Some((guest, pio, msr)));
         self.generation.set(0);
         let spaces = Spaces { nested_root: guest.root(), io_bitmap: pio.bitmap(), msr_bitmap: msr.bitmap() };
-        self.vcpu.get().assign(&spaces);
+        self.vcpu().assign(&spaces);
     }
 }
 
@@ -55,26 +78,36 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     };
     run::switch_space(cpu, ec);
     fpu::acquire(cpu, ec);
-    let vcpu = guest.vcpu.get();
+    let vcpu = guest.vcpu();
     fpu::load_xcr0(cpu, vcpu.xcr0());
     let generation = space.generation.load(Ordering::Acquire);
     if generation != guest.generation.replace(generation) {
         vcpu.flush();
     }
+    cpu.guest.set(Some(guest));
+    cpu.task_register_stale.set(true);
     // SAFETY: the EC's first field are its registers, followed by its stack; the host space is loaded, the spaces are
     // assigned and live as long as the EC.
     unsafe { vcpu.enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) }
 }
 
+/// Before user mode: registers that the last guest left live are the host's again.
+#[inline(always)]
+pub fn leave(cpu: &Cpu) {
+    if let Some(guest) = cpu.guest.take() {
+        guest.vcpu().restore_host();
+    }
+}
+
 /// The guest of an EC stopped; the exit stubs call this on the CPU's stack.
 #[unsafe(no_mangle)]
-extern "C" fn vcpu_exit(ec: *mut Gprs) -> ! {
+pub extern "C" fn vcpu_exit(ec: *mut Gprs) -> ! {
     // SAFETY: the pointer that `enter` passed.
     let ec: &'static Ec = unsafe { &*ec.cast::<Ec>() };
     let cpu = Cpu::of(ec);
     let Some(guest) = ec.guest else { portal::kill(cpu, ec, format_args!("not a vCPU")) };
     ec.continuation.set(Continuation::EnterGuest);
-    match guest.vcpu.get().exit(ec.gprs.get()) {
+    match guest.vcpu().exit(ec.gprs.get()) {
         Exit::Event(number) => portal::raise(cpu, ec, number),
         Exit::EntryFailed(error) => {
             crate::log!("guest entry of EC {:#x} failed with VM-instruction error {error}", ec.reference.index());

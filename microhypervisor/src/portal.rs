@@ -11,7 +11,6 @@ use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
 use crate::memory::copy_words;
 use crate::object::{Object, Ref};
-use crate::vcpu::VirtualCpu;
 use crate::{run, sched};
 
 /// A portal.
@@ -94,7 +93,7 @@ pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
     }
     let mtd = Mtd::from_bits_retain(portal.mtd.load(Ordering::Relaxed));
     match ec.guest {
-        Some(guest) => guest.vcpu.get().save(mtd, ec.gprs.get(), callee.architectural()),
+        Some(guest) => guest.vcpu().save(mtd, ec.gprs.get(), callee.architectural()),
         None => ec.save_host(mtd, callee.architectural()),
     }
     ec.continuation.set(Continuation::AwaitEventReply);
@@ -138,7 +137,7 @@ fn resume_event(cpu: &'static Cpu, ec: &'static Ec, handler: &Ec, mtd: Mtd) {
     if mtd.contains(Mtd::SPACES) {
         guest.assign(handler.objects, &utcb);
     }
-    guest.vcpu.get().load(mtd, ec.gprs.get(), &utcb);
+    guest.vcpu().load(mtd, ec.gprs.get(), &utcb);
     ec.continuation.set(Continuation::EnterGuest);
 }
 

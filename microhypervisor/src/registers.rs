@@ -40,7 +40,9 @@ pub unsafe fn rdmsr(msr: u32) -> u64 {
 /// The register must exist, and `value` must keep the kernel sound.
 pub unsafe fn wrmsr(msr: u32, value: u64) {
     // SAFETY: the caller's duty.
-    unsafe { asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags))
+    };
 }
 
 /// Page-fault linear address.

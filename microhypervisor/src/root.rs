@@ -112,7 +112,8 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     ec.continuation.set(Continuation::ReturnInterrupt);
     ec.bound.store(true, core::sync::atomic::Ordering::Relaxed);
     let scd = Scd { budget: 1000, priority: PRIORITY_MAX, cos: 0 };
-    let (sc, sc_reference) = must(object::create(pd.account(), |_| Sc::new(ec_reference, scd, timer::frequency() / 1000)));
+    let (sc, sc_reference) =
+        must(object::create(pd.account(), |_| Sc::new(ec_reference, scd, timer::frequency() / 1000)));
 
     let put = |selector, entry: Entry| must(objects.0.set(selector, entry));
     put(root::NOVA_OBJECT_SPACE, nova_objects.1.capability(take));

@@ -128,11 +128,12 @@ fn prepare_user(cpu: &'static Cpu, ec: &'static Ec) {
     }
     switch_space(cpu, ec);
     fpu::prepare_user(cpu, ec);
-    if let Some(processor) = cpu.processor.get() {
-        processor.restore_host();
-        if ec.space.has_ports() {
-            processor.restore_task_register();
-        }
+    guest::leave(cpu);
+    if ec.space.has_ports()
+        && cpu.task_register_stale.replace(false)
+        && let Some(tables) = cpu.tables.get()
+    {
+        crate::descriptors::reload_task_register(&tables);
     }
 }
 

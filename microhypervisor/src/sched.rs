@@ -170,7 +170,9 @@ fn follow(cpu: &Cpu, sc: &Sc) -> Option<&'static Ec> {
                     park_current(cpu, ec);
                     return None;
                 }
-                Continuation::Dead | Continuation::Idle | Continuation::AwaitReply | Continuation::AwaitEventReply => break,
+                Continuation::Dead | Continuation::Idle | Continuation::AwaitReply | Continuation::AwaitEventReply => {
+                    break;
+                }
                 _ => return Some(ec),
             },
         }

@@ -82,7 +82,8 @@ impl ObjectSpace {
         // SAFETY: as in `slot`; the new leaf is zeroed.
         unsafe {
             let root = &*self.root.pointer().cast::<[AtomicU64; 512]>();
-            (*leaf.pointer().cast::<[AtomicU64; 512]>())[selector as usize & 511].store(entry.to_raw(), Ordering::Relaxed);
+            (*leaf.pointer().cast::<[AtomicU64; 512]>())[selector as usize & 511]
+                .store(entry.to_raw(), Ordering::Relaxed);
             root[(selector >> 9) as usize & 511].store(leaf.pointer() as u64, Ordering::Release);
         }
         Ok(())
@@ -146,8 +147,14 @@ pub fn build_kernel(guard: u64) -> u64 {
     }
     // SAFETY: linker symbols; only their addresses are used.
     let [text, rodata, data, metadata, end] = unsafe {
-        [&raw const text_start, &raw const rodata_start, &raw const data_start, &raw const metadata_start, &raw const kernel_end]
-            .map(|symbol| symbol as u64)
+        [
+            &raw const text_start,
+            &raw const rodata_start,
+            &raw const data_start,
+            &raw const metadata_start,
+            &raw const kernel_end,
+        ]
+        .map(|symbol| symbol as u64)
     };
     // SAFETY: the frame is ours.
     unsafe { core::ptr::write_bytes(ONES.pointer(), 0xff, 4096) };
@@ -352,7 +359,8 @@ impl PioSpace {
 
     /// Sets access to `port`.
     pub fn set(&self, port: u64, access: bool) -> Result<(), Status> {
-        if access && self.first
+        if access
+            && self.first
             && let Some(host) = self.pd.host.get()
         {
             host.open_window([self.bitmap(), self.bitmap() + 4096])?;
@@ -433,8 +441,14 @@ impl MsrSpace {
 pub trait MemorySpace {
     /// Maps or, with empty permissions, unmaps the largest piece at `address` that one entry covers, of at most
     /// `pages` pages. Returns the number of pages done.
-    fn step(&self, address: u64, physical: u64, pages: u64, permissions: Permissions, cache: Cacheability)
-    -> Result<u64, Status>;
+    fn step(
+        &self,
+        address: u64,
+        physical: u64,
+        pages: u64,
+        permissions: Permissions,
+        cache: Cacheability,
+    ) -> Result<u64, Status>;
     /// Number of selectors, a power of two.
     fn selectors(&self) -> u64;
     /// Rights may have been taken away: stale translations must go.
@@ -442,8 +456,14 @@ pub trait MemorySpace {
 }
 
 impl MemorySpace for HostSpace {
-    fn step(&self, address: u64, physical: u64, pages: u64, permissions: Permissions, cache: Cacheability)
-    -> Result<u64, Status> {
+    fn step(
+        &self,
+        address: u64,
+        physical: u64,
+        pages: u64,
+        permissions: Permissions,
+        cache: Cacheability,
+    ) -> Result<u64, Status> {
         let _guard = self.lock.lock();
         self.space
             .map_step(&mut Tables(self.pd.account()), address, physical, pages, permissions, cache)
@@ -463,8 +483,14 @@ impl MemorySpace for HostSpace {
 }
 
 impl MemorySpace for GuestSpace {
-    fn step(&self, address: u64, physical: u64, pages: u64, permissions: Permissions, cache: Cacheability)
-    -> Result<u64, Status> {
+    fn step(
+        &self,
+        address: u64,
+        physical: u64,
+        pages: u64,
+        permissions: Permissions,
+        cache: Cacheability,
+    ) -> Result<u64, Status> {
         let _guard = self.lock.lock();
         let mut tables = Tables(self.pd.account());
         match &self.nested {

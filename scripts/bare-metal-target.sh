@@ -15,12 +15,19 @@ sysroot=$(realpath "$(rustc --print sysroot)")
 version=$(rustc --version | cut -d' ' -f2)
 host=$(rustc --version --verbose | sed -n 's/^host: //p')
 
-missing=()
-for target in "${targets[@]}"; do
-  compgen -G "$sysroot/lib/rustlib/$target/lib/libcore-*.rlib" >/dev/null || missing+=("$target")
-done
+# The targets whose `core` is not there.
+absent() {
+  for target in "${targets[@]}"; do
+    compgen -G "$sysroot/lib/rustlib/$target/lib/libcore-*.rlib" >/dev/null || echo "$target"
+  done
+}
+
+mapfile -t missing < <(absent)
 [ ${#missing[@]} = 0 ] && exit 0
-if command -v rustup >/dev/null && timeout 120 rustup target add "${missing[@]}"; then exit 0; fi
+if command -v rustup >/dev/null && timeout 120 rustup target add "${missing[@]}"; then
+  mapfile -t missing < <(absent)
+  [ ${#missing[@]} = 0 ] && exit 0
+fi
 echo "rustup cannot download ${missing[*]}: compiling them for rustc $version" >&2
 
 work=$(mktemp -d)
@@ -34,12 +41,14 @@ if [ ! -d "$library" ]; then
   apt=$work/apt
   mkdir -p "$apt"/etc/{apt.conf.d,preferences.d} "$apt"/state/lists/partial "$apt"/cache/archives/partial
   : > "$apt/status"
-  for suite in bookworm-backports trixie trixie-backports sid; do
+  for suite in bookworm-backports trixie trixie-backports forky sid; do
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"
   done > "$apt/etc/sources.list"
   options=(-qq -o Dir::Etc="$apt/etc" -o Dir::State="$apt/state" -o Dir::State::status="$apt/status"
-    -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root)
-  apt-get "${options[@]}" update >&2
+    -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root
+    # Signatures count, freshness does not: one exact version is wanted, and mirrors lag behind.
+    -o Acquire::Check-Valid-Until=false)
+  apt-get "${options[@]}" update >&2 || echo "not every suite could be read" >&2
   package=$(apt-cache "${options[@]}" madison rust-src | awk -v v="$version" 'index($3, v "+") == 1 { print $3; exit }')
   [ -n "$package" ] || { echo "no Debian package has the library sources of rustc $version" >&2; exit 3; }
   (cd "$work" && apt-get "${options[@]}" download "rust-src=$package" >&2 &&

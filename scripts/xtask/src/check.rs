@@ -16,10 +16,12 @@ const PRIVILEGED_LINES: usize = 7000;
 /// Most bytes of code and constants in the kernel.
 const KERNEL_BYTES: u64 = 96 * 1024;
 
+type Check = fn() -> Result<()>;
+
 /// Runs every check; fails with the names of those that failed.
 pub fn run() -> Result<()> {
     setup::for_building()?;
-    let checks: [(&str, fn() -> Result<()>); 7] = [
+    let checks: [(&str, Check); 7] = [
         ("formatting", formatting),
         ("who depends on whom", dependencies::check),
         ("privileged source", privileged_source),

@@ -3,7 +3,6 @@
 use anyhow::Result;
 
 use super::{Lab, Test};
-use crate::emulator::Emulator;
 
 pub const TESTS: &[Test] = &[Test::new("fault::no root task", no_root_task)];
 

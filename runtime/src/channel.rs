@@ -152,9 +152,14 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Announces interest in data without waiting: true if the data semaphore will be upped, false if there is data
-    /// already. For programs that wait on one semaphore for several rings.
-    pub fn prepare_wait(&mut self) -> bool {
-        self.ring.prepare_wait()
+    /// The producer's position, for [`Self::prepare_wait_since`].
+    pub fn position(&self) -> u32 {
+        self.ring.position()
+    }
+
+    /// Announces interest in more data than there was at `position`, without waiting: true if the data semaphore will
+    /// be upped, false if more has come already. For programs that wait on one semaphore for several rings.
+    pub fn prepare_wait_since(&self, position: u32) -> bool {
+        self.ring.prepare_wait_since(position)
     }
 }

@@ -250,6 +250,23 @@ impl<'a> Consumer<'a> {
         wait
     }
 
+    /// The producer's index as it is now, for [`Self::prepare_wait_since`].
+    pub fn position(&self) -> u32 {
+        self.ring.header.produced.load(Ordering::Acquire)
+    }
+
+    /// As [`Self::prepare_wait`], for a consumer that leaves data in the ring until more comes: true if the producer
+    /// has not moved since `position`, which was taken before the consumer last looked.
+    pub fn prepare_wait_since(&self, position: u32) -> bool {
+        self.ring.header.consumer_waits.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let wait = self.position() == position;
+        if !wait {
+            self.finish_wait();
+        }
+        wait
+    }
+
     /// Takes the announcement back, after waiting or giving up.
     pub fn finish_wait(&self) {
         self.ring.header.consumer_waits.store(0, Ordering::Relaxed);

@@ -1,0 +1,331 @@
+//! Builds a program's protection domain: memory, image, rings, manifest, portals, execution and scheduling context.
+#![allow(unsafe_code)]
+
+use crate::authority::{self, selector};
+use crate::rings::SharedRing;
+use crate::service::{self, Child, Purpose};
+use crate::start::layout;
+use crate::window;
+use abi::capability::{MEMORY_ALL, Permissions, nova};
+use abi::hypercall::{CreatePd, flag};
+use abi::scd::Scd;
+use abi::{Selector, Status};
+use alloc::string::String;
+use core::fmt;
+use roottask::acpi::Wire;
+use roottask::frames::{FreeMemory, PAGE, PhysRange};
+use roottask::image::{Image, ImageError};
+use runtime::manifest::{
+    InterruptEntry, Manifest, Name, PortEntry, Range, RegionEntry, RingEntry, Role, selector as own,
+};
+use runtime::syscall::{self, EcKind, Span};
+use runtime::{STACK_RESERVE, STACK_SIZE, STACK_SLOT};
+
+/// Addresses in a child beside those of [`layout`].
+const MANIFEST: u64 = 0x1000_0000;
+const CONFIG: u64 = MANIFEST + PAGE;
+const RINGS: u64 = 0x3000_0000;
+/// Files, each in a slot of its own.
+const FILES: u64 = 0x10_0000_0000;
+const FILE_SLOT: u64 = 1 << 32;
+const GUEST_RAM: u64 = 0x100_0000_0000;
+/// Alignment of guest memory: large pages in every table.
+const LARGE: u64 = 2 << 20;
+
+/// Selectors of a child in the root object space, from its base.
+const PD: Selector = 0;
+const OBJECT_SPACE: Selector = 1;
+const HOST_SPACE: Selector = 2;
+const PIO_SPACE: Selector = 3;
+const EC: Selector = 4;
+const SC: Selector = 5;
+/// Portals: 32 exceptions, STARTUP, RECALL, parent.
+const PORTALS: Selector = 0x40;
+
+/// Why a child could not be built.
+pub enum Failure {
+    /// Not enough memory for this.
+    Memory {
+        /// For what.
+        what: &'static str,
+        /// Bytes needed in one piece.
+        need: u64,
+        /// Bytes free.
+        free: u64,
+        /// Bytes in the largest suitable piece.
+        largest: u64,
+    },
+    /// The program's image cannot be used.
+    Image(ImageError),
+    /// A hypercall failed.
+    Kernel(&'static str, Status),
+    /// The manifest has no room for another entry of this kind.
+    Manifest(&'static str),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        match self {
+            Self::Memory { what, need, free, largest } => write!(
+                f,
+                "not enough memory: {what} needs {} MiB in one piece, {} MiB are free, {} MiB of them in one piece",
+                mib(*need),
+                free >> 20,
+                largest >> 20
+            ),
+            Self::Image(error) => write!(f, "its program {error}"),
+            Self::Kernel(what, status) => write!(f, "the kernel refuses {what}: {status:?}"),
+            Self::Manifest(what) => write!(f, "too many {what}"),
+        }
+    }
+}
+
+/// Names the hypercall that failed.
+fn kernel(what: &'static str) -> impl Fn(Status) -> Failure {
+    move |status| Failure::Kernel(what, status)
+}
+
+/// What a kind of program gets.
+pub struct Shape {
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Bytes of heap.
+    pub heap: u64,
+    /// Number of stacks, the main one included.
+    pub stacks: u64,
+    /// Whether it may create protection domains and spaces.
+    pub spaces: bool,
+    /// Frames of kernel memory that it can use, where the kernel bounds that.
+    pub kernel_frames: u64,
+    /// Priority of its main EC.
+    pub priority: u8,
+}
+
+/// A child under construction.
+pub struct Builder<'a> {
+    free: &'a mut FreeMemory,
+    base: Selector,
+    name: String,
+    shape: Shape,
+    manifest: Manifest,
+    named: Selector,
+    ring_address: u64,
+    files: u64,
+    image: &'static [u8],
+    entry: u64,
+}
+
+impl<'a> Builder<'a> {
+    /// Makes the protection domain of child number `id`, with its spaces, heap and stacks. `bounded`: the kernel
+    /// knows allowances.
+    pub fn new(id: usize, name: &str, shape: Shape, bounded: bool, free: &'a mut FreeMemory) -> Result<Self, Failure> {
+        let base = selector::CHILDREN + id as u64 * selector::PER_CHILD;
+        let make = |sel, what, pd| syscall::create_pd(base + sel, what, pd).map_err(kernel("a protection domain"));
+        make(PD, CreatePd::ProtectionDomain, own::PROTECTION_DOMAIN)?;
+        if bounded {
+            syscall::move_allowance(base + PD, shape.kernel_frames).map_err(kernel("an allowance"))?;
+        }
+        make(OBJECT_SPACE, CreatePd::ObjectSpace, base + PD)?;
+        make(HOST_SPACE, CreatePd::HostSpace, base + PD)?;
+        make(PIO_SPACE, CreatePd::PioSpace, base + PD)?;
+        let mut manifest = *runtime::manifest();
+        manifest.name = Name::new(name);
+        manifest.main_utcb = layout::UTCBS;
+        manifest.utcbs = Range { address: layout::UTCBS + PAGE, length: (layout::UTCB_PAGES - 1) * PAGE };
+        manifest.heap = Range { address: layout::HEAP, length: shape.heap };
+        manifest.stacks = Range { address: layout::STACKS, length: shape.stacks * STACK_SLOT as u64 };
+        let mut builder = Self {
+            free,
+            base,
+            name: name.into(),
+            manifest,
+            named: own::NAMED,
+            ring_address: RINGS,
+            files: 0,
+            image: &[],
+            entry: 0,
+            shape,
+        };
+        builder.memory("the heap", layout::HEAP, builder.shape.heap)?;
+        for slot in 0..builder.shape.stacks {
+            let address = layout::STACKS + slot * STACK_SLOT as u64 + (STACK_SLOT - STACK_SIZE) as u64;
+            builder.memory("a stack", address, STACK_SIZE as u64)?;
+        }
+        Ok(builder)
+    }
+
+    fn allocate(&mut self, what: &'static str, length: u64, align: u64) -> Result<PhysRange, Failure> {
+        let (free, largest) = (self.free.total(), self.free.largest(align));
+        self.free.allocate(length, align).ok_or(Failure::Memory { what, need: length, free, largest })
+    }
+
+    fn grant(&self, memory: PhysRange, address: u64, mask: Permissions) -> Result<(), Failure> {
+        // SAFETY: the child's host space, not the root task's.
+        unsafe { window::grant(self.base + HOST_SPACE, memory, address, mask) }.map_err(kernel("memory"))
+    }
+
+    /// Fresh memory, cleared, then `content` at offset `at`; mapped at `address`.
+    fn place(
+        &mut self,
+        what: &'static str,
+        address: u64,
+        length: u64,
+        (content, at): (&[u8], usize),
+        mask: Permissions,
+    ) -> Result<PhysRange, Failure> {
+        let memory = self.allocate(what, length, PAGE)?;
+        window::fill(memory, content, at).map_err(kernel("memory"))?;
+        self.grant(memory, address, mask)?;
+        Ok(memory)
+    }
+
+    fn memory(&mut self, what: &'static str, address: u64, length: u64) -> Result<(), Failure> {
+        let mask = Permissions::READ | Permissions::WRITE;
+        self.place(what, address, length, (&[], 0), mask).map(drop)
+    }
+
+    /// Loads the program.
+    pub fn program(&mut self, bytes: &'static [u8]) -> Result<(), Failure> {
+        let image = Image::new(bytes).map_err(Failure::Image)?;
+        for segment in image.segments() {
+            let segment = segment.map_err(Failure::Image)?;
+            let mut mask = Permissions::READ;
+            mask.set(Permissions::WRITE, segment.writable);
+            mask.set(Permissions::EXECUTE_USER, segment.executable);
+            let at = segment.address % PAGE;
+            let content = (segment.data, at as usize);
+            self.place("the program", segment.address - at, segment.length + at, content, mask)?;
+        }
+        (self.image, self.entry) = (bytes, image.entry());
+        Ok(())
+    }
+
+    /// Gives the capability `sel` of the root task; the selector in the child.
+    fn object(&mut self, sel: Selector, mask: Permissions) -> Result<Selector, Failure> {
+        let to = self.named;
+        self.named += 1;
+        self.object_at(sel, to, mask)?;
+        Ok(to)
+    }
+
+    fn object_at(&self, sel: Selector, to: Selector, mask: Permissions) -> Result<(), Failure> {
+        syscall::delegate_object(own::OBJECT_SPACE, sel, self.base + OBJECT_SPACE, to, mask)
+            .map_err(kernel("a capability"))
+    }
+
+    /// Gives one end of a ring. `shared` semaphores serve several rings of this child: it may up and down them.
+    pub fn ring(&mut self, ring: &SharedRing, name: &str, role: Role, shared: bool) -> Result<(), Failure> {
+        let both = Permissions::UP | Permissions::DOWN;
+        let (data, space) = match role {
+            Role::Producer => (Permissions::UP, if shared { both } else { Permissions::DOWN }),
+            Role::Consumer => (if shared { both } else { Permissions::DOWN }, Permissions::UP),
+        };
+        let (sel_data, sel_space) = (self.object(ring.data, data)?, self.object(ring.space, space)?);
+        let memory = Range { address: self.ring_address, length: ring.memory.length() };
+        self.grant(ring.memory, memory.address, Permissions::READ | Permissions::WRITE)?;
+        self.ring_address += memory.length + PAGE;
+        let entry = RingEntry { name: Name::new(name), role: role as u32, memory, sel_data, sel_space };
+        self.manifest.add_ring(entry).then_some(()).ok_or(Failure::Manifest("rings"))
+    }
+
+    fn region(&mut self, name: &str, writable: bool, memory: Range) -> Result<(), Failure> {
+        let entry = RegionEntry { name: Name::new(name), writable: writable as u32, memory };
+        self.manifest.add_region(entry).then_some(()).ok_or(Failure::Manifest("regions"))
+    }
+
+    /// Maps a file of the archive read-only: its own pages if it begins at a page, else a copy.
+    pub fn file(&mut self, name: &str, data: &'static [u8]) -> Result<(), Failure> {
+        let address = FILES + self.files * FILE_SLOT;
+        self.files += 1;
+        let start = window::physical(data);
+        if start.is_multiple_of(PAGE) {
+            let pages = PhysRange::new(start, start + data.len() as u64).pages_around();
+            self.grant(pages, address, Permissions::READ)?;
+        } else {
+            self.place("a file", address, data.len() as u64, (data, 0), Permissions::READ)?;
+        }
+        self.region(name, false, Range { address, length: data.len() as u64 })
+    }
+
+    /// Gives contiguous, cleared memory for a guest.
+    pub fn guest_memory(&mut self, length: u64) -> Result<(), Failure> {
+        let memory = self.allocate("the guest", length, LARGE)?;
+        window::fill(memory, &[], 0).map_err(kernel("memory"))?;
+        self.grant(memory, GUEST_RAM, MEMORY_ALL)?;
+        self.region("guest-ram", true, Range { address: GUEST_RAM, length })
+    }
+
+    /// Gives I/O ports.
+    pub fn ports(&mut self, name: &str, base: u16, count: u16) -> Result<(), Failure> {
+        authority::give_ports(self.base + PIO_SPACE, base, count).map_err(kernel("ports"))?;
+        let entry = PortEntry { name: Name::new(name), base, count };
+        self.manifest.add_port(entry).then_some(()).ok_or(Failure::Manifest("ports"))
+    }
+
+    /// Routes an interrupt to the child's CPU and gives its semaphore.
+    pub fn interrupt(&mut self, name: &str, wire: Wire) -> Result<(), Failure> {
+        let copy = selector::INTERRUPTS + wire.gsi as u64;
+        authority::take_from_kernel(nova::INTERRUPT_BASE + wire.gsi as u64, copy).map_err(kernel("an interrupt"))?;
+        let flags = if wire.level { flag::INT_LEVEL } else { 0 } | if wire.low { flag::INT_LOW } else { 0 };
+        syscall::assign_int(copy, flags, self.manifest.cpu, 0).map_err(kernel("an interrupt"))?;
+        let selector = self.object(copy, Permissions::DOWN)?;
+        let entry = InterruptEntry { name: Name::new(name), used: 1, selector };
+        self.manifest.add_interrupt(entry).then_some(()).ok_or(Failure::Manifest("interrupts"))
+    }
+
+    /// Gives configuration bytes.
+    pub fn config(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.place("the configuration", CONFIG, bytes.len() as u64, (bytes, 0), Permissions::READ)?;
+        self.manifest.config = Range { address: CONFIG, length: bytes.len() as u64 };
+        Ok(())
+    }
+
+    /// Gives the manifest and the portals, and starts the program.
+    pub fn start(mut self) -> Result<(), Failure> {
+        // SAFETY: the manifest is plain data without padding that matters; it is copied as it lies.
+        let bytes = unsafe {
+            core::slice::from_raw_parts(core::ptr::from_ref(&self.manifest).cast::<u8>(), size_of::<Manifest>())
+        };
+        let memory = self.allocate("the manifest", PAGE, PAGE)?;
+        window::fill(memory, bytes, 0).map_err(kernel("memory"))?;
+        self.grant(memory, MANIFEST, Permissions::READ)?;
+        let base = self.base;
+        let id = service::register(Child {
+            name: self.name.clone(),
+            purpose: self.shape.purpose,
+            image: self.image,
+            entry: self.entry,
+            stack: layout::STACKS + (STACK_SLOT - STACK_RESERVE) as u64,
+            manifest: MANIFEST,
+            ended: None,
+        });
+        service::make_portals(id, base + PORTALS).map_err(kernel("portals"))?;
+        let exceptions = Span { source: base + PORTALS, destination: own::EVENTS, order: 5 };
+        // SAFETY: between object spaces.
+        unsafe {
+            syscall::delegate(own::OBJECT_SPACE, base + OBJECT_SPACE, exceptions, Permissions::EVENT, 0)
+                .map_err(kernel("portals"))?;
+        }
+        let arch = self.manifest.sel_hst_arch as u64;
+        self.object_at(base + PORTALS + 32, own::EVENTS + arch, Permissions::EVENT)?;
+        self.object_at(base + PORTALS + 33, own::EVENTS + arch + 1, Permissions::EVENT)?;
+        self.object_at(base + PORTALS + 34, own::PARENT, Permissions::CALL)?;
+        let mut rights = Permissions::EC | Permissions::SC | Permissions::PT | Permissions::SM;
+        rights.set(Permissions::PD, self.shape.spaces);
+        self.object_at(base + PD, own::PROTECTION_DOMAIN, rights)?;
+        self.object_at(base + OBJECT_SPACE, own::OBJECT_SPACE, Permissions::TAKE | Permissions::GRANT)?;
+        self.object_at(base + HOST_SPACE, own::HOST_SPACE, Permissions::TAKE | Permissions::GRANT)?;
+        self.object_at(base + PIO_SPACE, own::PIO_SPACE, Permissions::all())?;
+        if self.shape.spaces {
+            self.object_at(own::MSR_SPACE, own::MSR_SPACE, Permissions::TAKE)?;
+        }
+        let (cpu, stack) = (self.manifest.cpu, layout::STACKS + (STACK_SLOT - STACK_RESERVE) as u64);
+        syscall::create_ec(base + EC, base + PD, EcKind::Global, layout::UTCBS, cpu, stack, own::EVENTS)
+            .map_err(kernel("an execution context"))?;
+        self.object_at(base + EC, own::MAIN_EC, Permissions::all())?;
+        let scd = Scd { budget: 10, priority: self.shape.priority, cos: 0 };
+        syscall::create_sc(base + SC, base + PD, base + EC, scd).map_err(kernel("a scheduling context"))?;
+        self.object_at(base + SC, own::MAIN_SC, Permissions::all())
+    }
+}

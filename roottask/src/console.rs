@@ -1,0 +1,137 @@
+//! Where the root task's lines go: to COM1 directly until the serial program has it, then to a ring.
+//!
+//! Writing never waits for the serial program: what does not fit into the ring is kept here and sent by the main
+//! thread when there is space. After a fatal error lines go to COM1 directly again.
+#![allow(unsafe_code)]
+
+use crate::authority::{self, selector};
+use alloc::collections::VecDeque;
+use runtime::channel::Sender;
+use runtime::manifest::selector as own;
+use runtime::sync::Mutex;
+use runtime::{port, time};
+
+/// First port of COM1.
+pub const COM1: u16 = 0x3f8;
+/// First port of COM2.
+pub const COM2: u16 = 0x2f8;
+/// Ports of a UART.
+pub const PORTS: u16 = 8;
+const LINE_STATUS: u16 = 5;
+/// Line status: the transmitter accepts a byte.
+const ACCEPTS: u8 = 1 << 5;
+/// Line status: everything has left the transmitter.
+const SENT: u8 = 1 << 6;
+/// Looks at the line status before a byte is given up: the machine may have no UART.
+const PATIENCE: usize = 100_000;
+/// Bytes kept for the ring; what exceeds them is lost, and a line says so.
+const BACKLOG: usize = 64 << 10;
+
+struct Output {
+    ring: Option<Sender>,
+    backlog: VecDeque<u8>,
+    lost: usize,
+}
+
+static OUTPUT: Mutex<Output> =
+    Mutex::new(Output { ring: None, backlog: VecDeque::new(), lost: 0 }, selector::LOCK_CONSOLE);
+
+/// Takes COM1 from the kernel, which thereby stops using it, and sends the log there.
+pub fn open() -> Result<(), abi::Status> {
+    authority::give_ports(own::PIO_SPACE, COM1, PORTS)
+}
+
+/// Sends further lines to the serial program.
+pub fn use_ring(ring: Sender) {
+    let mut output = OUTPUT.lock();
+    output.backlog.reserve(BACKLOG);
+    output.ring = Some(ring);
+}
+
+/// Sends further lines, and those that are still waiting, to COM1 directly.
+pub fn use_port() {
+    let mut output = OUTPUT.lock();
+    output.ring = None;
+    while let Some(byte) = output.backlog.pop_front() {
+        send(byte);
+    }
+}
+
+fn send(byte: u8) {
+    for _ in 0..PATIENCE {
+        // SAFETY: the UART touches no memory.
+        if unsafe { port::read(COM1 + LINE_STATUS) } & ACCEPTS != 0 {
+            break;
+        }
+        core::hint::spin_loop();
+    }
+    // SAFETY: as above.
+    unsafe { port::write(COM1, byte) };
+}
+
+/// Writes one line.
+pub fn write(line: &str) {
+    let mut output = OUTPUT.lock();
+    if output.ring.is_none() {
+        for byte in line.bytes().chain(*b"\r\n") {
+            send(byte);
+        }
+        return;
+    }
+    if output.backlog.len() + line.len() + 1 > BACKLOG {
+        output.lost += 1;
+        return;
+    }
+    output.backlog.extend(line.bytes().chain(*b"\n"));
+    output.push();
+}
+
+/// Writes to COM1 whatever holds the lock: for last words.
+pub fn write_regardless(line: &str) {
+    for byte in line.bytes().chain(*b"\r\n") {
+        send(byte);
+    }
+}
+
+/// Sends what waits, as far as there is space.
+pub fn flush() {
+    OUTPUT.lock().push();
+}
+
+impl Output {
+    fn push(&mut self) {
+        let Some(ring) = &mut self.ring else { return };
+        while !self.backlog.is_empty() {
+            match ring.send(self.backlog.as_slices().0) {
+                Ok(0) | Err(_) => {
+                    // The ring's space semaphore is the main thread's: it will flush.
+                    if ring.prepare_wait() {
+                        return;
+                    }
+                    if ring.space().is_err() {
+                        return;
+                    }
+                }
+                Ok(count) => drop(self.backlog.drain(..count)),
+            }
+        }
+    }
+}
+
+/// Whether lines wait for the serial program.
+pub fn pending() -> bool {
+    !OUTPUT.lock().backlog.is_empty()
+}
+
+/// Waits until the UART at `base` has sent everything, at most `ms` milliseconds.
+pub fn drain_uart(base: u16, ms: u64) {
+    let end = time::now() + time::ticks_from_ms(ms);
+    while time::now() < end {
+        // SAFETY: the UART touches no memory.
+        let status = unsafe { port::read(base + LINE_STATUS) };
+        if status & SENT != 0 {
+            return;
+        }
+        runtime::sync::sleep_until(time::now() + time::ticks_from_ms(1));
+    }
+}

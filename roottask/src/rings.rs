@@ -1,0 +1,70 @@
+//! The rings between programs: the root task makes their memory and semaphores and gives each side its end.
+#![allow(unsafe_code)]
+
+use crate::authority::selector;
+use crate::window;
+use abi::capability::Permissions;
+use abi::{Selector, Status};
+use roottask::frames::{FreeMemory, PAGE, PhysRange};
+use runtime::manifest::{Name, Range, RingEntry, Role, selector as own};
+use runtime::ring::{HEADER_LENGTH, Header};
+use runtime::syscall;
+
+/// Makes semaphores at consecutive selectors.
+pub struct Semaphores(Selector);
+
+impl Semaphores {
+    /// None made yet.
+    pub const fn new() -> Self {
+        Self(selector::RINGS)
+    }
+
+    /// A new semaphore with counter 0.
+    pub fn make(&mut self) -> Result<Selector, Status> {
+        let sel = self.0;
+        self.0 += 1;
+        syscall::create_sm(sel, own::PROTECTION_DOMAIN, 0)?;
+        Ok(sel)
+    }
+}
+
+/// A ring, from the root task's side.
+#[derive(Clone, Copy)]
+pub struct SharedRing {
+    /// Its pages.
+    pub memory: PhysRange,
+    /// Semaphore that the consumer waits on.
+    pub data: Selector,
+    /// Semaphore that the producer waits on.
+    pub space: Selector,
+    address: u64,
+}
+
+impl SharedRing {
+    /// A ring with `capacity` bytes, a power of two of at least a page; `None` if memory is short.
+    pub fn make(
+        free: &mut FreeMemory,
+        capacity: usize,
+        data: Selector,
+        space: Selector,
+    ) -> Result<Option<Self>, Status> {
+        let Some(memory) = free.allocate((HEADER_LENGTH + capacity) as u64, PAGE) else { return Ok(None) };
+        window::fill(memory, &[], 0)?;
+        // The mapping stays: the root task looks at rings to see whether everything has arrived.
+        let start = window::map(memory, Permissions::READ | Permissions::WRITE)?;
+        // SAFETY: fresh, mapped, aligned memory that no program has yet.
+        unsafe { start.cast::<Header>().write(Header::new(capacity)) };
+        Ok(Some(Self { memory, data, space, address: start as u64 }))
+    }
+
+    /// The root task's own end.
+    pub fn entry(&self, role: Role) -> RingEntry {
+        RingEntry {
+            name: Name::EMPTY,
+            role: role as u32,
+            memory: Range { address: self.address, length: self.memory.length() },
+            sel_data: self.data,
+            sel_space: self.space,
+        }
+    }
+}

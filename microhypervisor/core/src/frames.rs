@@ -36,8 +36,8 @@ pub struct FrameMeta {
 }
 
 impl FrameMeta {
-    /// A frame that nobody may allocate yet.
-    pub const RESERVED: Self = Self { next: NIL, prev: NIL, state: INNER, kind: 0, live: 0, owner: 0 };
+    /// A frame that nobody may allocate yet: all bits zero.
+    pub const RESERVED: Self = Self { next: 0, prev: 0, state: INNER, kind: 0, live: 0, owner: 0 };
 }
 
 impl Default for FrameMeta {
@@ -138,7 +138,7 @@ impl<'a> Frames<'a> {
             meta.prev = frame;
         }
         if let Some(meta) = self.meta.get_mut(frame as usize) {
-            *meta = FrameMeta { next, state: FREE | order, ..FrameMeta::RESERVED };
+            *meta = FrameMeta { next, prev: NIL, state: FREE | order, ..FrameMeta::RESERVED };
         }
     }
 

@@ -11,8 +11,11 @@
 extern crate std;
 
 pub mod account;
+pub mod boot;
+pub mod calibration;
 pub mod frames;
 pub mod paging;
 pub mod ready;
 pub mod slots;
 pub mod timeout;
+pub mod virt;

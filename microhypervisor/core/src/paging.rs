@@ -308,7 +308,9 @@ impl<F: Format> Space<F> {
         if is_table(old, target) {
             free_tree(tables, old & ADDRESS, target - 1);
         }
-        self.prune(tables, &path, page, target);
+        if !mapping {
+            self.prune(tables, &path, page, target);
+        }
         Ok(pages(target))
     }
 

@@ -1,0 +1,145 @@
+//! What the kernel reads before it runs anything: the boot loader's information, the firmware's tables, the root image.
+//!
+//! None of it is trusted: every length and address is checked, every loop is bounded by what it walks through.
+
+pub mod acpi;
+pub mod elf;
+pub mod multiboot2;
+pub mod pvh;
+
+use core::fmt;
+
+/// Access to physical memory during boot.
+pub trait PhysicalMemory {
+    /// Copies the bytes from physical address `address` on into `buffer`; false if some cannot be read.
+    fn read(&self, address: u64, buffer: &mut [u8]) -> bool;
+}
+
+/// What a boot loader handed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BootInformation {
+    /// Physical range of the first module: the root image.
+    pub module: Option<(u64, u64)>,
+    /// Physical address of the ACPI root pointer, or of the loader's copy of it.
+    pub rsdp: Option<u64>,
+    /// Bytes of RAM that the loader's memory map lists; 0 without such a map.
+    pub ram: u64,
+    /// UEFI memory map.
+    pub uefi_map: Option<UefiMap>,
+}
+
+/// A UEFI memory map, as the information page describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UefiMap {
+    /// Physical address.
+    pub address: u64,
+    /// Size in bytes.
+    pub size: u32,
+    /// Size of a descriptor.
+    pub descriptor_size: u32,
+    /// Version of the descriptors.
+    pub descriptor_version: u32,
+}
+
+/// What is wrong with a boot loader's information.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// This physical address cannot be read.
+    Unreadable(u64),
+    /// It has another signature.
+    Signature(u32),
+    /// The item at this physical address does not fit where it stands.
+    Length(u64),
+    /// The root image's range has no end behind its start.
+    Module(u64, u64),
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(address) => write!(f, "physical address {address:#x} cannot be read"),
+            Self::Signature(found) => write!(f, "wrong signature {found:#x}"),
+            Self::Length(address) => write!(f, "the item at {address:#x} does not fit where it stands"),
+            Self::Module(start, end) => write!(f, "the first module ranges from {start:#x} to {end:#x}"),
+        }
+    }
+}
+
+/// A range of physical memory. Offsets count from its start; whatever lies outside reads as `None`.
+struct Window<'a, M> {
+    memory: &'a M,
+    start: u64,
+    len: u64,
+}
+
+impl<'a, M: PhysicalMemory> Window<'a, M> {
+    /// `None` if the range wraps around the end of the address space.
+    fn new(memory: &'a M, start: u64, len: u64) -> Option<Self> {
+        start.checked_add(len)?;
+        Some(Self { memory, start, len })
+    }
+
+    /// The `len` bytes from `offset` on.
+    fn part(&self, offset: u64, len: u64) -> Option<Self> {
+        let end = offset.checked_add(len)?;
+        (end <= self.len).then(|| Self { memory: self.memory, start: self.start + offset, len })
+    }
+
+    fn array<const N: usize>(&self, offset: u64) -> Option<[u8; N]> {
+        let part = self.part(offset, N as u64)?;
+        let mut bytes = [0; N];
+        self.memory.read(part.start, &mut bytes).then_some(bytes)
+    }
+
+    fn u8(&self, offset: u64) -> Option<u8> {
+        self.array(offset).map(u8::from_le_bytes)
+    }
+
+    fn u16(&self, offset: u64) -> Option<u16> {
+        self.array(offset).map(u16::from_le_bytes)
+    }
+
+    fn u32(&self, offset: u64) -> Option<u32> {
+        self.array(offset).map(u32::from_le_bytes)
+    }
+
+    fn u64(&self, offset: u64) -> Option<u64> {
+        self.array(offset).map(u64::from_le_bytes)
+    }
+
+    /// The sum of all bytes.
+    fn sum(&self) -> Option<u8> {
+        (0..self.len).try_fold(0u8, |sum, offset| Some(sum.wrapping_add(self.u8(offset)?)))
+    }
+}
+
+/// A list of at most `N` items.
+#[derive(Clone, Copy, Debug)]
+struct List<T, const N: usize> {
+    items: [T; N],
+    len: usize,
+}
+
+impl<T: Copy + Default, const N: usize> List<T, N> {
+    fn new() -> Self {
+        Self { items: [T::default(); N], len: 0 }
+    }
+
+    /// False if there is no room.
+    fn push(&mut self, item: T) -> bool {
+        let slot = self.items.get_mut(self.len);
+        let room = slot.is_some();
+        if let Some(slot) = slot {
+            *slot = item;
+            self.len += 1;
+        }
+        room
+    }
+
+    fn as_slice(&self) -> &[T] {
+        self.items.get(..self.len).unwrap_or(&[])
+    }
+}
+
+#[cfg(test)]
+mod tests;

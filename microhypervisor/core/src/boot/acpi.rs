@@ -1,0 +1,347 @@
+//! The firmware's tables, as far as the kernel needs them: interrupt controllers, processors, timer, power registers
+//! (ACPI Specification 6.5, 5.2).
+//!
+//! A broken table is ignored and complained about; what it would have told is missing then.
+
+use super::{List, PhysicalMemory, Window};
+use core::fmt;
+
+/// Most I/O APICs.
+pub const IOAPICS_MAX: usize = 16;
+const COMPLAINTS_MAX: usize = 8;
+/// Most bytes that a table may have; real ones have a few hundred.
+const LENGTH_MAX: u64 = 1 << 20;
+
+/// Length of the header that all tables but the root pointer have (5.2.6).
+const HEADER: u64 = 36;
+const SIGNATURE: u64 = 0;
+const LENGTH: u64 = 4;
+/// Start and end of the BIOS area that can hold the root pointer (5.2.5.1).
+const BIOS_AREA: (u64, u64) = (0xe_0000, 0x10_0000);
+/// Address of the segment of the extended BIOS data area.
+const EBDA_SEGMENT: u64 = 0x40e;
+
+/// An I/O APIC (5.2.12.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoApic {
+    /// Its id.
+    pub id: u8,
+    /// Physical address of its registers.
+    pub address: u64,
+    /// Global system interrupt of its first pin.
+    pub gsi_base: u32,
+}
+
+/// An entry of the MADT (5.2.12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MadtEntry {
+    /// A processor that is or can be enabled, by the id of its LAPIC or x2APIC.
+    Processor(u32),
+    /// An I/O APIC.
+    IoApic(IoApic),
+    /// An ISA interrupt (`source`) that is another global system interrupt, with polarity and trigger mode (5.2.12.5).
+    Override {
+        /// ISA interrupt.
+        source: u8,
+        /// Global system interrupt.
+        gsi: u32,
+        /// Bits 1:0 polarity, 3:2 trigger mode.
+        flags: u16,
+    },
+    /// Physical address of the LAPICs, in place of the one in the table's header.
+    LapicAddress(u64),
+    /// Anything else.
+    Other(u8),
+}
+
+/// What the kernel needs of the FADT (5.2.9). Ports that do not exist are 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fadt {
+    /// Port of the PM1a control register.
+    pub pm1a_control: u16,
+    /// Port of the PM1b control register.
+    pub pm1b_control: u16,
+    /// Port of the PM2 control register.
+    pub pm2_control: u16,
+    /// Port for commands to the firmware's system-management mode.
+    pub smi_command: u16,
+    pm_timer: u16,
+    flags: u32,
+    reset: (u16, u8),
+}
+
+/// FADT flag: the timer has 32 bits.
+const TIMER_WIDE: u32 = 1 << 8;
+/// FADT flag: the reset register works.
+const RESET_WORKS: u32 = 1 << 10;
+
+impl Fadt {
+    /// Port of the power-management timer, and whether it counts 32 instead of 24 bits (4.8.3.3).
+    pub fn pm_timer(&self) -> Option<(u16, bool)> {
+        (self.pm_timer != 0).then_some((self.pm_timer, self.flags & TIMER_WIDE != 0))
+    }
+
+    /// The port of the reset register and the value that resets the machine (4.8.3.6).
+    pub fn reset_port(&self) -> Option<(u16, u8)> {
+        (self.reset.0 != 0 && self.flags & RESET_WORKS != 0).then_some(self.reset)
+    }
+}
+
+/// What is wrong with a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Problem {
+    /// There is none.
+    #[default]
+    Absent,
+    /// It cannot be read.
+    Unreadable,
+    /// It has another signature.
+    Signature,
+    /// Its length is impossible.
+    Length,
+    /// Its bytes do not add up to zero.
+    Checksum,
+    /// It has an entry of impossible length.
+    Entry,
+    /// It has more entries than the kernel can keep.
+    TooMany,
+}
+
+/// A table that was ignored, as a whole or in part, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Complaint {
+    /// Signature of the table.
+    pub table: [u8; 4],
+    /// Its physical address, 0 if absent.
+    pub address: u64,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let problem = match self.problem {
+            Problem::Absent => "is absent",
+            Problem::Unreadable => "cannot be read",
+            Problem::Signature => "has another signature",
+            Problem::Length => "has an impossible length",
+            Problem::Checksum => "has a wrong checksum",
+            Problem::Entry => "has an entry of impossible length",
+            Problem::TooMany => "has more entries than supported",
+        };
+        let name = core::str::from_utf8(&self.table).unwrap_or("?");
+        match self.address {
+            0 => write!(f, "table {name} {problem}"),
+            address => write!(f, "table {name} at {address:#x} {problem}"),
+        }
+    }
+}
+
+/// What was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Tables {
+    /// Physical address of the root pointer.
+    pub rsdp: Option<u64>,
+    /// Fixed hardware.
+    pub fadt: Option<Fadt>,
+    /// Physical address of the LAPICs.
+    pub lapic: Option<u64>,
+    madt: Option<(u64, u64)>,
+    ioapics: List<IoApic, IOAPICS_MAX>,
+    complaints: List<Complaint, COMPLAINTS_MAX>,
+}
+
+impl Tables {
+    /// The I/O APICs.
+    pub fn ioapics(&self) -> &[IoApic] {
+        self.ioapics.as_slice()
+    }
+
+    /// What was ignored.
+    pub fn complaints(&self) -> &[Complaint] {
+        self.complaints.as_slice()
+    }
+
+    /// The entries of the MADT, up to the first malformed one.
+    pub fn madt<'a, M: PhysicalMemory>(&self, memory: &'a M) -> impl Iterator<Item = MadtEntry> + use<'a, M> {
+        let table = self.madt.and_then(|(start, len)| Window::new(memory, start, len));
+        table.into_iter().flat_map(madt_entries).map_while(Result::ok)
+    }
+
+    fn complain(&mut self, table: &[u8; 4], address: u64, problem: Problem) {
+        // What does not fit is the tail of a long list of complaints.
+        let _ = self.complaints.push(Complaint { table: *table, address, problem });
+    }
+}
+
+/// Finds the tables through the root pointer at physical address `rsdp`, or by searching the BIOS's areas for one.
+pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
+    let mut tables =
+        Tables { rsdp: None, fadt: None, lapic: None, madt: None, ioapics: List::new(), complaints: List::new() };
+    let given = rsdp.and_then(|address| match root_pointer(memory, address) {
+        Ok(roots) => Some((address, roots)),
+        Err(problem) => {
+            tables.complain(b"RSDP", address, problem);
+            None
+        }
+    });
+    let Some((address, roots)) = given.or_else(|| search(memory)) else {
+        tables.complain(b"RSDP", 0, Problem::Absent);
+        return tables;
+    };
+    tables.rsdp = Some(address);
+    for (signature, address, entry_size) in roots {
+        if address == 0 {
+            continue;
+        }
+        match table(memory, address, signature) {
+            Ok(root) => {
+                read_root(&mut tables, &root, entry_size);
+                break;
+            }
+            Err(problem) => tables.complain(signature, address, problem),
+        }
+    }
+    for (signature, missing) in [(b"APIC", tables.madt.is_none()), (b"FACP", tables.fadt.is_none())] {
+        if missing {
+            tables.complain(signature, 0, Problem::Absent);
+        }
+    }
+    tables
+}
+
+/// Signature, physical address and size of entries of a root table.
+type Root = (&'static [u8; 4], u64, u64);
+
+/// Reads a root pointer (5.2.5.3) and returns the root tables, the one to be preferred first.
+fn root_pointer(memory: &impl PhysicalMemory, address: u64) -> Result<[Root; 2], Problem> {
+    let old = Window::new(memory, address, 20).ok_or(Problem::Unreadable)?;
+    if &old.array(0).ok_or(Problem::Unreadable)? != b"RSD PTR " {
+        return Err(Problem::Signature);
+    }
+    if old.sum() != Some(0) {
+        return Err(Problem::Checksum);
+    }
+    let (revision, rsdt) = old.u8(15).zip(old.u32(16)).ok_or(Problem::Unreadable)?;
+    let mut xsdt = 0;
+    if revision >= 2 {
+        let new = Window::new(memory, address, 36).ok_or(Problem::Unreadable)?;
+        xsdt = new.u64(24).ok_or(Problem::Unreadable)?;
+        if new.sum() != Some(0) {
+            return Err(Problem::Checksum);
+        }
+    }
+    Ok([(b"XSDT", xsdt, 8), (b"RSDT", rsdt.into(), 4)])
+}
+
+/// Looks for a root pointer where a BIOS leaves it (5.2.5.1).
+fn search(memory: &impl PhysicalMemory) -> Option<(u64, [Root; 2])> {
+    let segment = Window::new(memory, EBDA_SEGMENT, 2).and_then(|word| word.u16(0)).unwrap_or(0);
+    let ebda = u64::from(segment) << 4;
+    let areas = [(ebda, ebda + 1024), BIOS_AREA];
+    let mut addresses = areas.into_iter().flat_map(|(start, end)| (start..end).step_by(16));
+    addresses.find_map(|address| Some((address, root_pointer(memory, address).ok()?)))
+}
+
+/// The table at `address`, if it is intact and has this signature.
+fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &[u8; 4]) -> Result<Window<'a, M>, Problem> {
+    let header = Window::new(memory, address, HEADER).ok_or(Problem::Unreadable)?;
+    if header.array(SIGNATURE).ok_or(Problem::Unreadable)? != *signature {
+        return Err(Problem::Signature);
+    }
+    let len = u64::from(header.u32(LENGTH).ok_or(Problem::Unreadable)?);
+    if !(HEADER..=LENGTH_MAX).contains(&len) {
+        return Err(Problem::Length);
+    }
+    let table = Window::new(memory, address, len).ok_or(Problem::Length)?;
+    match table.sum().ok_or(Problem::Unreadable)? {
+        0 => Ok(table),
+        _ => Err(Problem::Checksum),
+    }
+}
+
+/// Takes what is wanted of the tables that a root table lists (5.2.7, 5.2.8), the first of each kind that is intact.
+fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, entry_size: u64) {
+    for offset in (HEADER..root.len).step_by(entry_size as usize) {
+        let entry = if entry_size == 8 { root.u64(offset) } else { root.u32(offset).map(u64::from) };
+        let Some(address) = entry else { return tables.complain(b"RSDT", root.start, Problem::Length) };
+        let signature: Option<[u8; 4]> =
+            Window::new(root.memory, address, HEADER).and_then(|header| header.array(SIGNATURE));
+        let (wanted, result) = match signature.as_ref() {
+            Some(b"APIC") if tables.madt.is_none() => (b"APIC", read_madt(tables, root.memory, address)),
+            Some(b"FACP") if tables.fadt.is_none() => (b"FACP", read_fadt(tables, root.memory, address)),
+            _ => continue,
+        };
+        if let Err(problem) = result {
+            tables.complain(wanted, address, problem);
+        }
+    }
+}
+
+/// Reads the MADT; what stands before a malformed entry counts.
+fn read_madt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) -> Result<(), Problem> {
+    let madt = table(memory, address, b"APIC")?;
+    tables.lapic = Some(madt.u32(36).ok_or(Problem::Length)?.into());
+    tables.madt = Some((madt.start, madt.len));
+    for entry in madt_entries(madt) {
+        match entry? {
+            MadtEntry::LapicAddress(address) => tables.lapic = Some(address),
+            MadtEntry::IoApic(ioapic) if !tables.ioapics.push(ioapic) => return Err(Problem::TooMany),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn madt_entries<M: PhysicalMemory>(madt: Window<M>) -> impl Iterator<Item = Result<MadtEntry, Problem>> {
+    let mut offset = 44;
+    core::iter::from_fn(move || {
+        if offset >= madt.len {
+            return None;
+        }
+        let entry = madt.u8(offset + 1).and_then(|len| madt.part(offset, len.into())).filter(|entry| entry.len >= 2);
+        let parsed = entry.as_ref().and_then(madt_entry).ok_or(Problem::Entry);
+        // Nothing behind a malformed entry has a known place.
+        offset = entry.filter(|_| parsed.is_ok()).map_or(madt.len, |entry| offset + entry.len);
+        Some(parsed)
+    })
+}
+
+/// `None` if the entry is too short for its type.
+fn madt_entry(entry: &Window<impl PhysicalMemory>) -> Option<MadtEntry> {
+    // Flags: enabled, or can be enabled later.
+    let processor = |id, flags: u32| if flags & 3 != 0 { MadtEntry::Processor(id) } else { MadtEntry::Other(0) };
+    Some(match entry.u8(0)? {
+        0 => processor(entry.u8(3)?.into(), entry.u32(4)?),
+        1 => MadtEntry::IoApic(IoApic { id: entry.u8(2)?, address: entry.u32(4)?.into(), gsi_base: entry.u32(8)? }),
+        2 => MadtEntry::Override { source: entry.u8(3)?, gsi: entry.u32(4)?, flags: entry.u16(8)? },
+        5 => MadtEntry::LapicAddress(entry.u64(4)?),
+        9 => processor(entry.u32(4)?, entry.u32(8)?),
+        other => MadtEntry::Other(other),
+    })
+}
+
+/// Reads the FADT; ACPI 1.0's, of 116 bytes, lacks the extended fields.
+fn read_fadt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) -> Result<(), Problem> {
+    let fadt = table(memory, address, b"FACP")?;
+    let (smi_command, flags) = (fadt.u32(48).ok_or(Problem::Length)?, fadt.u32(112).ok_or(Problem::Length)?);
+    // A generic address (5.2.3.2) counts if it is an existing port, in place of the legacy field.
+    let generic = |offset| match (fadt.u8(offset), fadt.u64(offset + 4)) {
+        (Some(1), Some(address)) => u16::try_from(address).unwrap_or(0),
+        _ => 0,
+    };
+    let port = |legacy, extended| match generic(extended) {
+        0 => fadt.u32(legacy).and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
+        port => port,
+    };
+    tables.fadt = Some(Fadt {
+        pm1a_control: port(64, 172),
+        pm1b_control: port(68, 184),
+        pm2_control: port(72, 196),
+        smi_command: u16::try_from(smi_command).unwrap_or(0),
+        pm_timer: port(76, 208),
+        flags,
+        reset: (generic(116), fadt.u8(128).unwrap_or(0)),
+    });
+    Ok(())
+}

@@ -33,6 +33,8 @@ pub mod cr4 {
 
 /// EFER bits.
 pub mod efer {
+    /// Long mode enable.
+    pub const LME: u64 = 1 << 8;
     /// Long mode active.
     pub const LMA: u64 = 1 << 10;
     /// No-execute enable.
@@ -79,11 +81,10 @@ pub struct Paging {
     user: bool,
     /// EFLAGS.AC: SMAP does not apply.
     alignment_check: bool,
-    pdpte: [u64; 4],
 }
 
 impl Paging {
-    /// The state of a vCPU; needs CR, EFER, RFLAGS, CS_SS and, for PAE, PDPTE.
+    /// The state of a vCPU; needs CR, EFER, RFLAGS and CS_SS.
     pub fn of(state: &Architectural) -> Self {
         Self {
             cr0: state.cr0,
@@ -92,7 +93,6 @@ impl Paging {
             efer: state.efer,
             user: state.ss.access >> 5 & 3 == 3,
             alignment_check: state.rflags & 1 << 18 != 0,
-            pdpte: state.pdpte,
         }
     }
 
@@ -110,7 +110,9 @@ impl Paging {
         }
         let linear = linear & 0xffff_ffff;
         if self.cr4 & cr4::PAE != 0 {
-            let directory = self.pdpte[(linear >> 30) as usize];
+            // A CPU may keep the four entries from the last load of CR3; AMD reads them from memory, and so do we.
+            let at = (self.cr3 & 0xffff_ffe0) + (linear >> 30) * 8;
+            let directory = memory.read_u64(at).unwrap_or(0);
             if directory & PRESENT == 0 {
                 return Err(self.fault(linear, access, false));
             }
@@ -273,7 +275,7 @@ mod tests {
         let memory = VecMemory::new(0x10000);
         let mut state = long_mode();
         (state.efer, state.cr4) = (0, cr4::PAE);
-        state.pdpte = [0, 0, 0, 0x2001];
+        put(&memory, ROOT + 3 * 8, 0x2001);
         put(&memory, 0x2000, 0x3003);
         put(&memory, 0x3000, 0x5003);
         assert_eq!(Paging::of(&state).translate(&memory, 0xc000_0042, Access::Write), Ok(0x5042));

@@ -1,0 +1,166 @@
+//! Counts of VM exits by reason, for the report at power-off and at milestones.
+
+use alloc::collections::BTreeMap;
+use core::fmt;
+
+use abi::event::{self, guest};
+
+/// Events that have a counter.
+const EVENTS: usize = event::GUEST_ARCH as usize + event::GUEST_NOVA as usize;
+
+/// What an exit counts as when the number of exits is bounded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// The serial port's registers.
+    Serial,
+    /// Setting the timer, its interrupt's arrival and the window that it waits for.
+    Timer,
+    /// Everything else.
+    Other,
+}
+
+/// Exits of one vCPU since it was created.
+#[derive(Clone, Debug)]
+pub struct Statistics {
+    events: [u64; EVENTS],
+    serial: u64,
+    timer: u64,
+    ports: BTreeMap<u16, u64>,
+    msrs: BTreeMap<u32, u64>,
+    interrupts: u64,
+}
+
+impl Default for Statistics {
+    fn default() -> Self {
+        Self { events: [0; EVENTS], serial: 0, timer: 0, ports: BTreeMap::new(), msrs: BTreeMap::new(), interrupts: 0 }
+    }
+}
+
+impl Statistics {
+    /// Counts an exit.
+    pub fn exit(&mut self, number: u16) {
+        if let Some(count) = self.events.get_mut(number as usize) {
+            *count += 1;
+        }
+        if number == guest::INTERRUPT_WINDOW || number == event::GUEST_ARCH + event::RECALL {
+            self.timer += 1;
+        }
+    }
+
+    /// Counts a port access; the exit is counted already.
+    pub fn port(&mut self, port: u16) {
+        *self.ports.entry(port).or_default() += 1;
+        if (0x3f8..=0x3ff).contains(&port) {
+            self.serial += 1;
+        }
+    }
+
+    /// Counts a register access; the exit is counted already.
+    pub fn msr(&mut self, index: u32) {
+        *self.msrs.entry(index).or_default() += 1;
+        if index == 0x6e0 {
+            self.timer += 1;
+        }
+    }
+
+    /// Counts an injected interrupt.
+    pub fn interrupt(&mut self) {
+        self.interrupts += 1;
+    }
+
+    /// All exits.
+    pub fn total(&self) -> u64 {
+        self.events.iter().sum()
+    }
+
+    /// Exits of a class.
+    pub fn class(&self, class: Class) -> u64 {
+        match class {
+            Class::Serial => self.serial,
+            Class::Timer => self.timer,
+            Class::Other => self.total() - self.serial - self.timer,
+        }
+    }
+
+    /// The report: one line each.
+    pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        let events = self.events.iter().enumerate().filter(|(_, count)| **count != 0);
+        core::iter::once(Line::Total(self))
+            .chain(events.map(|(number, &count)| Line::Event(number as u16, count)))
+            .chain(core::iter::once(Line::Top("ports", top(&self.ports))))
+            .chain(core::iter::once(Line::Top("registers", top(&self.msrs))))
+    }
+}
+
+/// The eight most frequent keys.
+fn top<K: Copy + Into<u64>>(counts: &BTreeMap<K, u64>) -> [(u64, u64); 8] {
+    let mut top = [(0, 0); 8];
+    for (&key, &count) in counts {
+        let mut entry = (key.into(), count);
+        for slot in &mut top {
+            if entry.1 > slot.1 {
+                core::mem::swap(slot, &mut entry);
+            }
+        }
+    }
+    top
+}
+
+/// A line of the report.
+#[derive(Clone, Copy)]
+pub enum Line<'a> {
+    /// All exits by class.
+    Total(&'a Statistics),
+    /// Exits by one reason.
+    Event(u16, u64),
+    /// The most frequent keys of a kind.
+    Top(&'static str, [(u64, u64); 8]),
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Line::Total(statistics) => write!(
+                f,
+                "exits: {} = serial port {} + timer {} + other {}; interrupts injected: {}",
+                statistics.total(),
+                statistics.class(Class::Serial),
+                statistics.class(Class::Timer),
+                statistics.class(Class::Other),
+                statistics.interrupts
+            ),
+            Line::Event(number, count) => match event::guest_name(*number) {
+                "" => write!(f, "exits by event {number:#x}: {count}"),
+                name => write!(f, "exits by {name}: {count}"),
+            },
+            Line::Top(what, top) => {
+                write!(f, "busiest {what}:")?;
+                top.iter().filter(|(_, count)| *count != 0).try_for_each(|(key, count)| write!(f, " {key:#x} {count}"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn classes_add_up() {
+        let mut statistics = Statistics::default();
+        for number in [guest::IO, guest::IO, guest::WRMSR, guest::CPUID, guest::INTERRUPT_WINDOW] {
+            statistics.exit(number);
+        }
+        statistics.port(0x3f8);
+        statistics.port(0x70);
+        statistics.msr(0x6e0);
+        statistics.interrupt();
+        let lines: Vec<_> = statistics.lines().map(|line| line.to_string()).collect();
+        assert_eq!(lines[0], "exits: 5 = serial port 1 + timer 2 + other 2; interrupts injected: 1");
+        assert!(lines.contains(&"exits by port I/O: 2".to_string()));
+        assert_eq!(lines[5], "busiest ports: 0x70 1 0x3f8 1");
+        assert_eq!(lines[6], "busiest registers: 0x6e0 1");
+    }
+}

@@ -1,0 +1,346 @@
+//! A virtual CPU's exits: what each means, what it changes, and which state travels for it.
+//!
+//! [`Vcpu::handle`] is a pure function of the exit's state, the guest's memory and the devices. It says which state
+//! it wrote, as a message transfer descriptor. Each event's portal asks for little ([`Vcpu::portal_mtd`]); an exit
+//! that turns out to need more is answered with [`Next::More`], happens again and finds it.
+//!
+//! Intel SDM vol. 3C, chapter 28 (exits), 27.2.1.5 (injection); events are numbered so on both vendors.
+
+mod interrupts;
+mod io;
+mod mmio;
+mod registers;
+
+use abi::event::{self, guest};
+use abi::utcb::{Architectural, gpr};
+use abi::{Mtd, mtd};
+
+use crate::board::{Board, Config, Effect};
+use crate::clock::Clock;
+use crate::cpuid::policy::Register;
+use crate::cpuid::{Clocks, Cpuid, HostCpuid, Vendor};
+use crate::decode;
+use crate::kvmclock::KvmClock;
+use crate::memory::GuestMemory;
+use crate::msr;
+use crate::report::{Cause, History};
+use crate::statistics::Statistics;
+
+/// All state that a report or the emulator wants.
+pub const EVERYTHING: Mtd = Mtd::GPR_0_7
+    .union(Mtd::GPR_8_15)
+    .union(Mtd::RFLAGS)
+    .union(Mtd::RIP)
+    .union(Mtd::STA)
+    .union(Mtd::QUAL)
+    .union(Mtd::INJ)
+    .union(Mtd::CS_SS)
+    .union(Mtd::DS_ES)
+    .union(Mtd::FS_GS)
+    .union(Mtd::TR)
+    .union(Mtd::LDTR)
+    .union(Mtd::GDTR)
+    .union(Mtd::IDTR)
+    .union(Mtd::CR)
+    .union(Mtd::EFER);
+
+/// What fetching and decoding the instruction needs.
+pub const DECODE: Mtd = Mtd::RIP.union(Mtd::RFLAGS).union(Mtd::CS_SS).union(Mtd::CR).union(Mtd::EFER);
+
+/// The state that a reply sets when a vCPU starts or restarts. The spaces are the monitor's to add.
+pub const INITIAL: Mtd = EVERYTHING
+    .difference(Mtd::QUAL)
+    .union(Mtd::XSAVE)
+    .union(Mtd::SYSCALL)
+    .union(Mtd::SYSENTER)
+    .union(Mtd::PAT)
+    .union(Mtd::KERNEL_GS)
+    .union(Mtd::TSC)
+    .union(Mtd::DR)
+    .union(Mtd::CTRL)
+    .union(Mtd::TLB);
+
+/// RFLAGS.IF.
+const INTERRUPT_FLAG: u64 = 1 << 9;
+/// Interruptibility: blocked by STI or MOV SS.
+const BLOCKED_BY_INSTRUCTION: u32 = 0b11;
+/// "There is no such hypercall", as KVM says it.
+const KVM_ENOSYS: u64 = (-1000i64) as u64;
+const UNDEFINED_OPCODE: u8 = 6;
+const GENERAL_PROTECTION: u8 = 13;
+const PAGE_FAULT: u8 = 14;
+
+/// How it goes on after an exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// Reply with this descriptor.
+    Resume(Mtd),
+    /// Ask for this state too at this event, and reply with nothing: the exit happens again.
+    More(Mtd),
+    /// The vCPU is halted: sleep until [`Vcpu::deadline`] or a device's input, then call [`Vcpu::wake`].
+    Halt,
+    /// The machine is off.
+    PowerOff,
+    /// The machine resets: load it again, call [`Vcpu::reset`] and start.
+    Reset,
+    /// The guest cannot go on.
+    Crash(Cause),
+}
+
+/// One virtual CPU with its machine.
+pub struct Vcpu {
+    /// The devices.
+    pub board: Board,
+    /// Exits so far.
+    pub statistics: Statistics,
+    /// The last exits.
+    pub history: History,
+    cpuid: Cpuid,
+    msrs: msr::Registers,
+    kvmclock: KvmClock,
+    clock: (Clock, Config),
+    lengths_told: bool,
+    xcr0: u64,
+    deadline: u64,
+    touched: bool,
+    window_requested: bool,
+    mark: Option<u32>,
+}
+
+impl Vcpu {
+    /// A machine just powered on. `lengths_told`: the hardware tells instruction lengths.
+    pub fn new(config: &Config, host: &impl HostCpuid, lengths_told: bool, now: u64) -> Self {
+        let board = Board::new(config, now);
+        let clocks = Clocks {
+            tsc: config.stc_frequency,
+            crystal: board.crystal_frequency(),
+            crystal_shift: board.crystal_shift(),
+        };
+        let cpuid = Cpuid::new(host, clocks);
+        let physical_bits = cpuid.query(0x8000_0008, 0, 0, 1)[0] & 0xff;
+        let fast_fxsave = cpuid.has(0x8000_0001, Register::Edx, 25);
+        let clock = Clock::new(config.stc_frequency);
+        Self {
+            board,
+            statistics: Statistics::default(),
+            history: History::default(),
+            msrs: msr::Registers::new(cpuid.vendor(), physical_bits, fast_fxsave),
+            cpuid,
+            kvmclock: KvmClock::new(clock, config.wall_clock, now),
+            clock: (clock, *config),
+            lengths_told,
+            xcr0: 1,
+            deadline: u64::MAX,
+            touched: true,
+            window_requested: false,
+            mark: None,
+        }
+    }
+
+    /// RESET: devices and registers start anew; counters and history stay.
+    pub fn reset(&mut self, now: u64) {
+        self.board.reset(now);
+        self.msrs.reset();
+        self.kvmclock = KvmClock::new(self.clock.0, self.clock.1.wall_clock, now);
+        self.xcr0 = 1;
+        self.window_requested = false;
+        self.touched = true;
+        self.refresh_deadline(now);
+    }
+
+    /// The STC value at which the vCPU must be interrupted; `u64::MAX` for never.
+    pub fn deadline(&self) -> u64 {
+        self.deadline
+    }
+
+    /// A milestone that the guest marked since the last call.
+    pub fn take_mark(&mut self) -> Option<u32> {
+        self.mark.take()
+    }
+
+    /// Registers that the guest wanted and does not have.
+    pub fn unknown_msrs(&self) -> &crate::bus::Unclaimed {
+        self.msrs.unknown()
+    }
+
+    /// The guest's CPU vendor.
+    pub fn vendor(&self) -> Vendor {
+        self.cpuid.vendor()
+    }
+
+    /// The state that an event's portal asks for.
+    pub fn portal_mtd(&self, number: u16) -> Mtd {
+        let decode = if self.lengths_told { Mtd::RIP } else { DECODE };
+        match number {
+            guest::CPUID => Mtd::GPR_0_7 | Mtd::CR | decode,
+            guest::RDMSR | guest::WRMSR | guest::XSETBV | guest::VMCALL | guest::RDTSC => Mtd::GPR_0_7 | decode,
+            guest::IO => Mtd::GPR_0_7 | Mtd::QUAL | Mtd::RIP,
+            guest::HLT => Mtd::RFLAGS | Mtd::STA | Mtd::CR | decode,
+            guest::INVD | guest::WBINVD => decode,
+            guest::INTERRUPT_WINDOW | guest::NMI_WINDOW => Mtd::INJ | Mtd::CR | Mtd::RIP,
+            guest::MWAIT
+            | guest::MONITOR
+            | guest::RDPMC
+            | guest::GETSEC
+            | guest::VMCLEAR..=guest::VMXON
+            | guest::INVLPG => Mtd::RIP,
+            number if number == event::GUEST_ARCH + event::RECALL => {
+                Mtd::INJ | Mtd::STA | Mtd::RFLAGS | Mtd::CR | Mtd::RIP
+            }
+            number if number == event::GUEST_ARCH + event::STARTUP => Mtd::empty(),
+            _ => EVERYTHING,
+        }
+    }
+
+    /// Handles an exit: `have` says which state the portal asked for, `now` is the STC.
+    pub fn handle(
+        &mut self,
+        number: u16,
+        have: Mtd,
+        state: &mut Architectural,
+        memory: &impl GuestMemory,
+        now: u64,
+    ) -> Next {
+        self.statistics.exit(number);
+        self.history.push(number, have, state);
+        if now >= self.deadline {
+            self.board.advance(now);
+            self.touched = true;
+        }
+        let mut next = self.dispatch(number, have, state, memory, now);
+        if matches!(next, Next::Crash(_)) && !have.contains(EVERYTHING) {
+            // Nothing of it has reached the guest: let it happen again, for a whole report.
+            next = Next::More(EVERYTHING);
+        }
+        if self.touched && !matches!(next, Next::Crash(_)) {
+            self.refresh_deadline(now);
+            self.touched = false;
+        }
+        next
+    }
+
+    fn refresh_deadline(&mut self, now: u64) {
+        self.deadline = self.board.next_deadline(now).unwrap_or(u64::MAX);
+    }
+
+    fn dispatch(
+        &mut self,
+        number: u16,
+        have: Mtd,
+        state: &mut Architectural,
+        memory: &impl GuestMemory,
+        now: u64,
+    ) -> Next {
+        match number {
+            guest::CPUID => {
+                let (leaf, subleaf) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
+                let [eax, ebx, ecx, edx] = self.cpuid.query(leaf, subleaf, state.cr4, self.xcr0).map(u64::from);
+                (state.gpr[gpr::RAX], state.gpr[gpr::RBX]) = (eax, ebx);
+                (state.gpr[gpr::RCX], state.gpr[gpr::RDX]) = (ecx, edx);
+                self.complete(number, have, state, memory, Mtd::GPR_0_7)
+            }
+            guest::IO => self.port_access(have, state, memory, now),
+            guest::RDMSR => self.read_msr(have, state, memory, now),
+            guest::WRMSR => self.write_msr(have, state, memory, now),
+            guest::HLT => self.halt(have, state, memory, now),
+            guest::INTERRUPT_WINDOW | guest::NMI_WINDOW => self.window_opened(state),
+            guest::PAGE_FAULT => self.memory_access(have, state, memory, now),
+            guest::XSETBV => {
+                let value = state.gpr[gpr::RDX] << 32 | state.gpr[gpr::RAX] & 0xffff_ffff;
+                if state.gpr[gpr::RCX] as u32 != 0 || !self.cpuid.accepts_xcr0(value) {
+                    return self.raise(GENERAL_PROTECTION, Some(0), state, Mtd::empty());
+                }
+                self.xcr0 = value;
+                (state.xcr0, state.xss) = (value, 0);
+                self.complete(number, have, state, memory, Mtd::XSAVE)
+            }
+            guest::VMCALL => {
+                state.gpr[gpr::RAX] = KVM_ENOSYS;
+                self.complete(number, have, state, memory, Mtd::GPR_0_7)
+            }
+            guest::RDTSC => {
+                (state.gpr[gpr::RAX], state.gpr[gpr::RDX]) = (now & 0xffff_ffff, now >> 32);
+                self.complete(number, have, state, memory, Mtd::GPR_0_7)
+            }
+            // Caches are coherent: nothing to write back, nothing to lose.
+            guest::INVD | guest::WBINVD => self.complete(number, have, state, memory, Mtd::empty()),
+            // Hidden from CPUID, so undefined.
+            guest::MWAIT | guest::MONITOR | guest::GETSEC | guest::VMCLEAR..=guest::VMXON => {
+                self.raise(UNDEFINED_OPCODE, None, state, Mtd::empty())
+            }
+            guest::RDPMC => self.raise(GENERAL_PROTECTION, Some(0), state, Mtd::empty()),
+            guest::CR_ACCESS => self.control_register(state, memory),
+            guest::TRIPLE_FAULT => Next::Crash(Cause::TripleFault),
+            guest::INVALID_STATE => Next::Crash(Cause::InvalidState),
+            number if number == event::GUEST_ARCH + event::RECALL => self.recalled(state, now),
+            _ => Next::Crash(Cause::Unexpected(number)),
+        }
+    }
+
+    /// The exit's instruction is done: moves RIP behind it and replies with `reply` and what an interrupt needs.
+    fn complete(
+        &mut self,
+        number: u16,
+        have: Mtd,
+        state: &mut Architectural,
+        memory: &impl GuestMemory,
+        reply: Mtd,
+    ) -> Next {
+        self.skip(number, have, state, memory);
+        self.resume_after_instruction(state, reply | Mtd::RIP)
+    }
+
+    /// Moves RIP behind the exit's instruction.
+    fn skip(&self, number: u16, have: Mtd, state: &mut Architectural, memory: &impl GuestMemory) {
+        let length = match state.instruction_length {
+            0 if have.contains(DECODE) => decode::length(number, state, memory),
+            // One-byte HLT, else two: only reached if a CPU that promised lengths does not tell one.
+            0 => 2 - u32::from(number == guest::HLT),
+            length => length,
+        };
+        let rip = state.rip.wrapping_add(length as u64);
+        // Outside 64-bit mode the instruction pointer has 32 bits; the state may not tell, the value does.
+        state.rip = if state.rip <= u32::MAX as u64 && rip > u32::MAX as u64 && have.contains(DECODE) {
+            if decode::bitness(state) == 64 { rip } else { rip & 0xffff_ffff }
+        } else {
+            rip
+        };
+    }
+
+    /// Carries out what a device asked for; `None` to go on.
+    fn effect(&mut self, effect: Effect) -> Option<Next> {
+        match effect {
+            Effect::None | Effect::SerialOutput | Effect::ExecOutput | Effect::DebugOutput => None,
+            Effect::Mark(number) => {
+                self.mark = Some(number);
+                None
+            }
+            Effect::PowerOff => Some(Next::PowerOff),
+            Effect::Reset => Some(Next::Reset),
+        }
+    }
+
+    /// Replies with an exception at the exit's instruction.
+    fn raise(&mut self, vector: u8, code: Option<u32>, state: &mut Architectural, reply: Mtd) -> Next {
+        use mtd::injection::{ERROR_CODE, INTERRUPT_WINDOW, TYPE_EXCEPTION, VALID};
+        state.interruption_info = VALID | TYPE_EXCEPTION | vector as u32;
+        if let Some(code) = code {
+            state.interruption_info |= ERROR_CODE;
+            state.interruption_error = code;
+        }
+        self.window_requested = self.board.pending_interrupt().is_some();
+        if self.window_requested {
+            state.interruption_info |= INTERRUPT_WINDOW;
+        }
+        Next::Resume(reply | Mtd::INJ)
+    }
+
+    /// Replies with a page fault; needs CR.
+    fn raise_page_fault(&mut self, fault: crate::walk::PageFault, state: &mut Architectural, reply: Mtd) -> Next {
+        state.cr2 = fault.address;
+        self.raise(PAGE_FAULT, Some(fault.code), state, reply | Mtd::CR)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! RDMSR, WRMSR and control-register accesses that exit.
+
+use abi::Mtd;
+use abi::event::guest;
+use abi::utcb::{Architectural, gpr};
+
+use super::{GENERAL_PROTECTION, Next, Vcpu};
+use crate::memory::GuestMemory;
+use crate::msr::Rule;
+use crate::report::Cause;
+use crate::walk::{cr0, efer};
+
+/// x2APIC task priority: the same register as CR8.
+const MSR_TPR: u32 = 0x808;
+
+impl Vcpu {
+    pub(super) fn read_msr(
+        &mut self,
+        have: Mtd,
+        state: &mut Architectural,
+        memory: &impl GuestMemory,
+        now: u64,
+    ) -> Next {
+        let index = state.gpr[gpr::RCX] as u32;
+        let value = match self.msrs.rule(index) {
+            Some(Rule::State(register)) if !have.contains(register.mtd()) => return Next::More(register.mtd()),
+            Some(Rule::State(register)) => Some(*register.place(state)),
+            Some(Rule::Fixed(value) | Rule::ReadOnly(value)) => Some(value),
+            Some(Rule::Kept(initial)) => Some(self.msrs.read_kept(index, initial)),
+            Some(Rule::Zero) => Some(0),
+            Some(Rule::Tsc) => Some(now),
+            Some(Rule::Board) => {
+                if index == MSR_TPR {
+                    if !have.contains(Mtd::CR) {
+                        return Next::More(Mtd::CR);
+                    }
+                    self.board.set_cr8(state.cr8 as u8);
+                }
+                self.touched = true;
+                self.board.read_msr(index, now).ok()
+            }
+            Some(Rule::KvmClock) => self.kvmclock.read(index),
+            None => None,
+        };
+        self.statistics.msr(index);
+        let Some(value) = value else {
+            self.msrs.note_unknown(index, false);
+            return self.raise(GENERAL_PROTECTION, Some(0), state, Mtd::empty());
+        };
+        (state.gpr[gpr::RAX], state.gpr[gpr::RDX]) = (value & 0xffff_ffff, value >> 32);
+        self.complete(guest::RDMSR, have, state, memory, Mtd::GPR_0_7)
+    }
+
+    pub(super) fn write_msr(
+        &mut self,
+        have: Mtd,
+        state: &mut Architectural,
+        memory: &impl GuestMemory,
+        now: u64,
+    ) -> Next {
+        let index = state.gpr[gpr::RCX] as u32;
+        let value = state.gpr[gpr::RDX] << 32 | state.gpr[gpr::RAX] & 0xffff_ffff;
+        let mut reply = Mtd::empty();
+        let accepted = match self.msrs.rule(index) {
+            Some(Rule::State(register)) if !have.contains(register.mtd()) => return Next::More(register.mtd()),
+            Some(Rule::State(register)) => {
+                reply = register.reply_mtd();
+                self.msrs.write_state(register, value, state).is_ok()
+            }
+            Some(Rule::Fixed(_)) => true,
+            Some(Rule::Kept(_)) => {
+                self.msrs.write_kept(index, value);
+                true
+            }
+            Some(Rule::Zero) => value == 0,
+            Some(Rule::ReadOnly(_) | Rule::Tsc) | None => false,
+            Some(Rule::Board) if index == MSR_TPR && !have.contains(Mtd::CR) => return Next::More(Mtd::CR),
+            Some(Rule::Board) => {
+                self.touched = true;
+                let result = self.board.write_msr(index, value, now);
+                if index == MSR_TPR {
+                    state.cr8 = self.board.cr8() as u64;
+                    reply = Mtd::CR;
+                }
+                match result.map(|effect| self.effect(effect)) {
+                    Ok(Some(next)) => return next,
+                    other => other.is_ok(),
+                }
+            }
+            Some(Rule::KvmClock) => self.kvmclock.write(index, value, now, memory).is_ok(),
+        };
+        self.statistics.msr(index);
+        if !accepted {
+            self.msrs.note_unknown(index, true);
+            return self.raise(GENERAL_PROTECTION, Some(0), state, Mtd::empty());
+        }
+        self.complete(guest::WRMSR, have, state, memory, reply)
+    }
+
+    /// MOV to and from control registers that the kernel or the monitor intercepts (Intel SDM vol. 3C, table 28-3).
+    pub(super) fn control_register(&mut self, state: &mut Architectural, memory: &impl GuestMemory) -> Next {
+        let qualification = state.qualification[0];
+        let register = (qualification >> 8 & 15) as usize;
+        let have = super::EVERYTHING;
+        match (qualification & 15, qualification >> 4 & 3) {
+            (8, 0) => {
+                self.board.set_cr8(state.gpr[register] as u8 & 15);
+                state.cr8 = state.gpr[register] & 15;
+                self.touched = true;
+            }
+            (8, 1) => state.gpr[register] = state.cr8,
+            (0, 0) => {
+                let value = state.gpr[register];
+                if state.efer & efer::LME != 0 {
+                    let active = if value & cr0::PG != 0 { efer::LMA } else { 0 };
+                    state.efer = state.efer & !efer::LMA | active;
+                }
+                state.cr0 = value;
+            }
+            (3, 0) => state.cr3 = state.gpr[register],
+            (4, 0) => state.cr4 = state.gpr[register],
+            (0, 2) => state.cr0 &= !(1 << 3), // CLTS
+            _ => return Next::Crash(Cause::Unexpected(guest::CR_ACCESS)),
+        }
+        let reply = Mtd::CR | Mtd::EFER | Mtd::GPR_0_7 | Mtd::GPR_8_15;
+        self.complete(guest::CR_ACCESS, have, state, memory, reply)
+    }
+}

@@ -1,0 +1,200 @@
+use super::*;
+use crate::clock::WallClock;
+use crate::memory::VecMemory;
+use abi::event::{GUEST_ARCH, RECALL};
+use abi::mtd::injection::{INTERRUPT_WINDOW, VALID};
+use alloc::vec;
+use proptest::prelude::*;
+
+const CODE: u64 = 0x1000;
+const EVERY: Mtd = Mtd::all();
+
+fn host(leaf: u32, _: u32) -> [u32; 4] {
+    match leaf {
+        0 => [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69],
+        0x8000_0000 => [0x8000_0008, 0, 0, 0],
+        0x8000_0008 => [0x3028, 0, 0, 0],
+        _ => [0; 4],
+    }
+}
+
+struct Fixture {
+    vcpu: Vcpu,
+    memory: VecMemory,
+    state: Architectural,
+    now: u64,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let config = Config {
+            stc_frequency: 1_000_000_000,
+            wall_clock: WallClock { unix_ns: 0, stc: 0 },
+            memory_below_4g: 1 << 20,
+            memory_above_4g: 0,
+            exec_channel: true,
+        };
+        let mut state = Architectural::default();
+        // Flat 64-bit mode without paging, which no CPU has: linear addresses are physical.
+        (state.cs.access, state.efer, state.rip, state.rflags) = (0xa9b, 1 << 10, CODE, 0x202);
+        Self { vcpu: Vcpu::new(&config, &host, true, 0), memory: VecMemory::new(1 << 20), state, now: 0 }
+    }
+
+    fn exit(&mut self, number: u16, have: Mtd) -> Next {
+        self.vcpu.handle(number, have, &mut self.state, &self.memory, self.now)
+    }
+
+    fn instruction(&mut self, number: u16, length: u32) -> Next {
+        self.state.instruction_length = length;
+        let have = self.vcpu.portal_mtd(number);
+        self.exit(number, have)
+    }
+
+    fn wrmsr(&mut self, index: u32, value: u64) -> Next {
+        self.state.gpr[gpr::RCX] = index as u64;
+        self.state.gpr[gpr::RAX] = value & 0xffff_ffff;
+        self.state.gpr[gpr::RDX] = value >> 32;
+        self.instruction(guest::WRMSR, 2)
+    }
+
+    /// Sets the LAPIC up in x2APIC mode with a one-shot deadline timer on a vector.
+    fn timer(&mut self, vector: u8, deadline: u64) {
+        assert!(matches!(self.wrmsr(0x1b, 0xfee0_0d00), Next::Resume(_)));
+        assert!(matches!(self.wrmsr(0x80f, 0x1ff), Next::Resume(_)));
+        assert!(matches!(self.wrmsr(0x832, 2 << 17 | vector as u64), Next::Resume(_)));
+        assert!(matches!(self.wrmsr(0x6e0, deadline), Next::Resume(_)));
+        assert_eq!(self.vcpu.deadline(), deadline);
+    }
+}
+
+#[test]
+fn cpuid_advances() {
+    let mut f = Fixture::new();
+    f.state.gpr[gpr::RAX] = 0x4000_0000;
+    assert_eq!(f.instruction(guest::CPUID, 2), Next::Resume(Mtd::GPR_0_7 | Mtd::RIP));
+    assert_eq!((f.state.rip, f.state.gpr[gpr::RBX]), (CODE + 2, 0x4b4d_564b));
+}
+
+#[test]
+fn unknown_registers_fault() {
+    let mut f = Fixture::new();
+    assert_eq!(f.wrmsr(0x1234, 0), Next::Resume(Mtd::INJ));
+    assert_eq!(f.state.interruption_info, 0x8000_0b0d);
+    assert_eq!(f.state.rip, CODE);
+    assert_eq!(f.vcpu.unknown_msrs().writes, 1);
+    assert_eq!(f.wrmsr(0xc000_0080, 0x500), Next::More(Mtd::EFER | Mtd::CR));
+}
+
+#[test]
+fn the_console_and_its_interrupts() {
+    let mut f = Fixture::new();
+    f.state.gpr[gpr::RAX] = b'x' as u64;
+    f.state.qualification[0] = 0x3f8 << 16;
+    assert!(matches!(f.instruction(guest::IO, 1), Next::Resume(_)));
+    let mut out = [0; 4];
+    assert_eq!(f.vcpu.board.drain_serial(&mut out), 1);
+    assert_eq!(out[0], b'x');
+    f.state.qualification[0] = 0xcf9 << 16;
+    f.state.gpr[gpr::RAX] = 6;
+    assert_eq!(f.instruction(guest::IO, 1), Next::Reset);
+}
+
+#[test]
+fn power_off() {
+    let mut f = Fixture::new();
+    f.state.qualification[0] = (crate::pm::PM1A_CONTROL as u64) << 16 | 1;
+    f.state.gpr[gpr::RAX] = (crate::pm::SLEEP_TYPE_S5 as u64) << 10 | 1 << 13;
+    assert_eq!(f.instruction(guest::IO, 1), Next::PowerOff);
+}
+
+#[test]
+fn a_timer_wakes_from_hlt() {
+    let mut f = Fixture::new();
+    f.timer(0x40, 1_000_000);
+    f.state.interruptibility = 1;
+    assert_eq!(f.instruction(guest::HLT, 1), Next::Halt);
+    assert_eq!((f.state.interruptibility, f.vcpu.deadline()), (0, 1_000_000));
+    assert_eq!(f.vcpu.wake(&mut f.state, 999_999), Next::Halt);
+    assert_eq!(f.vcpu.wake(&mut f.state, 1_000_000), Next::Resume(Mtd::RIP | Mtd::STA | Mtd::INJ));
+    assert_eq!(f.state.interruption_info, VALID | 0x40);
+}
+
+#[test]
+fn a_recall_injects_or_waits_for_the_window() {
+    let mut f = Fixture::new();
+    f.timer(0x40, 1_000);
+    f.now = 1_000;
+    let have = f.vcpu.portal_mtd(GUEST_ARCH + RECALL);
+    f.state.rflags = 2;
+    assert_eq!(f.exit(GUEST_ARCH + RECALL, have), Next::Resume(Mtd::INJ));
+    assert_eq!(f.state.interruption_info, INTERRUPT_WINDOW);
+    assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ), Next::Resume(Mtd::INJ));
+    assert_eq!(f.state.interruption_info, VALID | 0x40);
+    // Nothing more: a further recall changes nothing.
+    (f.state.rflags, f.state.interruption_info) = (0x202, 0);
+    assert_eq!(f.exit(GUEST_ARCH + RECALL, have), Next::Resume(Mtd::empty()));
+    // An event on its way stays.
+    f.wrmsr(0x80b, 0);
+    f.wrmsr(0x6e0, 2_000);
+    (f.now, f.state.interruption_info) = (2_000, VALID | 0x0e);
+    assert_eq!(f.exit(GUEST_ARCH + RECALL, have), Next::Resume(Mtd::INJ));
+    assert_eq!(f.state.interruption_info, VALID | 0x0e | INTERRUPT_WINDOW);
+}
+
+#[test]
+fn a_dead_guest_is_noticed() {
+    let mut f = Fixture::new();
+    f.state.rflags = 2;
+    assert_eq!(f.exit(guest::HLT, EVERY), Next::Crash(Cause::HaltedForever));
+    f.state.rip = CODE;
+    assert_eq!(f.instruction(guest::HLT, 1), Next::More(EVERYTHING));
+    f.state.qualification = [4, 0, 0xd000_0000];
+    assert_eq!(f.exit(guest::PAGE_FAULT, EVERY), Next::Crash(Cause::FetchOutsideRam(0xd000_0000)));
+}
+
+#[test]
+fn string_output_to_the_exec_port() {
+    let mut f = Fixture::new();
+    f.memory.write(CODE, &[0xf3, 0x6e]).unwrap(); // rep outsb
+    let text: vec::Vec<u8> = (0..6000).map(|i| i as u8).collect();
+    f.memory.write(0x5ff0, &text).unwrap();
+    (f.state.gpr[gpr::RSI], f.state.gpr[gpr::RCX]) = (0x5ff0, 6000);
+    f.state.qualification[0] = 0xe90 << 16 | 1 << 4 | 1 << 5;
+    assert_eq!(f.instruction(guest::IO, 2), Next::More(EVERYTHING));
+    assert_eq!(f.exit(guest::IO, EVERY), Next::Resume(Mtd::GPR_0_7 | Mtd::RIP));
+    assert_eq!((f.state.rip, f.state.gpr[gpr::RCX]), (CODE + 2, 0));
+    let mut out = vec![0; 6000];
+    assert_eq!(f.vcpu.board.drain_exec(&mut out), 6000);
+    assert!(out == text);
+}
+
+#[test]
+fn the_lapic_in_memory() {
+    let mut f = Fixture::new();
+    f.memory.write(CODE, &[0x8b, 0x03]).unwrap(); // mov eax, [rbx]
+    f.state.gpr[gpr::RBX] = 0xfee0_0030;
+    f.state.qualification = [1, 0, 0xfee0_0030];
+    assert!(matches!(f.exit(guest::PAGE_FAULT, EVERY), Next::Resume(_)));
+    assert_eq!((f.state.rip, f.state.gpr[gpr::RAX] & 0xff), (CODE + 2, 0x14));
+}
+
+proptest! {
+    #[test]
+    fn no_exit_panics(number in 0u16..0x90, gprs: [u64; 16], qualification: [u64; 3], code: [u8; 16], rip: u64,
+                      control: [u64; 4], info: u32, access: u16) {
+        let mut f = Fixture::new();
+        f.memory.write(CODE, &code).unwrap();
+        f.state.gpr = gprs;
+        f.state.qualification = qualification;
+        f.state.rip = if rip & 1 == 0 { CODE } else { rip };
+        (f.state.cr0, f.state.cr3, f.state.cr4, f.state.efer) = (control[0], control[1], control[2], control[3]);
+        (f.state.interruption_info, f.state.cs.access) = (info, access);
+        let mut have = f.vcpu.portal_mtd(number);
+        for _ in 0..3 {
+            match f.exit(number, have) {
+                Next::More(more) => have |= more,
+                _ => break,
+            }
+        }
+    }
+}

@@ -19,9 +19,9 @@
 
 pub mod register;
 
-use crate::{svm, vmx};
+use crate::{registers, svm, vmx};
 use abi::Mtd;
-use abi::utcb::{Architectural, DescriptorTable, Segment};
+use abi::utcb::{Architectural, DescriptorTable, Segment, gpr};
 use core::fmt;
 use kernel_core::virt::Reason;
 
@@ -32,6 +32,29 @@ pub struct Gprs(pub [u64; 16]);
 
 /// Offset from the [`Gprs`] of an EC to the stack pointer (u64, aligned to 16) that `vcpu_exit` runs on.
 pub const STACK_OFFSET: usize = core::mem::size_of::<Gprs>();
+
+/// Assembly: loads the general registers but RAX and RSP from those at RDI; flags stay.
+macro_rules! load_registers {
+    () => {
+        "mov rcx, [rdi + 8]; mov rdx, [rdi + 16]; mov rbx, [rdi + 24]; mov rbp, [rdi + 40]; mov rsi, [rdi + 48]
+         mov r8, [rdi + 64]; mov r9, [rdi + 72]; mov r10, [rdi + 80]; mov r11, [rdi + 88]; mov r12, [rdi + 96]
+         mov r13, [rdi + 104]; mov r14, [rdi + 112]; mov r15, [rdi + 120]; mov rdi, [rdi + 56]"
+    };
+}
+pub(crate) use load_registers;
+
+/// Assembly: stores the general registers by pushing them, RSP being at their end; the instruction given stores entry
+/// 4. Then makes RDI point to them and RSP to the kernel's stack.
+macro_rules! push_registers {
+    ($entry4:literal) => {
+        concat!(
+            "push r15; push r14; push r13; push r12; push r11; push r10; push r9; push r8; push rdi; push rsi; push rbp;",
+            $entry4,
+            "; push rbx; push rdx; push rcx; push rax; mov rdi, rsp; mov rsp, [rdi + {stack}]"
+        )
+    };
+}
+pub(crate) use push_registers;
 
 unsafe extern "C" {
     /// The kernel's continuation of every exit. The argument is the EC that `enter` was called for.
@@ -66,6 +89,35 @@ pub mod vector {
     /// #MC.
     pub const MACHINE_CHECK: u8 = 18;
 }
+
+impl Gprs {
+    /// Copies what `mtd` names to `utcb`, with RSP from elsewhere.
+    #[inline(always)]
+    pub fn save(&self, mtd: Mtd, utcb: &mut Architectural, rsp: impl FnOnce() -> u64) {
+        if mtd.contains(Mtd::GPR_0_7) {
+            utcb.gpr[..8].copy_from_slice(&self.0[..8]);
+            utcb.gpr[gpr::RSP] = rsp();
+        }
+        if mtd.contains(Mtd::GPR_8_15) {
+            utcb.gpr[8..].copy_from_slice(&self.0[8..]);
+        }
+    }
+
+    /// Copies what `mtd` names from `utcb`, RSP to elsewhere.
+    #[inline(always)]
+    pub fn load(&mut self, mtd: Mtd, utcb: &Architectural, rsp: impl FnOnce(u64)) {
+        if mtd.contains(Mtd::GPR_0_7) {
+            self.0[..8].copy_from_slice(&utcb.gpr[..8]);
+            rsp(utcb.gpr[gpr::RSP]);
+        }
+        if mtd.contains(Mtd::GPR_8_15) {
+            self.0[8..].copy_from_slice(&utcb.gpr[8..]);
+        }
+    }
+}
+
+/// What [`VirtualCpu::save`] and [`VirtualCpu::load`] treat before all else, because almost every event has it.
+pub const HOT: Mtd = Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).union(Mtd::QUAL);
 
 /// Why the guest stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,12 +256,25 @@ impl Processor {
     }
 
     /// Lets the guest read or write `msr` without an exit, or not. `bitmap` has 8192 bytes, all ones at first.
-    /// An MSR whose value the kernel does not switch stays intercepted; the result tells what passes now.
+    /// What passes is at most the MSRs that are switched between guest and host, and reading the clock; with SVM not
+    /// EFER, whose SVME is the kernel's. The result tells what passes now.
     pub fn set_msr(&self, bitmap: &mut [u8], msr: u32, read: bool, write: bool) -> (bool, bool) {
-        match self {
-            Self::Vmx(_) => vmx::bitmap::set(bitmap, msr, read, write),
-            Self::Svm(_) => svm::bitmap::set(bitmap, msr, read, write),
-        }
+        use register::{CSTAR, FS_BASE, KERNEL_GS_BASE, SYSENTER_CS, SYSENTER_EIP, TSC, TSC_AUX};
+        use registers::{EFER, FMASK, LSTAR, PAT, STAR};
+        let is_vmx = matches!(self, Self::Vmx(_));
+        let (may_read, may_write) = match msr {
+            TSC => (true, false),
+            SYSENTER_CS..=SYSENTER_EIP | FS_BASE..=KERNEL_GS_BASE | PAT | STAR | LSTAR | FMASK | TSC_AUX => {
+                (true, true)
+            }
+            EFER => (is_vmx, is_vmx),
+            CSTAR => (!is_vmx, !is_vmx),
+            _ => (false, false),
+        };
+        let pass = (read && may_read, write && may_write);
+        let set = if is_vmx { vmx::bitmap::set } else { svm::bitmap::set };
+        set(bitmap, msr, pass.0, pass.1);
+        pass
     }
 }
 
@@ -239,29 +304,6 @@ pub const RESET: Architectural = {
         ..zero
     }
 };
-
-/// All state that [`RESET`] sets.
-pub const RESET_MTD: Mtd = Mtd::RFLAGS
-    .union(Mtd::RIP)
-    .union(Mtd::STA)
-    .union(Mtd::CTRL)
-    .union(Mtd::TPR)
-    .union(Mtd::CS_SS)
-    .union(Mtd::DS_ES)
-    .union(Mtd::FS_GS)
-    .union(Mtd::TR)
-    .union(Mtd::LDTR)
-    .union(Mtd::GDTR)
-    .union(Mtd::IDTR)
-    .union(Mtd::CR)
-    .union(Mtd::DR)
-    .union(Mtd::XSAVE)
-    .union(Mtd::SYSCALL)
-    .union(Mtd::SYSENTER)
-    .union(Mtd::PAT)
-    .union(Mtd::EFER)
-    .union(Mtd::KERNEL_GS)
-    .union(Mtd::TSC);
 
 /// Tags of TLB entries on one CPU (VPID, ASID): a vCPU whose tag is of an older generation needs a new one.
 #[derive(Clone, Copy, Debug)]

@@ -12,8 +12,7 @@ mod vmcb;
 use crate::registers::{EFER, rdmsr, wrmsr};
 use crate::vcpu::register::{self, EFER_SVME, TSC_AUX, cpuid};
 use crate::vcpu::{
-    Exit, Gprs, KERNEL_EXCEPTIONS, PhysPage, RESET, RESET_MTD, Spaces, Tag, Tags, Unavailable, VcpuPages, VirtualCpu,
-    vector,
+    Exit, Gprs, HOT, KERNEL_EXCEPTIONS, PhysPage, RESET, Spaces, Tag, Tags, Unavailable, VcpuPages, VirtualCpu, vector,
 };
 use abi::Mtd;
 use abi::event::guest;
@@ -21,7 +20,7 @@ use abi::mtd::injection;
 use abi::utcb::{Architectural, gpr};
 use core::cell::Cell;
 use kernel_core::virt::svm_usable;
-use spec::{INFO_VALID, Vmcb, code, first, io, nested, second, virtual_interrupt};
+use spec::{INFO_VALID, Vmcb, code, first, io, nested, virtual_interrupt};
 
 /// Entry of [`Gprs`] where the stub finds the host's block.
 const STUB_HOST: usize = gpr::RSP;
@@ -120,25 +119,13 @@ impl Svm {
             debug: [0, 0, 0, 0, 0xffff_0ff0],
         };
         let vmcb = vcpu.vmcb();
-        vmcb.first_intercepts = first::INTERRUPT
-            | first::NMI
-            | first::INIT
-            | first::RDPMC
-            | first::CPUID
-            | first::RSM
-            | first::INVD
-            | first::HLT
-            | first::INVLPGA
-            | first::IO
-            | first::MSR
-            | first::SHUTDOWN;
-        vmcb.second_intercepts =
-            second::SVM | second::WBINVD | second::MONITOR | second::MWAIT | second::XSETBV | second::RDPRU;
+        vmcb.first_intercepts = spec::FIRST_INTERCEPTS;
+        vmcb.second_intercepts = spec::SECOND_INTERCEPTS;
         vmcb.nested_control = 1;
         vmcb.virtual_interrupt = virtual_interrupt::MASKING | virtual_interrupt::IGNORE_TPR;
         vmcb.dr6 = 0xffff_0ff0;
         vmcb.rip = RESET.rip;
-        transfer::load(&mut vcpu, RESET_MTD, &RESET);
+        transfer::load(&mut vcpu, Mtd::all(), &RESET);
         vcpu
     }
 
@@ -246,7 +233,7 @@ const fn io_qualification(info: u64) -> u64 {
         | (info & io::INPUT) << 3
         | (info & io::STRING) << 2
         | (info & io::REPEAT) << 2
-        | info & 0xffff_0000
+        | info & io::PORT
 }
 
 /// Nested page fault: EXITINFO1 -> qualification of VMX (Intel SDM vol. 3C, table 28-7).
@@ -258,38 +245,8 @@ const fn fault_qualification(info: u64) -> u64 {
     } else {
         1 << 0
     };
-    let granted = if info & 1 != 0 { 1 << 3 } else { 0 };
+    let granted = if info & nested::PRESENT != 0 { 1 << 3 } else { 0 };
     access | granted | if info & nested::FINAL != 0 { 1 << 8 } else { 0 }
-}
-
-/// The event of VMX that an exit code without qualification corresponds to.
-const fn plain_event(exit_code: u64) -> Option<u16> {
-    Some(match exit_code {
-        code::INIT => guest::INIT,
-        code::RDTSC => guest::RDTSC,
-        code::RDPMC | code::RDPRU => guest::RDPMC,
-        code::CPUID => guest::CPUID,
-        code::RSM => guest::RSM,
-        code::INVD => guest::INVD,
-        code::PAUSE => guest::PAUSE,
-        code::HLT => guest::HLT,
-        code::INVLPGA => guest::INVLPG,
-        code::TASK_SWITCH => guest::TASK_SWITCH,
-        code::SHUTDOWN => guest::TRIPLE_FAULT,
-        code::VMRUN => guest::VMLAUNCH,
-        code::VMMCALL => guest::VMCALL,
-        code::VMLOAD => guest::VMPTRLD,
-        code::VMSAVE => guest::VMPTRST,
-        code::STGI => guest::VMXON,
-        code::CLGI => guest::VMXOFF,
-        code::SKINIT => guest::GETSEC,
-        code::RDTSCP => guest::RDTSCP,
-        code::WBINVD => guest::WBINVD,
-        code::MONITOR => guest::MONITOR,
-        code::MWAIT => guest::MWAIT,
-        code::XSETBV => guest::XSETBV,
-        _ => return None,
-    })
 }
 
 impl VirtualCpu for Svm {
@@ -336,21 +293,18 @@ impl VirtualCpu for Svm {
                 let qualification = self.register_qualification(exit_code, info[0], true);
                 self.event(guest::DR_ACCESS, [qualification, 0, 0])
             }
-            // What is left is not intercepted; a VMM that gets it reports it.
-            _ => self.event(plain_event(exit_code).unwrap_or(guest::INVALID_STATE), [exit_code, 0, 0]),
+            _ => match spec::PLAIN.iter().find(|(plain, _)| *plain == exit_code) {
+                Some((_, event)) => self.event(*event, [0; 3]),
+                // Not intercepted; a VMM that gets it reports it.
+                None => self.event(guest::INVALID_STATE, [exit_code, 0, 0]),
+            },
         }
     }
 
     fn save(&mut self, mtd: Mtd, gprs: &Gprs, utcb: &mut Architectural) {
         let instruction_length = self.instruction_length;
         let vmcb = self.vmcb();
-        if mtd.contains(Mtd::GPR_0_7) {
-            utcb.gpr[..8].copy_from_slice(&gprs.0[..8]);
-            utcb.gpr[gpr::RSP] = vmcb.rsp;
-        }
-        if mtd.contains(Mtd::GPR_8_15) {
-            utcb.gpr[8..].copy_from_slice(&gprs.0[8..]);
-        }
+        gprs.save(mtd, utcb, || vmcb.rsp);
         if mtd.contains(Mtd::RIP) {
             utcb.rip = vmcb.rip;
             utcb.instruction_length = instruction_length;
@@ -359,27 +313,19 @@ impl VirtualCpu for Svm {
         if mtd.contains(Mtd::QUAL) {
             utcb.qualification = self.qualification;
         }
-        let rest = mtd.difference(Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).union(Mtd::QUAL));
-        if !rest.is_empty() {
-            transfer::save(self, rest, utcb);
+        if !mtd.difference(HOT).is_empty() {
+            transfer::save(self, mtd, utcb);
         }
     }
 
     fn load(&mut self, mtd: Mtd, gprs: &mut Gprs, utcb: &Architectural) {
         let vmcb = self.vmcb();
-        if mtd.contains(Mtd::GPR_0_7) {
-            gprs.0[..8].copy_from_slice(&utcb.gpr[..8]);
-            vmcb.rsp = utcb.gpr[gpr::RSP];
-        }
-        if mtd.contains(Mtd::GPR_8_15) {
-            gprs.0[8..].copy_from_slice(&utcb.gpr[8..]);
-        }
+        gprs.load(mtd, utcb, |rsp| vmcb.rsp = rsp);
         if mtd.contains(Mtd::RIP) {
             vmcb.rip = utcb.rip;
         }
-        let rest = mtd.difference(Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP));
-        if !rest.is_empty() {
-            transfer::load(self, rest, utcb);
+        if !mtd.difference(HOT).is_empty() {
+            transfer::load(self, mtd, utcb);
         }
     }
 
@@ -424,7 +370,7 @@ impl VirtualCpu for Svm {
             self.cpu.tags.set(tags);
             self.tag = tag;
             if exhausted {
-                self.vmcb().tlb_control = spec::FLUSH_ALL as u32;
+                self.vmcb().tlb_control = spec::FLUSH_ALL;
             }
         }
         // Without a guest space ASID 0 keeps the guest from being entered.

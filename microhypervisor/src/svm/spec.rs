@@ -21,111 +21,64 @@ pub const VM_CR: u32 = 0xc001_0114;
 /// MSR VM_HSAVE_PA.
 pub const VM_HSAVE_PA: u32 = 0xc001_0117;
 
-/// Intercepts of the first word.
-pub mod first {
-    pub const INTERRUPT: u32 = 1 << 0;
-    pub const NMI: u32 = 1 << 1;
-    pub const INIT: u32 = 1 << 3;
-    pub const VIRTUAL_INTERRUPT: u32 = 1 << 4;
-    pub const RDTSC: u32 = 1 << 14;
-    pub const RDPMC: u32 = 1 << 15;
-    pub const CPUID: u32 = 1 << 18;
-    pub const RSM: u32 = 1 << 19;
-    pub const IRET: u32 = 1 << 20;
-    pub const INVD: u32 = 1 << 22;
-    pub const PAUSE: u32 = 1 << 23;
-    pub const HLT: u32 = 1 << 24;
-    pub const INVLPG: u32 = 1 << 25;
-    pub const INVLPGA: u32 = 1 << 26;
-    pub const IO: u32 = 1 << 27;
-    pub const MSR: u32 = 1 << 28;
-    pub const SHUTDOWN: u32 = 1 << 31;
+/// Modules of constants: name and value of each.
+macro_rules! constants {
+    ($($(#[$doc:meta])* $module:ident: $type:ty { $($name:ident $value:literal)* })*) => { $(
+        $(#[$doc])*
+        pub mod $module { $(pub const $name: $type = $value;)* }
+    )* };
 }
 
-/// Intercepts of the second word.
-pub mod second {
-    /// VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT.
-    pub const SVM: u32 = 0x7f;
-    pub const RDTSCP: u32 = 1 << 7;
-    pub const WBINVD: u32 = 1 << 9;
-    pub const MONITOR: u32 = 1 << 10;
-    pub const MWAIT: u32 = 1 << 11;
-    pub const XSETBV: u32 = 1 << 13;
-    pub const RDPRU: u32 = 1 << 14;
+constants! {
+    /// Intercepts of the first word.
+    first: u32 {
+        INTERRUPT 0x1 NMI 0x2 INIT 0x8 VIRTUAL_INTERRUPT 0x10 RDTSC 0x4000 RDPMC 0x8000 CPUID 0x4_0000 RSM 0x8_0000
+        INVD 0x40_0000 PAUSE 0x80_0000 HLT 0x100_0000 INVLPG 0x200_0000 INVLPGA 0x400_0000 IO 0x800_0000
+        MSR 0x1000_0000 SHUTDOWN 0x8000_0000
+    }
+    /// Intercepts of the second word; SVM are VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT.
+    second: u32 { SVM 0x7f RDTSCP 0x80 WBINVD 0x200 MONITOR 0x400 MWAIT 0x800 XSETBV 0x2000 RDPRU 0x4000 }
+    /// Virtual interrupt control.
+    virtual_interrupt: u64 { TPR 0xf PENDING 0x100 IGNORE_TPR 0x10_0000 MASKING 0x100_0000 }
+    /// Exit codes that carry information or are for the kernel.
+    code: u64 {
+        CR 0x00 CR_LAST 0x1f DR 0x20 DR_LAST 0x3f EXCEPTION 0x40 EXCEPTION_LAST 0x5f INTERRUPT 0x60 NMI 0x61
+        VIRTUAL_INTERRUPT 0x64 INVLPG 0x79 IO 0x7b MSR 0x7c NESTED_FAULT 0x400 INVALID 0xffff_ffff_ffff_ffff
+    }
+    /// First information of a port access; from SIZE_SHIFT on the size in bytes.
+    io: u64 { INPUT 0x1 STRING 0x4 REPEAT 0x8 SIZE_SHIFT 4 PORT 0xffff_0000 }
+    /// First information of a nested page fault.
+    nested: u64 { PRESENT 0x1 WRITE 0x2 FETCH 0x10 FINAL 0x1_0000_0000 }
 }
 
-/// Virtual interrupt control.
-pub mod virtual_interrupt {
-    pub const TPR: u64 = 0xf;
-    pub const PENDING: u64 = 1 << 8;
-    pub const IGNORE_TPR: u64 = 1 << 20;
-    pub const MASKING: u64 = 1 << 24;
-}
+/// What always exits, by the first word.
+pub const FIRST_INTERCEPTS: u32 = {
+    use first::*;
+    const KERNEL: u32 = INTERRUPT | NMI | INIT | SHUTDOWN;
+    KERNEL | RDPMC | CPUID | RSM | INVD | HLT | INVLPGA | IO | MSR
+};
+/// What always exits, by the second word.
+pub const SECOND_INTERCEPTS: u32 = {
+    use second::*;
+    SVM | WBINVD | MONITOR | MWAIT | XSETBV | RDPRU
+};
+
+/// Exit codes without further information, and the events of VMX that they correspond to.
+#[rustfmt::skip]
+pub const PLAIN: [(u64, u16); 24] = {
+    use abi::event::guest::*;
+    [
+        (0x63, INIT), (0x6e, RDTSC), (0x6f, RDPMC), (0x72, CPUID), (0x73, RSM), (0x76, INVD), (0x77, PAUSE),
+        (0x78, HLT), (0x7a, INVLPG), (0x7d, TASK_SWITCH), (0x7f, TRIPLE_FAULT), (0x80, VMLAUNCH), (0x81, VMCALL),
+        (0x82, VMPTRLD), (0x83, VMPTRST), (0x84, VMXON), (0x85, VMXOFF), (0x86, GETSEC), (0x87, RDTSCP),
+        (0x89, WBINVD), (0x8a, MONITOR), (0x8b, MWAIT), (0x8d, XSETBV), (0x8e, RDPMC),
+    ]
+};
 
 /// TLB control: flush all ASIDs.
-pub const FLUSH_ALL: u64 = 1;
-
-/// Event injection and interrupted delivery: valid, error code.
+pub const FLUSH_ALL: u32 = 1;
+/// Event injection and interrupted delivery: valid.
 pub const INFO_VALID: u64 = 1 << 31;
-
-/// Exit codes.
-pub mod code {
-    pub const CR: u64 = 0x00;
-    pub const CR_LAST: u64 = 0x1f;
-    pub const DR: u64 = 0x20;
-    pub const DR_LAST: u64 = 0x3f;
-    pub const EXCEPTION: u64 = 0x40;
-    pub const EXCEPTION_LAST: u64 = 0x5f;
-    pub const INTERRUPT: u64 = 0x60;
-    pub const NMI: u64 = 0x61;
-    pub const INIT: u64 = 0x63;
-    pub const VIRTUAL_INTERRUPT: u64 = 0x64;
-    pub const RDTSC: u64 = 0x6e;
-    pub const RDPMC: u64 = 0x6f;
-    pub const CPUID: u64 = 0x72;
-    pub const RSM: u64 = 0x73;
-    pub const IRET: u64 = 0x74;
-    pub const INVD: u64 = 0x76;
-    pub const PAUSE: u64 = 0x77;
-    pub const HLT: u64 = 0x78;
-    pub const INVLPG: u64 = 0x79;
-    pub const INVLPGA: u64 = 0x7a;
-    pub const IO: u64 = 0x7b;
-    pub const MSR: u64 = 0x7c;
-    pub const TASK_SWITCH: u64 = 0x7d;
-    pub const SHUTDOWN: u64 = 0x7f;
-    pub const VMRUN: u64 = 0x80;
-    pub const VMMCALL: u64 = 0x81;
-    pub const VMLOAD: u64 = 0x82;
-    pub const VMSAVE: u64 = 0x83;
-    pub const STGI: u64 = 0x84;
-    pub const CLGI: u64 = 0x85;
-    pub const SKINIT: u64 = 0x86;
-    pub const RDTSCP: u64 = 0x87;
-    pub const WBINVD: u64 = 0x89;
-    pub const MONITOR: u64 = 0x8a;
-    pub const MWAIT: u64 = 0x8b;
-    pub const XSETBV: u64 = 0x8d;
-    pub const RDPRU: u64 = 0x8e;
-    pub const NESTED_FAULT: u64 = 0x400;
-    pub const INVALID: u64 = u64::MAX;
-}
-
-/// First information of a port access.
-pub mod io {
-    pub const INPUT: u64 = 1 << 0;
-    pub const STRING: u64 = 1 << 2;
-    pub const REPEAT: u64 = 1 << 3;
-    /// Bits 6:4 are the size in bytes.
-    pub const SIZE_SHIFT: u32 = 4;
-}
-
-/// First information of a nested page fault.
-pub mod nested {
-    pub const WRITE: u64 = 1 << 1;
-    pub const FETCH: u64 = 1 << 4;
-    pub const FINAL: u64 = 1 << 32;
-}
 
 /// The virtual machine control block.
 #[repr(C, align(4096))]

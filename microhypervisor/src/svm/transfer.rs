@@ -1,5 +1,4 @@
 //! State transfer between UTCB and control block: a table, and by hand only what is not a plain copy.
-#![allow(unsafe_code)] // Accesses UTCB and control block by the table's offsets.
 
 use super::Svm;
 use super::spec::{INFO_VALID, Vmcb, first, second, virtual_interrupt};
@@ -10,96 +9,82 @@ use crate::vcpu::{
 };
 use abi::Mtd;
 use abi::mtd::injection;
-use abi::utcb::Architectural;
-use core::mem::offset_of;
+use abi::utcb::{Architectural, DescriptorTable, Segment};
 
-/// How a row's values are copied.
-#[derive(Clone, Copy)]
-enum Kind {
-    /// A segment: both have selector, access rights, limit, base.
-    Segment,
-    /// A descriptor table: both have the limit in the upper half of the first word, then the base.
-    Table,
-    /// A word.
-    Word,
-    /// A word that must be a canonical address.
-    Address,
+/// A field of the UTCB, and the one of the control block that corresponds to it.
+trait Transfer<T> {
+    fn save(&mut self, vmcb: &T);
+    fn load(&self, vmcb: &mut T);
 }
-use Kind::{Address, Segment, Table, Word};
 
-/// The descriptor bit, the offset in the UTCB, the offset in the control block.
-struct Row(Mtd, Kind, usize, usize);
+impl Transfer<u64> for u64 {
+    fn save(&mut self, vmcb: &u64) {
+        *self = *vmcb;
+    }
+    fn load(&self, vmcb: &mut u64) {
+        *vmcb = *self;
+    }
+}
 
-macro_rules! rows {
-    ($($mtd:ident { $($kind:ident $field:ident),* })*) => {
-        &[$($(Row(Mtd::$mtd, $kind, offset_of!(Architectural, $field), offset_of!(Vmcb, $field))),*),*]
+impl Transfer<Segment> for DescriptorTable {
+    fn save(&mut self, vmcb: &Segment) {
+        (self.limit, self.base) = (vmcb.limit, vmcb.base);
+    }
+    fn load(&self, vmcb: &mut Segment) {
+        (vmcb.limit, vmcb.base) = (self.limit, canonical(self.base));
+    }
+}
+
+/// Access rights, usable (NOVA 8.7.3.1): a segment that is not has no access rights in the control block.
+const UNUSABLE: u16 = 1 << 12;
+/// Access rights: present.
+const PRESENT: u16 = 1 << 7;
+
+impl Transfer<Segment> for Segment {
+    fn save(&mut self, vmcb: &Segment) {
+        let unusable = if vmcb.access & PRESENT == 0 { UNUSABLE } else { 0 };
+        *self = Segment { access: vmcb.access & 0xfff | unusable, ..*vmcb };
+    }
+    fn load(&self, vmcb: &mut Segment) {
+        let access = if self.access & UNUSABLE != 0 { 0 } else { self.access & 0xfff };
+        *vmcb = Segment { access, base: canonical(self.base), ..*self };
+    }
+}
+
+/// Both directions from one list: descriptor bit, fields that have the same name in both.
+macro_rules! table {
+    ($($mtd:ident { $($field:ident)* })*) => {
+        fn save_table(vmcb: &Vmcb, mtd: Mtd, utcb: &mut Architectural) {
+            $(if mtd.contains(Mtd::$mtd) { $(utcb.$field.save(&vmcb.$field);)* })*
+        }
+        fn load_table(vmcb: &mut Vmcb, mtd: Mtd, utcb: &Architectural) {
+            $(if mtd.contains(Mtd::$mtd) { $(utcb.$field.load(&mut vmcb.$field);)* })*
+        }
     };
 }
 
-static TABLE: &[Row] = rows! {
-    RFLAGS { Word rflags }
-    CS_SS { Segment cs, Segment ss }
-    DS_ES { Segment ds, Segment es }
-    FS_GS { Segment fs, Segment gs }
-    TR { Segment tr }
-    LDTR { Segment ldtr }
-    GDTR { Table gdtr }
-    IDTR { Table idtr }
-    CR { Word cr0, Word cr2, Word cr3, Word cr4 }
-    DR { Word dr7 }
-    SYSCALL { Word star, Address lstar, Word fmask }
-    SYSENTER { Word sysenter_cs, Address sysenter_esp, Address sysenter_eip }
-    PAT { Word pat }
-    KERNEL_GS { Address kernel_gs_base }
-};
-
-/// Access rights in the UTCB: not present in the control block, unusable there (NOVA 8.7.3.1; AMD APM vol. 2, 4.10).
-const PRESENT: u64 = 0x80;
-const UNUSABLE: u64 = 0x1000;
-/// Bits of access rights that both have, at the same place.
-const ACCESS: u64 = 0xfff;
-/// Where access rights begin in the first word of a segment.
-const SHIFT: u32 = 16;
-const SELECTOR_AND_LIMIT: u64 = !(0xffff << SHIFT);
-
-/// First word of a segment: UTCB -> control block.
-const fn segment_to_vmcb(word: u64) -> u64 {
-    let access = word >> SHIFT;
-    word & SELECTOR_AND_LIMIT | if access & UNUSABLE != 0 { 0 } else { (access & ACCESS) << SHIFT }
-}
-
-/// The other way round.
-const fn segment_from_vmcb(word: u64) -> u64 {
-    let access = word >> SHIFT & ACCESS;
-    word & SELECTOR_AND_LIMIT | if access & PRESENT == 0 { access | UNUSABLE } else { access } << SHIFT
-}
-
-/// The words of a row in UTCB and control block.
-fn words(row: &Row, utcb: *mut Architectural, vmcb: *mut Vmcb) -> (*mut u64, *mut u64) {
-    (utcb.cast::<u8>().wrapping_add(row.2).cast(), vmcb.cast::<u8>().wrapping_add(row.3).cast())
+table! {
+    RFLAGS { rflags }
+    CS_SS { cs ss }
+    DS_ES { ds es }
+    FS_GS { fs gs }
+    LDTR { ldtr }
+    TR { tr }
+    GDTR { gdtr }
+    IDTR { idtr }
+    CR { cr0 cr2 cr3 cr4 }
+    DR { dr7 }
+    SYSCALL { star lstar fmask }
+    SYSENTER { sysenter_cs sysenter_esp sysenter_eip }
+    PAT { pat }
+    KERNEL_GS { kernel_gs_base }
 }
 
 /// Everything that `mtd` names: vCPU -> `utcb`, but for general registers, RIP and qualifications.
 pub fn save(vcpu: &mut Svm, mtd: Mtd, utcb: &mut Architectural) {
-    let vmcb: *mut Vmcb = vcpu.vmcb();
-    for row in TABLE.iter().filter(|row| mtd.intersects(row.0)) {
-        let (to, from) = words(row, utcb, vmcb);
-        // SAFETY: one or two aligned words of integers in each structure, by its kind.
-        unsafe {
-            match row.1 {
-                Word | Address => to.write(from.read()),
-                Segment => {
-                    to.write(segment_from_vmcb(from.read()));
-                    to.add(1).write(from.add(1).read());
-                }
-                Table => {
-                    to.write(from.read() & 0xffff << 32);
-                    to.add(1).write(from.add(1).read());
-                }
-            }
-        }
-    }
+    let windows = vcpu.windows;
     let vmcb = vcpu.vmcb();
+    save_table(vmcb, mtd, utcb);
     if mtd.contains(Mtd::CS_SS) {
         utcb.ss.access = utcb.ss.access & !0x60 | u16::from(vmcb.cpl & 3) << 5;
     }
@@ -108,13 +93,11 @@ pub fn save(vcpu: &mut Svm, mtd: Mtd, utcb: &mut Architectural) {
         utcb.activity = 0;
     }
     if mtd.contains(Mtd::INJ) {
-        utcb.interruption_info = vmcb.injection as u32;
+        utcb.interruption_info = vmcb.injection as u32 | windows;
         utcb.interruption_error = (vmcb.injection >> 32) as u32;
         utcb.vectoring_info = vmcb.interrupted as u32;
         utcb.vectoring_error = (vmcb.interrupted >> 32) as u32;
-        utcb.interruption_info |= vcpu.windows;
     }
-    let vmcb = vcpu.vmcb();
     if mtd.contains(Mtd::CR) {
         utcb.cr8 = vmcb.virtual_interrupt & virtual_interrupt::TPR;
     }
@@ -133,31 +116,13 @@ pub fn save(vcpu: &mut Svm, mtd: Mtd, utcb: &mut Architectural) {
 
 /// Everything that `mtd` names: `utcb` -> vCPU, but for general registers and RIP.
 pub fn load(vcpu: &mut Svm, mtd: Mtd, utcb: &Architectural) {
-    let vmcb: *mut Vmcb = vcpu.vmcb();
-    for row in TABLE.iter().filter(|row| mtd.intersects(row.0)) {
-        let (from, to) = words(row, core::ptr::from_ref(utcb).cast_mut(), vmcb);
-        // SAFETY: one or two aligned words of integers in each structure, by its kind; `from` is only read.
-        unsafe {
-            match row.1 {
-                Word => to.write(from.read()),
-                Address => to.write(canonical(from.read())),
-                Segment => {
-                    to.write(segment_to_vmcb(from.read()));
-                    to.add(1).write(canonical(from.add(1).read()));
-                }
-                Table => {
-                    to.write(from.read() & 0xffff << 32);
-                    to.add(1).write(canonical(from.add(1).read()));
-                }
-            }
-        }
-    }
     let vmcb = vcpu.vmcb();
+    load_table(vmcb, mtd, utcb);
+    for address in [&mut vmcb.lstar, &mut vmcb.sysenter_esp, &mut vmcb.sysenter_eip, &mut vmcb.kernel_gs_base] {
+        *address = canonical(*address);
+    }
     if mtd.contains(Mtd::CS_SS) {
         vmcb.cpl = (utcb.ss.access >> 5 & 3) as u8;
-    }
-    if mtd.contains(Mtd::RFLAGS) {
-        vmcb.rflags |= 2;
     }
     if mtd.contains(Mtd::STA) {
         vmcb.interrupt_shadow = u64::from(utcb.interruptibility & 3 != 0);

@@ -6,26 +6,22 @@
 #![allow(unsafe_code)] // MSRs, the current VMCS, the virtual-APIC page, and the vCPU whose state is in the registers.
 
 pub mod bitmap;
+mod processor;
 mod spec;
 mod transfer;
 mod vmcs;
 
 use crate::registers::{self, CR0_TS, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
-use crate::vcpu::register::{self, CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_MCE, CR4_VMXE, KERNEL_GS_BASE, TSC_AUX, cpuid};
-use crate::vcpu::{
-    Exit, Gprs, KERNEL_EXCEPTIONS, PhysPage, RESET, RESET_MTD, Spaces, Tag, Tags, Unavailable, VcpuPages, VirtualCpu,
-    vector,
-};
+use crate::vcpu::register::{self, CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_MCE, CR4_VMXE, KERNEL_GS_BASE, TSC_AUX};
+use crate::vcpu::{Exit, Gprs, HOT, KERNEL_EXCEPTIONS, RESET, Spaces, Tag, VcpuPages, VirtualCpu, vector};
 use abi::Mtd;
 use abi::event::guest;
 use abi::mtd::injection;
 use abi::utcb::{Architectural, gpr};
-use core::cell::Cell;
-use kernel_core::virt::{vmx_adjust, vmx_usable};
-use spec::{INFO_EVENT, INFO_VALID, ept, field, msr, primary, secondary};
+pub use processor::Processor;
+use spec::{CONTROLS, Controls, INFO_EVENT, INFO_VALID, PRIMARY, field, primary};
 use vmcs::Current;
 use x86_64::instructions::tables;
-use x86_64::structures::DescriptorTablePointer;
 
 /// RFLAGS after VMRESUME: failed without a current VMCS, failed with an instruction error.
 const RFLAGS_CF: u64 = 1 << 0;
@@ -100,152 +96,6 @@ impl ControlRegister {
     }
 }
 
-/// VMX on one CPU.
-pub struct Processor {
-    pin: u32,
-    primary: u32,
-    secondary: u32,
-    exit: u32,
-    entry: u32,
-    revision: u32,
-    timer_shift: Option<u32>,
-    ept: u64,
-    cr0: (u64, u64),
-    cr4: (u64, u64),
-    has_tsc_aux: bool,
-    /// Components that XCR0 of a guest can have.
-    xcr0: u64,
-    host: Fast,
-    gdtr: DescriptorTablePointer,
-    tags: Cell<Tags>,
-    /// The vCPU whose VMCS is current.
-    current: Cell<*mut Vmx>,
-}
-
-impl Processor {
-    /// See [`crate::vcpu::Processor::enable`].
-    ///
-    /// # Errors
-    /// What the CPU lacks.
-    pub fn enable(region: PhysPage) -> Result<Self, Unavailable> {
-        use spec::{entry, exit, pin};
-        let supported = cpuid(1)[2] & spec::CPUID_VMX != 0;
-        // SAFETY: CPUs with VMX have the MSR.
-        let feature_control = if supported { unsafe { rdmsr(msr::FEATURE_CONTROL) } } else { 0 };
-        let action = vmx_usable(feature_control, supported).map_err(Unavailable::Unusable)?;
-        // SAFETY: VMX exists, so these exist; the TRUE ones and those of secondary controls and EPT are read only
-        // after what announces them.
-        let read = |msr| unsafe { rdmsr(msr) };
-        let basic = read(msr::VMX_BASIC);
-        if basic & spec::BASIC_TRUE == 0 {
-            return Err(Unavailable::Missing("upper half of the VMX basic information", 1 << 23));
-        }
-        let adjust =
-            |msr, word, set, may| vmx_adjust(read(msr), set, may).map_err(|bits| Unavailable::Missing(word, bits));
-        let pin = adjust(
-            msr::VMX_TRUE_PIN,
-            "pin-based VM-execution controls",
-            pin::EXTERNAL_INTERRUPT | pin::NMI | pin::VIRTUAL_NMIS,
-            pin::PREEMPTION_TIMER,
-        )?;
-        let primary = adjust(
-            msr::VMX_TRUE_PRIMARY,
-            "primary processor-based VM-execution controls",
-            primary::HLT
-                | primary::MWAIT
-                | primary::RDPMC
-                | primary::TPR_SHADOW
-                | primary::IO_BITMAPS
-                | primary::MSR_BITMAPS
-                | primary::MONITOR
-                | primary::SECONDARY
-                | primary::NMI_WINDOW
-                | primary::INTERRUPT_WINDOW,
-            0,
-        )? & !(primary::NMI_WINDOW | primary::INTERRUPT_WINDOW);
-        let secondary = adjust(
-            msr::VMX_SECONDARY,
-            "secondary processor-based VM-execution controls",
-            secondary::EPT | secondary::UNRESTRICTED_GUEST,
-            secondary::RDTSCP | secondary::VPID | secondary::WBINVD | secondary::INVPCID,
-        )?;
-        let exit = adjust(
-            msr::VMX_TRUE_EXIT,
-            "VM-exit controls",
-            exit::SAVE_DEBUG
-                | exit::HOST_64
-                | exit::ACKNOWLEDGE_INTERRUPT
-                | exit::SAVE_PAT
-                | exit::LOAD_PAT
-                | exit::SAVE_EFER
-                | exit::LOAD_EFER,
-            0,
-        )?;
-        let entry = adjust(
-            msr::VMX_TRUE_ENTRY,
-            "VM-entry controls",
-            entry::LOAD_DEBUG | entry::LOAD_PAT | entry::LOAD_EFER,
-            0,
-        )?;
-        if primary & (primary::CR3_LOAD | primary::CR3_STORE) != 0 {
-            return Err(Unavailable::Missing("VM-execution controls that can be clear", primary));
-        }
-        let capabilities = read(msr::VMX_EPT_VPID);
-        let mut wanted =
-            ept::FOUR_LEVELS | ept::WRITE_BACK | ept::PAGE_2M | ept::INVEPT | ept::INVEPT_SINGLE | ept::INVEPT_ALL;
-        let vpid = ept::INVVPID | ept::INVVPID_ALL;
-        if secondary & secondary::VPID != 0 {
-            wanted |= vpid;
-        }
-        if capabilities & wanted != wanted {
-            let missing = wanted & !capabilities;
-            return Err(Unavailable::Missing("EPT and VPID capabilities", (missing | missing >> 32) as u32));
-        }
-        let cr0 = (read(msr::VMX_CR0_FIXED0), read(msr::VMX_CR0_FIXED1));
-        let cr4 = (read(msr::VMX_CR4_FIXED0), read(msr::VMX_CR4_FIXED1));
-        let revision = basic as u32 & 0x7fff_ffff;
-        // SAFETY: the kernel has PE, PG and NE set anyhow, and goes on as before with VMXE. The page is the CPU's.
-        unsafe {
-            if let Some(value) = action {
-                wrmsr(msr::FEATURE_CONTROL, value);
-            }
-            registers::set_cr0((registers::cr0() | cr0.0) & cr0.1);
-            registers::set_cr4((registers::cr4() | cr4.0 | CR4_VMXE) & cr4.1);
-            region.va.cast::<u32>().write(revision);
-            if !vmcs::vmxon(region.pa) {
-                return Err(Unavailable::Failed);
-            }
-        }
-        vmcs::invept(0);
-        if secondary & secondary::VPID != 0 {
-            vmcs::invvpid_all();
-        }
-        Ok(Self {
-            pin,
-            primary,
-            secondary,
-            exit,
-            entry,
-            revision,
-            timer_shift: (pin & spec::pin::PREEMPTION_TIMER != 0).then(|| read(msr::VMX_MISC) as u32 & 31),
-            ept: capabilities,
-            cr0,
-            cr4,
-            has_tsc_aux: register::has_tsc_aux(),
-            xcr0: register::xcr0(),
-            host: Fast::read(),
-            gdtr: tables::sgdt(),
-            tags: Cell::new(Tags::new(1 << 16)),
-            current: Cell::new(core::ptr::null_mut()),
-        })
-    }
-
-    /// See [`crate::vcpu::Processor::max_leaf_level`].
-    pub fn max_leaf_level(&self) -> u8 {
-        if self.ept & ept::PAGE_1G != 0 { 2 } else { 1 }
-    }
-}
-
 /// A vCPU.
 pub struct Vmx {
     cpu: &'static Processor,
@@ -283,7 +133,7 @@ impl Vmx {
             initialized: false,
             launched: false,
             event: 0,
-            primary: cpu.primary,
+            primary: cpu.controls[PRIMARY],
             exceptions: 0,
             cr0: ControlRegister {
                 shadow: 0,
@@ -341,38 +191,16 @@ impl Vmx {
 
     /// Fills a new VMCS.
     fn initialize(&mut self, vmcs: Current) {
-        for (field, value) in [
-            (field::PIN_CONTROLS, self.cpu.pin),
-            (field::PRIMARY_CONTROLS, self.primary),
-            (field::SECONDARY_CONTROLS, self.cpu.secondary),
-            (field::EXIT_CONTROLS, self.cpu.exit),
-            (field::ENTRY_CONTROLS, self.cpu.entry),
-        ] {
+        for (Controls(_, field, ..), value) in CONTROLS.into_iter().zip(self.cpu.controls) {
             vmcs.write32(field, value);
         }
-        for field in [
-            field::CR3_TARGETS,
-            field::EXIT_MSR_STORES,
-            field::EXIT_MSR_LOADS,
-            field::ENTRY_MSR_LOADS,
-            field::ENTRY_INFO,
-            field::TSC_OFFSET,
-            field::DEBUGCTL,
-            field::PENDING_DEBUG,
-            field::HOST_FS_BASE,
-            field::HOST_GS_BASE,
-            field::HOST_SYSENTER_CS,
-            field::HOST_SYSENTER_ESP,
-            field::HOST_SYSENTER_EIP,
-            field::EPT_POINTER,
-            field::RSP,
-        ] {
-            vmcs.write(field, 0);
-        }
+        let unused = [field::CR3_TARGETS, field::EXIT_MSR_STORES, field::EXIT_MSR_LOADS, field::ENTRY_MSR_LOADS];
+        let none = [field::ENTRY_INFO, field::TSC_OFFSET, field::DEBUGCTL, field::PENDING_DEBUG, field::RSP];
+        let host = [field::HOST_FS_BASE, field::HOST_GS_BASE, field::HOST_SYSENTER_CS];
+        let sysenter = [field::HOST_SYSENTER_ESP, field::HOST_SYSENTER_EIP];
+        let zero = unused.iter().chain(&none).chain(&host).chain(&sysenter).chain(&field::HOST_DATA);
+        zero.for_each(|&field| vmcs.write(field, 0));
         let [cs, ss, tr] = register::selectors();
-        for selector in 0..6 {
-            vmcs.write(field::HOST_SELECTORS + 2 * selector, 0);
-        }
         // SAFETY: every CPU with long mode has them.
         let (efer, pat) = unsafe { (rdmsr(EFER), rdmsr(PAT)) };
         for (field, value) in [
@@ -389,11 +217,11 @@ impl Vmx {
             (field::HOST_TR_BASE, register::task_base()),
             (field::HOST_GDTR_BASE, self.cpu.gdtr.base.as_u64()),
             (field::HOST_IDTR_BASE, tables::sidt().base.as_u64()),
+            (field::RIP, RESET.rip),
         ] {
             vmcs.write(field, value);
         }
-        transfer::load(self, vmcs, RESET_MTD, &RESET);
-        vmcs.write(field::RIP, RESET.rip);
+        transfer::load(self, vmcs, Mtd::all(), &RESET);
         self.write_spaces(vmcs);
     }
 
@@ -407,7 +235,7 @@ impl Vmx {
 
     /// The EPT pointer, or 0, with which no entry succeeds, before there is a guest space.
     const fn ept_pointer(&self) -> u64 {
-        if self.spaces.nested_root == 0 { 0 } else { self.spaces.nested_root | ept::POINTER }
+        if self.spaces.nested_root == 0 { 0 } else { self.spaces.nested_root | spec::EPT_POINTER_ATTRIBUTES }
     }
 
     /// Sets the primary controls if they differ.
@@ -564,18 +392,15 @@ impl VirtualCpu for Vmx {
                 self.exception(vmcs)
             }
             guest::EXTERNAL_INTERRUPT => Exit::Interrupt(Some(vmcs.read32(field::EXIT_INFO) as u8)),
-            spec::reason::PREEMPTION_TIMER => Exit::PreemptionTimer,
-            spec::reason::MACHINE_CHECK_AT_ENTRY => Exit::MachineCheck,
+            spec::REASON_TIMER => Exit::PreemptionTimer,
+            spec::REASON_MACHINE_CHECK => Exit::MachineCheck,
             guest::CR_ACCESS => self.control_register(vmcs, gprs),
-            guest::INTERRUPT_WINDOW => {
-                self.set_primary(vmcs, self.primary & !primary::INTERRUPT_WINDOW);
-                Exit::Event(self.event)
+            event @ (guest::INTERRUPT_WINDOW | guest::NMI_WINDOW) => {
+                let window = if event == guest::NMI_WINDOW { primary::NMI_WINDOW } else { primary::INTERRUPT_WINDOW };
+                self.set_primary(vmcs, self.primary & !window);
+                Exit::Event(event)
             }
-            guest::NMI_WINDOW => {
-                self.set_primary(vmcs, self.primary & !primary::NMI_WINDOW);
-                Exit::Event(self.event)
-            }
-            guest::TASK_SWITCH | spec::reason::APIC_ACCESS | guest::PAGE_FAULT | guest::EPT_MISCONFIGURATION => {
+            guest::TASK_SWITCH | spec::REASON_APIC_ACCESS | guest::PAGE_FAULT | guest::EPT_MISCONFIGURATION => {
                 self.queue_interrupted(vmcs);
                 Exit::Event(self.event)
             }
@@ -585,13 +410,7 @@ impl VirtualCpu for Vmx {
 
     fn save(&mut self, mtd: Mtd, gprs: &Gprs, utcb: &mut Architectural) {
         let vmcs = self.current();
-        if mtd.contains(Mtd::GPR_0_7) {
-            utcb.gpr[..8].copy_from_slice(&gprs.0[..8]);
-            utcb.gpr[gpr::RSP] = vmcs.read(field::RSP);
-        }
-        if mtd.contains(Mtd::GPR_8_15) {
-            utcb.gpr[8..].copy_from_slice(&gprs.0[8..]);
-        }
+        gprs.save(mtd, utcb, || vmcs.read(field::RSP));
         if mtd.contains(Mtd::RIP) {
             utcb.rip = vmcs.read(field::RIP);
             utcb.instruction_length = vmcs.read32(field::INSTRUCTION_LENGTH);
@@ -604,27 +423,19 @@ impl VirtualCpu for Vmx {
             };
             utcb.qualification = [vmcs.read(field::QUALIFICATION), vmcs.read(second), vmcs.read(third)];
         }
-        let rest = mtd.difference(Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).union(Mtd::QUAL));
-        if !rest.is_empty() {
-            transfer::save(self, vmcs, rest, utcb);
+        if !mtd.difference(HOT).is_empty() {
+            transfer::save(self, vmcs, mtd, utcb);
         }
     }
 
     fn load(&mut self, mtd: Mtd, gprs: &mut Gprs, utcb: &Architectural) {
         let vmcs = self.current();
-        if mtd.contains(Mtd::GPR_0_7) {
-            gprs.0[..8].copy_from_slice(&utcb.gpr[..8]);
-            vmcs.write(field::RSP, utcb.gpr[gpr::RSP]);
-        }
-        if mtd.contains(Mtd::GPR_8_15) {
-            gprs.0[8..].copy_from_slice(&utcb.gpr[8..]);
-        }
+        gprs.load(mtd, utcb, |rsp| vmcs.write(field::RSP, rsp));
         if mtd.contains(Mtd::RIP) {
             vmcs.write(field::RIP, utcb.rip);
         }
-        let rest = mtd.difference(Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP));
-        if !rest.is_empty() {
-            transfer::load(self, vmcs, rest, utcb);
+        if !mtd.difference(HOT).is_empty() {
+            transfer::load(self, vmcs, mtd, utcb);
         }
     }
 
@@ -681,15 +492,9 @@ impl VirtualCpu for Vmx {
             let ticks = deadline.saturating_sub(crate::cpu::now()) >> shift;
             vmcs.write(field::TIMER, ticks.min(u64::from(u32::MAX)));
         }
-        if self.cpu.secondary & secondary::VPID != 0 && !self.cpu.tags.get().is_current(self.tag) {
-            let mut tags = self.cpu.tags.get();
-            let (tag, exhausted) = tags.allocate();
-            if exhausted {
-                vmcs::invvpid_all();
-            }
-            self.cpu.tags.set(tags);
-            self.tag = tag;
-            vmcs.write32(field::VPID, tag.number);
+        if self.cpu.has_vpid && !self.cpu.tags.get().is_current(self.tag) {
+            self.tag = self.cpu.allocate_tag();
+            vmcs.write32(field::VPID, self.tag.number);
         }
         if core::mem::take(&mut self.stale) && self.spaces.nested_root != 0 {
             vmcs::invept(self.ept_pointer());

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // Privileged instructions and naked functions.
 
 use super::spec::field;
-use crate::vcpu::{Gprs, STACK_OFFSET, vcpu_exit};
+use crate::vcpu::{Gprs, STACK_OFFSET, load_registers, push_registers, vcpu_exit};
 use core::arch::{asm, naked_asm};
 
 /// Proof that the VMCS of the vCPU at hand is the current one: its fields can be read and written.
@@ -116,20 +116,7 @@ pub unsafe extern "C" fn enter(gprs: *mut Gprs, launched: u64) -> ! {
         "lea rsp, [rdi + {stack}]",
         "test rsi, rsi", // The flag survives the moves.
         "mov rax, [rdi]",
-        "mov rcx, [rdi + 8]",
-        "mov rdx, [rdi + 16]",
-        "mov rbx, [rdi + 24]",
-        "mov rbp, [rdi + 40]",
-        "mov rsi, [rdi + 48]",
-        "mov r8, [rdi + 64]",
-        "mov r9, [rdi + 72]",
-        "mov r10, [rdi + 80]",
-        "mov r11, [rdi + 88]",
-        "mov r12, [rdi + 96]",
-        "mov r13, [rdi + 104]",
-        "mov r14, [rdi + 112]",
-        "mov r15, [rdi + 120]",
-        "mov rdi, [rdi + 56]",
+        load_registers!(),
         "jz 2f",
         "vmresume",
         "jmp {exit}",
@@ -145,24 +132,7 @@ pub unsafe extern "C" fn enter(gprs: *mut Gprs, launched: u64) -> ! {
 #[unsafe(naked)]
 unsafe extern "C" fn exit() -> ! {
     naked_asm!(
-        "push r15",
-        "push r14",
-        "push r13",
-        "push r12",
-        "push r11",
-        "push r10",
-        "push r9",
-        "push r8",
-        "push rdi",
-        "push rsi",
-        "push rbp",
-        "pushfq",
-        "push rbx",
-        "push rdx",
-        "push rcx",
-        "push rax",
-        "mov rdi, rsp",
-        "mov rsp, [rdi + {stack}]",
+        push_registers!("pushfq"),
         "call {vcpu_exit}",
         "ud2",
         stack = const STACK_OFFSET,

@@ -1,0 +1,124 @@
+//! VMX on one CPU: whether it has what the kernel needs, and turning it on (Intel SDM vol. 3C, 24.7; 32.5).
+#![allow(unsafe_code)] // MSRs, control registers, VMXON.
+
+use super::spec::{self, CONTROLS, Controls, PIN, PRIMARY, SECONDARY, ept, msr, pin, primary, secondary};
+use super::{Fast, Vmx, vmcs};
+use crate::registers::{self, rdmsr, wrmsr};
+use crate::vcpu::register::{self, CR4_VMXE, cpuid};
+use crate::vcpu::{PhysPage, Tags, Unavailable};
+use core::cell::Cell;
+use kernel_core::virt::{vmx_adjust, vmx_usable};
+use x86_64::instructions::tables;
+use x86_64::structures::DescriptorTablePointer;
+
+/// VMX on one CPU.
+pub struct Processor {
+    /// Initial values of [`CONTROLS`].
+    pub(super) controls: [u32; CONTROLS.len()],
+    pub(super) revision: u32,
+    /// Ticks of the preemption timer are 2^this of the TSC.
+    pub(super) timer_shift: Option<u32>,
+    /// Bits of CR0 and CR4 that must be set, and bits that may.
+    pub(super) cr0: (u64, u64),
+    pub(super) cr4: (u64, u64),
+    pub(super) has_tsc_aux: bool,
+    pub(super) has_vpid: bool,
+    has_page_1g: bool,
+    /// Components that XCR0 of a guest can have.
+    pub(super) xcr0: u64,
+    pub(super) host: Fast,
+    pub(super) gdtr: DescriptorTablePointer,
+    pub(super) tags: Cell<Tags>,
+    /// The vCPU whose VMCS is current.
+    pub(super) current: Cell<*mut Vmx>,
+}
+
+impl Processor {
+    /// See [`crate::vcpu::Processor::enable`].
+    ///
+    /// # Errors
+    /// What the CPU lacks.
+    pub fn enable(region: PhysPage) -> Result<Self, Unavailable> {
+        let supported = cpuid(1)[2] & spec::CPUID_VMX != 0;
+        // SAFETY: the MSRs exist on CPUs with VMX; those of secondary controls, EPT, and the TRUE ones are read after
+        // what announces them.
+        let read = |msr| unsafe { rdmsr(msr) };
+        let feature_control = if supported { read(msr::FEATURE_CONTROL) } else { 0 };
+        let action = vmx_usable(feature_control, supported).map_err(Unavailable::Unusable)?;
+        let basic = read(msr::BASIC);
+        if basic & spec::BASIC_TRUE == 0 {
+            return Err(Unavailable::Missing("upper half of the VMX basic information", 1 << 23));
+        }
+        let mut controls = [0; CONTROLS.len()];
+        for (value, Controls(msr, _, name, needed, welcome)) in controls.iter_mut().zip(CONTROLS) {
+            *value = vmx_adjust(read(msr), needed, welcome).map_err(|missing| Unavailable::Missing(name, missing))?;
+        }
+        controls[PRIMARY] &= !spec::WINDOWS;
+        let forced = controls[PRIMARY] & (primary::CR3_LOAD | primary::CR3_STORE);
+        if forced != 0 {
+            return Err(Unavailable::Missing("primary processor-based controls that can be clear", forced));
+        }
+        let has_vpid = controls[SECONDARY] & secondary::VPID != 0;
+        let mut needed = ept::FOUR_LEVELS | ept::WRITE_BACK | ept::PAGE_2M;
+        needed |= ept::INVEPT | ept::INVEPT_SINGLE | ept::INVEPT_ALL;
+        if has_vpid {
+            needed |= ept::INVVPID | ept::INVVPID_ALL;
+        }
+        let capabilities = read(msr::EPT_VPID);
+        let missing = needed & !capabilities;
+        if missing != 0 {
+            return Err(Unavailable::Missing("EPT and VPID capabilities", (missing | missing >> 32) as u32));
+        }
+        let cr0 = (read(msr::CR0_FIXED0), read(msr::CR0_FIXED1));
+        let cr4 = (read(msr::CR4_FIXED0), read(msr::CR4_FIXED1));
+        let revision = basic as u32 & 0x7fff_ffff;
+        // SAFETY: the kernel has PE, PG and NE set anyhow, and goes on as before with VMXE. The page is the CPU's.
+        unsafe {
+            if let Some(value) = action {
+                wrmsr(msr::FEATURE_CONTROL, value);
+            }
+            registers::set_cr0((registers::cr0() | cr0.0) & cr0.1);
+            registers::set_cr4((registers::cr4() | cr4.0 | CR4_VMXE) & cr4.1);
+            region.va.cast::<u32>().write(revision);
+            if !vmcs::vmxon(region.pa) {
+                return Err(Unavailable::Failed);
+            }
+        }
+        vmcs::invept(0);
+        if has_vpid {
+            vmcs::invvpid_all();
+        }
+        let has_timer = controls[PIN] & pin::PREEMPTION_TIMER != 0;
+        Ok(Self {
+            controls,
+            revision,
+            timer_shift: has_timer.then(|| read(msr::MISC) as u32 & 31),
+            cr0,
+            cr4,
+            has_tsc_aux: register::has_tsc_aux(),
+            has_vpid,
+            has_page_1g: capabilities & ept::PAGE_1G != 0,
+            xcr0: register::xcr0(),
+            host: Fast::read(),
+            gdtr: tables::sgdt(),
+            tags: Cell::new(Tags::new(1 << 16)),
+            current: Cell::new(core::ptr::null_mut()),
+        })
+    }
+
+    /// See [`crate::vcpu::Processor::max_leaf_level`].
+    pub fn max_leaf_level(&self) -> u8 {
+        if self.has_page_1g { 2 } else { 1 }
+    }
+
+    /// A tag for a vCPU that has none or an old one.
+    pub(super) fn allocate_tag(&self) -> crate::vcpu::Tag {
+        let mut tags = self.tags.get();
+        let (tag, exhausted) = tags.allocate();
+        self.tags.set(tags);
+        if exhausted {
+            vmcs::invvpid_all();
+        }
+        tag
+    }
+}

@@ -270,7 +270,8 @@ fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, entry_size
         let (wanted, result) = match signature.as_ref() {
             Some(b"APIC") if tables.madt.is_none() => (b"APIC", read_madt(tables, root.memory, address)),
             Some(b"FACP") if tables.fadt.is_none() => (b"FACP", read_fadt(tables, root.memory, address)),
-            _ => continue,
+            Some(_) => continue,
+            None => (b"????", Err(Problem::Unreadable)),
         };
         if let Err(problem) = result {
             tables.complain(wanted, address, problem);

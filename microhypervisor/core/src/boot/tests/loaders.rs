@@ -1,0 +1,151 @@
+use super::*;
+use crate::boot::{multiboot2, pvh};
+use proptest::prelude::*;
+use std::string::ToString;
+
+const AT: u64 = 0x9000;
+
+fn tag(kind: u32, payload: &[u8]) -> Vec<u8> {
+    let mut tag = bytes![kind, payload.len() as u32 + 8];
+    tag.extend_from_slice(payload);
+    tag.resize(tag.len().next_multiple_of(8), 0xee);
+    tag
+}
+
+/// Multiboot2 information with the given tags and the end tag.
+fn multiboot2_information(tags: &[Vec<u8>]) -> Vec<u8> {
+    let tags = [tags.concat(), tag(0, &[])].concat();
+    [bytes![tags.len() as u32 + 8, 0u32], tags].concat()
+}
+
+/// As GRUB hands it over, with two modules, old and new root pointer and a UEFI memory map.
+fn grub() -> Vec<u8> {
+    let region = |base: u64, len: u64, kind: u32| bytes![base, len, kind, 0u32];
+    let map = [region(0, 0x9fc00, 1), region(0x9fc00, 0x400, 2), region(0x100000, 0x3fe00000, 1)].concat();
+    multiboot2_information(&[
+        tag(1, b"console=com1\0"),
+        tag(3, &[bytes![0x20_0000u32, 0x28_1234u32], b"root arguments\0".to_vec()].concat()),
+        tag(3, &[bytes![0x30_0000u32, 0x38_0000u32], b"\0".to_vec()].concat()),
+        tag(6, &[bytes![24u32, 0u32], map].concat()),
+        tag(15, &[0; 36]),
+        tag(14, &[0; 20]),
+        tag(17, &[bytes![48u32, 1u32], std::vec![0; 96]].concat()),
+        tag(0x1234, &[1, 2, 3]),
+    ])
+}
+
+#[test]
+fn multiboot2_gives_what_the_kernel_needs() {
+    let information = grub();
+    // Behind the header: command line 24, modules 32 and 24, memory map 88; the root pointer stands in its tag.
+    let rsdp = AT + 8 + 24 + 32 + 24 + 88 + 8;
+    assert_eq!(
+        multiboot2::parse(&Ram::with(AT, information), AT),
+        Ok(BootInformation {
+            module: Some((0x20_0000, 0x28_1234)),
+            rsdp: Some(rsdp),
+            ram: 0x9fc00 + 0x3fe0_0000,
+            uefi_map: Some(UefiMap {
+                address: rsdp + 36 + 4 + 32 + 16,
+                size: 96,
+                descriptor_size: 48,
+                descriptor_version: 1
+            }),
+        })
+    );
+    assert_eq!(multiboot2::parse(&Ram::with(AT, multiboot2_information(&[])), AT), Ok(BootInformation::default()));
+}
+
+#[test]
+fn multiboot2_says_what_is_wrong() {
+    let parse = |tags: &[Vec<u8>]| multiboot2::parse(&Ram::with(AT, multiboot2_information(tags)), AT);
+    let text = |error: Malformed| error.to_string();
+    assert_eq!(
+        text(parse(&[tag(3, &bytes![0x1000u32, 0x1000u32, 0u32])]).unwrap_err()),
+        "the first module ranges from 0x1000 to 0x1000"
+    );
+    assert_eq!(text(parse(&[tag(3, &[0; 7])]).unwrap_err()), "the item at 0x9008 does not fit where it stands");
+    assert_eq!(parse(&[tag(14, &[0; 19])]), Err(Malformed::Length(AT + 8)));
+    assert_eq!(parse(&[bytes![99u32, 7u32]]), Err(Malformed::Length(AT + 8)));
+    assert_eq!(parse(&[bytes![99u32, 0u32]]), Err(Malformed::Length(AT + 8)));
+    assert_eq!(parse(&[bytes![99u32, 1000u32]]), Err(Malformed::Length(AT + 8)));
+    assert_eq!(parse(&[bytes![99u32, u32::MAX]]), Err(Malformed::Length(AT + 8)));
+    let nowhere = multiboot2::parse(&Ram::default(), AT).unwrap_err();
+    assert_eq!(text(nowhere), "physical address 0x9000 cannot be read");
+    assert_eq!(multiboot2::parse(&Ram::default(), u64::MAX), Err(Malformed::Unreadable(u64::MAX)));
+    // Cut off anywhere, with the length saying so or not.
+    let whole = grub();
+    for len in 0..whole.len() {
+        let mut cut = whole[..len].to_vec();
+        assert!(multiboot2::parse(&Ram::with(AT, cut.clone()), AT).is_err());
+        if len >= 8 {
+            put(&mut cut, 0, &(len as u32).to_le_bytes());
+            assert!(multiboot2::parse(&Ram::with(AT, cut), AT).is_err());
+        }
+    }
+}
+
+/// As QEMU hands it over: start information, module list and memory map in one region.
+fn qemu() -> Vec<u8> {
+    let (list, map) = (AT + 64, AT + 96);
+    let mut information = bytes![pvh::MAGIC, 1u32, 0u32, 1u32, list, 0u64, 0xf_1234u64, map, 2u32, 0u32];
+    information.resize(64, 0);
+    information.extend(bytes![0x50_0000u64, 0x1_2345u64, 0u64, 0u64]);
+    information.extend(bytes![0u64, 0x9_0000u64, 1u32, 0u32, 0x9_0000u64, 0x1_0000u64, 2u32, 0u32]);
+    information
+}
+
+#[test]
+fn pvh_gives_what_the_kernel_needs() {
+    let found =
+        BootInformation { module: Some((0x50_0000, 0x51_2345)), rsdp: Some(0xf_1234), ram: 0x9_0000, uefi_map: None };
+    assert_eq!(pvh::parse(&Ram::with(AT, qemu()), AT), Ok(found));
+    let mut old = qemu();
+    put(&mut old, 4, &0u32.to_le_bytes());
+    assert_eq!(pvh::parse(&Ram::with(AT, old.clone()), AT), Ok(BootInformation { ram: 0, ..found }));
+    put(&mut old, 12, &0u32.to_le_bytes());
+    put(&mut old, 32, &0u64.to_le_bytes());
+    assert_eq!(pvh::parse(&Ram::with(AT, old), AT), Ok(BootInformation::default()));
+}
+
+#[test]
+fn pvh_says_what_is_wrong() {
+    let changed = |offset, value: &[u8]| {
+        let mut information = qemu();
+        put(&mut information, offset, value);
+        pvh::parse(&Ram::with(AT, information), AT).unwrap_err().to_string()
+    };
+    assert_eq!(changed(0, b"ELF!"), "wrong signature 0x21464c45");
+    assert_eq!(changed(16, &bytes![u64::MAX - 8]), "physical address 0xfffffffffffffff7 cannot be read");
+    assert_eq!(changed(16, &bytes![0x1000u64]), "physical address 0x1000 cannot be read");
+    assert_eq!(changed(72, &bytes![0u64]), "the first module ranges from 0x500000 to 0x500000");
+    assert_eq!(changed(48, &bytes![u32::MAX]), "physical address 0x9090 cannot be read");
+    // The last field of the memory map is reserved.
+    for len in 0..qemu().len() - 4 {
+        assert!(pvh::parse(&Ram::with(AT, &qemu()[..len]), AT).is_err());
+    }
+}
+
+type Parser<'a> = &'a dyn Fn(&Ram) -> Result<BootInformation, Malformed>;
+
+proptest! {
+    #[test]
+    fn changed_bytes_do_no_harm(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20), noise: Vec<u8>) {
+        let multiboot2 = |ram: &Ram| multiboot2::parse(ram, AT);
+        let pvh = |ram: &Ram| pvh::parse(ram, AT);
+        let parsers: [(_, Parser); 2] = [(grub(), &multiboot2), (qemu(), &pvh)];
+        for (mut information, parse) in parsers {
+            for (index, value) in &changes {
+                *index.get_mut(&mut information) = *value;
+            }
+            for bytes in [information, noise.clone()] {
+                let ram = Ram::with(AT, bytes);
+                let found = parse(&ram);
+                prop_assert!(ram.reads.get() < 4000);
+                if let Ok(BootInformation { module: Some((start, end)), .. }) = found {
+                    prop_assert!(start < end);
+                }
+            }
+        }
+    }
+}

@@ -9,7 +9,7 @@ use kernel_core::ready::ReadyQueue;
 use kernel_core::timeout::TimeoutQueue;
 use spin::Once;
 
-use crate::descriptors::{Gdt, Tables, TaskState};
+use crate::descriptors::{Gdt, TaskState};
 use crate::ec::Ec;
 use crate::guest::GuestState;
 use crate::memory::StaticFrame;
@@ -77,8 +77,8 @@ pub struct Cpu {
     pub task_register_stale: Cell<bool>,
     /// Task state segment.
     pub task: Cell<Option<&'static TaskState>>,
-    /// Descriptor tables.
-    pub tables: Cell<Option<Tables>>,
+    /// Global descriptor table.
+    pub gdt: Cell<*mut Gdt>,
 }
 
 /// Bytes of a CPU's stack.
@@ -125,7 +125,7 @@ impl CpuBlock {
                 guest: Cell::new(None),
                 task_register_stale: Cell::new(false),
                 task: Cell::new(None),
-                tables: Cell::new(None),
+                gdt: Cell::new(core::ptr::null_mut()),
             },
             gdt: UnsafeCell::new(Gdt::new(number as usize)),
             ist: UnsafeCell::new([[0; IST]; 4]),
@@ -142,9 +142,9 @@ impl CpuBlock {
         let ist = self.ist.get() as u64;
         let tops = [1, 2, 3, 4].map(|n| ist + (n * IST) as u64);
         // SAFETY: called once, by the CPU that owns the block; the window is mapped by then.
-        let (task, tables) = unsafe { crate::descriptors::load(self.cpu.number as usize, &mut *self.gdt.get(), tops) };
+        let task = unsafe { crate::descriptors::load(self.cpu.number as usize, &mut *self.gdt.get(), tops) };
         self.cpu.task.set(Some(task));
-        self.cpu.tables.set(Some(tables));
+        self.cpu.gdt.set(self.gdt.get());
     }
 
     /// Offset of the stack's top.

@@ -83,16 +83,6 @@ struct TableRegister {
     base: u64,
 }
 
-/// Descriptor-table registers of this CPU, as a VM exit must restore them.
-#[derive(Clone, Copy)]
-pub struct Tables {
-    /// Base of the global descriptor table.
-    pub gdt: u64,
-    /// Base of the interrupt descriptor table.
-    pub idt: u64,
-    /// Base of the task state segment.
-    pub tss: u64,
-}
 
 impl Gdt {
     /// A table whose task state segment is that of CPU `cpu`.
@@ -139,7 +129,7 @@ pub fn fill_idt(stubs: u64, stride: u64, ist: impl Fn(usize) -> u8) {
 ///
 /// # Safety
 /// `gdt` and the stacks must live for ever and belong to this CPU; [`WINDOW`] must be mapped.
-pub unsafe fn load(cpu: usize, gdt: &'static mut Gdt, ist: [u64; 4]) -> (&'static TaskState, Tables) {
+pub unsafe fn load(cpu: usize, gdt: &'static mut Gdt, ist: [u64; 4]) -> &'static TaskState {
     let tss_address = WINDOW + (cpu * TSS_STRIDE) as u64;
     // SAFETY: the window is mapped and this slot belongs to this CPU.
     let tss = unsafe { &*(tss_address as *const TaskState) };
@@ -148,9 +138,8 @@ pub unsafe fn load(cpu: usize, gdt: &'static mut Gdt, ist: [u64; 4]) -> (&'stati
     }
     // SAFETY: word 25 holds the I/O map base in its upper half.
     unsafe { (tss.words.get() as *mut u32).add(25).write(((BITMAP - cpu * TSS_STRIDE) as u32) << 16) };
-    let tables = Tables { gdt: gdt as *const Gdt as u64, idt: IDT.0.get() as u64, tss: tss_address };
-    let gdtr = TableRegister { limit: size_of::<Gdt>() as u16 - 1, base: tables.gdt };
-    let idtr = TableRegister { limit: 4095, base: tables.idt };
+    let gdtr = TableRegister { limit: size_of::<Gdt>() as u16 - 1, base: core::ptr::from_mut(gdt) as u64 };
+    let idtr = TableRegister { limit: 4095, base: IDT.0.get() as u64 };
     // SAFETY: the tables are complete and live for ever; the code segment keeps its selector and attributes.
     unsafe {
         core::arch::asm!(
@@ -167,14 +156,17 @@ pub unsafe fn load(cpu: usize, gdt: &'static mut Gdt, ist: [u64; 4]) -> (&'stati
             tss = in(reg) TSS,
         );
     }
-    (tss, tables)
+    tss
 }
 
 /// Loads the task register again: a VMX exit leaves its limit at 0x67, which hides the I/O bitmap.
-pub fn reload_task_register(tables: &Tables) {
+///
+/// # Safety
+/// `gdt` is the table that this CPU has loaded.
+pub unsafe fn reload_task_register(gdt: *mut Gdt) {
     // SAFETY: the descriptor is this CPU's own; clearing its busy bit (bit 41) is what LTR needs.
     unsafe {
-        let descriptor = (tables.gdt as *mut u64).add(TSS as usize / 8);
+        let descriptor = gdt.cast::<u64>().add(TSS as usize / 8);
         descriptor.write_volatile(descriptor.read_volatile() & !(1 << 41));
         core::arch::asm!("ltr {0:x}", in(reg) TSS);
     }

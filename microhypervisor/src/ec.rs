@@ -235,12 +235,6 @@ impl Ec {
         self.gprs.get().0[index] = value;
     }
 
-    /// The UTCB as message words.
-    #[inline(always)]
-    pub fn words(&self) -> *mut u64 {
-        self.utcb.pointer().cast()
-    }
-
     /// The UTCB as architectural state. User code may change it at any time: every value is read once and checked.
     #[allow(clippy::mut_from_ref)]
     pub fn architectural(&self) -> &mut Architectural {

@@ -102,8 +102,8 @@ pub fn kernel_range() -> (u64, u64) {
         static kernel_start: u8;
         static kernel_end: u8;
     }
-    // SAFETY: linker symbols; only their addresses are used. `kernel_start` is physical, `kernel_end` virtual.
-    unsafe { (&raw const kernel_start as u64, &raw const kernel_end as u64 - KERNEL) }
+    // `kernel_start` is physical, `kernel_end` virtual.
+    (&raw const kernel_start as u64, &raw const kernel_end as u64 - KERNEL)
 }
 
 fn allocate(order: u8) -> Option<Frame> {

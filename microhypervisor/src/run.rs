@@ -10,6 +10,7 @@ use abi::{Status, USER_END};
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, FRAME_END};
+use crate::vcpu::Gprs;
 use crate::{ctrl_pd, fpu, guest, interrupt, portal, sched};
 
 core::arch::global_asm!(
@@ -23,8 +24,8 @@ core::arch::global_asm!(
 );
 
 unsafe extern "C" {
-    fn return_from_hypercall(ec: *const Ec) -> !;
-    fn return_from_interrupt(ec: *const Ec) -> !;
+    fn return_from_hypercall(ec: *const Gprs) -> !;
+    fn return_from_interrupt(ec: *const Gprs) -> !;
     /// The first interrupt stub.
     pub static interrupt_stubs: u8;
     /// Where SYSCALL enters.
@@ -63,12 +64,12 @@ pub fn run(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         Continuation::ReturnHypercall => {
             prepare_user(cpu, ec);
             // SAFETY: the EC's state is complete, and its RIP and RSP are user addresses or fault in user mode.
-            unsafe { return_from_hypercall(ec) }
+            unsafe { return_from_hypercall(ec.gprs.get()) }
         }
         Continuation::ReturnInterrupt => {
             prepare_user(cpu, ec);
             // SAFETY: as above; selectors and flags of the frame are ours.
-            unsafe { return_from_interrupt(ec) }
+            unsafe { return_from_interrupt(ec.gprs.get()) }
         }
         Continuation::EnterGuest => guest::enter(cpu, ec),
         Continuation::Startup => {
@@ -129,11 +130,9 @@ fn prepare_user(cpu: &'static Cpu, ec: &'static Ec) {
     switch_space(cpu, ec);
     fpu::prepare_user(cpu, ec);
     guest::leave(cpu);
-    if ec.space.has_ports()
-        && cpu.task_register_stale.replace(false)
-        && let Some(tables) = cpu.tables.get()
-    {
-        crate::descriptors::reload_task_register(&tables);
+    if ec.space.has_ports() && cpu.task_register_stale.replace(false) {
+        // SAFETY: the table that `CpuBlock::load_descriptors` loaded.
+        unsafe { crate::descriptors::reload_task_register(cpu.gdt.get()) };
     }
 }
 

@@ -15,7 +15,7 @@ use kernel_core::slots::{Entry, Kind};
 use spin::{Mutex, Once};
 
 use crate::descriptors::{WINDOW, WINDOW_TSS_PAGES};
-use crate::memory::{Account, Frame, KERNEL, StaticFrame, Tables};
+use crate::memory::{Frame, KERNEL, StaticFrame, Tables};
 use crate::object::{Object, Ref, resolve};
 use crate::pd::Pd;
 use crate::vcpu::Processor;
@@ -145,17 +145,14 @@ pub fn build_kernel(guard: u64) -> u64 {
         static metadata_start: u8;
         static kernel_end: u8;
     }
-    // SAFETY: linker symbols; only their addresses are used.
-    let [text, rodata, data, metadata, end] = unsafe {
-        [
-            &raw const text_start,
-            &raw const rodata_start,
-            &raw const data_start,
-            &raw const metadata_start,
-            &raw const kernel_end,
-        ]
-        .map(|symbol| symbol as u64)
-    };
+    let symbols = [
+        &raw const text_start,
+        &raw const rodata_start,
+        &raw const data_start,
+        &raw const metadata_start,
+        &raw const kernel_end,
+    ];
+    let [text, rodata, data, metadata, end] = symbols.map(|symbol| symbol as u64);
     // SAFETY: the frame is ours.
     unsafe { core::ptr::write_bytes(ONES.pointer(), 0xff, 4096) };
     let table = PRESENT | WRITE;
@@ -513,10 +510,5 @@ impl HostSpace {
     /// The memory capability at `address` and how many pages of the same piece follow, or how many pages are not mapped.
     pub fn lookup(&self, address: u64) -> (Option<Leaf>, u64) {
         self.space.lookup_run(&Tables(self.pd.account()), address)
-    }
-
-    /// The account that pays for its tables.
-    pub fn account(&self) -> &Account {
-        self.pd.account()
     }
 }

@@ -1,7 +1,8 @@
 //! The end of the machine: everything written arrives, then sleep state S5.
 
-use crate::console;
+use crate::{console, window};
 use core::sync::atomic::{AtomicU32, Ordering};
+use roottask::acpi;
 use runtime::syscall;
 
 /// ctrl_hw: S-state transition (NOVA 5.5.1).
@@ -12,9 +13,13 @@ const KNOWN: u32 = 1 << 16;
 
 static VALUES: AtomicU32 = AtomicU32::new(0);
 
-/// Keeps the first two values of `\_S5` for the end.
-pub fn set_values((a, b): (u8, u8)) {
-    VALUES.store(KNOWN | (b as u32) << 8 | a as u32, Ordering::Relaxed);
+/// Finds out, by the ACPI tables at `rsdp`, how to switch the machine off.
+pub fn learn(rsdp: u64) {
+    if rsdp != abi::hip::NOT_PRESENT
+        && let Some((a, b)) = acpi::sleep_values(&mut window::Tables, rsdp)
+    {
+        VALUES.store(KNOWN | (b as u32) << 8 | a as u32, Ordering::Relaxed);
+    }
 }
 
 /// Says `reason` on the console and switches the machine off.

@@ -1,5 +1,6 @@
 //! What the root task says when a program dies.
 
+use crate::frames::PAGE;
 use crate::image::Image;
 use abi::utcb::Architectural;
 use core::fmt;
@@ -55,6 +56,7 @@ impl fmt::Display for Place<'_> {
 struct PageFault {
     error: u64,
     address: u64,
+    stack: u64,
 }
 
 impl fmt::Display for PageFault {
@@ -64,7 +66,11 @@ impl fmt::Display for PageFault {
             e if e & 1 << 1 != 0 => "write",
             _ => "read",
         };
-        let why = if self.error & 1 != 0 { "without permission" } else { "where nothing is mapped" };
+        let why = match self.error {
+            e if e & 1 != 0 => "without permission",
+            _ if self.address.abs_diff(self.stack) < PAGE => "below the stack: it overflowed",
+            _ => "where nothing is mapped",
+        };
         write!(f, ", {access} at {:#x} {why}", self.address)
     }
 }
@@ -82,7 +88,10 @@ pub fn exception(
     let [error, address, _] = state.qualification;
     let name = exception_name(number);
     match number {
-        14 => line(format_args!("{program} died: {name}{} at RIP {place}", PageFault { error, address })),
+        14 => {
+            let what = PageFault { error, address, stack: state.gpr[4] };
+            line(format_args!("{program} died: {name}{what} at RIP {place}"));
+        }
         _ => line(format_args!("{program} died: {name} at RIP {place}")),
     }
     let r = &state.gpr;
@@ -110,6 +119,9 @@ mod tests {
             "vmm linux died: #PF page fault, write at 0xdead000 where nothing is mapped at RIP 0x401234"
         );
         assert!(lines[1].contains("rsp 0x2001fff0"));
+        state.qualification[1] = state.gpr[4] - 8;
+        exception("vmm linux", 14, &state, None, |line| lines.push(line.to_string()));
+        assert!(lines.iter().any(|l| l.contains("below the stack: it overflowed")));
         exception("vmm linux", 6, &state, None, |line| lines.push(line.to_string()));
         assert!(lines.iter().any(|l| l == "vmm linux died: #UD undefined instruction at RIP 0x401234"));
         assert_eq!(exception_name(99), "exception");

@@ -96,6 +96,7 @@ extern "C" fn early(magic: u64, info: u64, hip: *const Hip) -> ! {
     if hip.signature != SIGNATURE {
         power::fatal(format_args!("the information page has signature {:#x}", hip.signature));
     }
+    power::learn(hip.acpi_rsdp);
     let mut free = FreeMemory::new();
     if let Err(error) = memory_map(magic, info, &mut free) {
         power::fatal(format_args!("{error}"));
@@ -107,7 +108,11 @@ extern "C" fn early(magic: u64, info: u64, hip: *const Hip) -> ! {
     free.remove(PhysRange::new(hip.root_start, hip.root_end));
     let manifest = match own_memory(&hip, &mut free) {
         Ok(Some(manifest)) => manifest,
-        Ok(None) => power::fatal(format_args!("not enough memory: {} KiB are free", free.total() >> 10)),
+        Ok(None) => {
+            let need = (HEAP_LENGTH + STACK_COUNT * STACK_SIZE as u64) >> 10;
+            let left = free.total() >> 10;
+            power::fatal(format_args!("not enough memory: the root task itself needs {need} KiB, {left} KiB are left"))
+        }
         Err(status) => power::fatal(format_args!("the kernel refuses memory to the root task: {status:?}")),
     };
     *BOOT.lock() = Some(Boot { hip, free, total, manifest });

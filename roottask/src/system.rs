@@ -83,11 +83,6 @@ fn must_kernel<T>(result: Result<T, Status>) -> T {
 /// Runs the system to its end.
 pub fn run(boot: Boot) -> ! {
     let Boot { hip, free, total, .. } = boot;
-    if hip.acpi_rsdp != abi::hip::NOT_PRESENT
-        && let Some(values) = acpi::sleep_values(&mut window::Tables, hip.acpi_rsdp)
-    {
-        power::set_values(values);
-    }
     announce(&hip, total, free.total());
     must_kernel(syscall::create_sm(selector::EVENTS, runtime::manifest::selector::PROTECTION_DOMAIN, 0));
     for lock in [selector::LOCK_CONSOLE, selector::LOCK_CHILDREN] {

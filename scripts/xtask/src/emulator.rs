@@ -42,6 +42,8 @@ pub struct Machine {
     pub cpus: u32,
     /// Another CPU model than the emulator's usual one.
     pub cpu_model: Option<String>,
+    /// Further arguments for QEMU.
+    pub further: Vec<String>,
     /// A folder of this run's own, for the emulator's files.
     pub folder: PathBuf,
 }

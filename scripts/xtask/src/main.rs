@@ -3,6 +3,7 @@
 //! Each verb makes what it needs first, says what it does on standard error, and ends non-zero with one line that names
 //! the cause and the next step when it cannot go on. Standard output carries only what was asked for.
 
+mod bench;
 mod bundle;
 mod check;
 mod cpio;
@@ -40,6 +41,8 @@ enum Verb {
     Setup,
     /// Build a system and boot it
     Run(run::Arguments),
+    /// Count the instructions that things cost
+    Bench,
     /// Check formatting, lints, documentation, dependencies and sizes
     Check,
     /// Run the host's tests, then systems in emulators
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
     let outcome = terminal::restore_on_signals().and_then(|()| match Arguments::parse().verb {
         Verb::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Verb::Run(arguments) => run::run(&arguments),
+        Verb::Bench => bench::run().map(|()| ExitCode::SUCCESS),
         Verb::Check => check::run().map(|()| ExitCode::SUCCESS),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Image { system, iso, kernel } => {

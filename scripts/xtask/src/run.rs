@@ -56,6 +56,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         memory: built.memory,
         cpus: arguments.cpus.unwrap_or(built.cpus),
         cpu_model: None,
+        further: Vec::new(),
         folder: workspace::folder(&format!("run/{name}"))?,
     };
     let log = workspace::folder("run")?.join(format!("{name}.log"));

@@ -159,6 +159,7 @@ fn administrator(arguments: &[&str]) -> Result<Command> {
 }
 
 /// The Debian that this machine runs, or a system that uses its packages' names.
+#[derive(Debug)]
 struct Debian {
     /// None for a derivative.
     version: Option<u32>,
@@ -220,10 +221,9 @@ mod tests {
 
     #[test]
     fn releases_are_told_apart() {
-        let debian =
-            Debian::parse("ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n").ok().expect("is Debian");
+        let debian = Debian::parse("ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n").expect("is Debian");
         assert_eq!((debian.version, debian.codename.as_str()), (Some(12), "bookworm"));
-        let ubuntu = Debian::parse("ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"24.04\"\n").ok().expect("has its packages");
+        let ubuntu = Debian::parse("ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"24.04\"\n").expect("has its packages");
         assert_eq!(ubuntu.version, None);
         assert_eq!(Debian::parse("ID=fedora\nPRETTY_NAME=\"Fedora 40\"\n").err().as_deref(), Some("Fedora 40"));
         assert_eq!(Debian::parse("").err().as_deref(), Some("an unknown system"));

@@ -61,5 +61,6 @@ pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execu
     if let Some(line) = &machine.boot.linux {
         arguments.extend(["-append".into(), line.clone()]);
     }
+    arguments.extend(machine.further.iter().cloned());
     arguments
 }

@@ -107,6 +107,7 @@ impl<'a> Trial<'a> {
             memory: self.memory.unwrap_or(memory),
             cpus,
             cpu_model: self.cpu_model.map(String::from),
+            further: Vec::new(),
             folder,
         };
         let log = workspace::folder("run")?.join(format!("{name}.log"));

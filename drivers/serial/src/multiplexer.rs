@@ -57,6 +57,8 @@ pub struct Multiplexer<S> {
     staged: alloc::collections::VecDeque<u8>,
     /// Where the next search for a whole line begins.
     next: usize,
+    /// At the start of a line the foreground goes first: it and all others take turns.
+    foreground_first: bool,
 }
 
 impl<S: Source> Multiplexer<S> {
@@ -72,6 +74,7 @@ impl<S: Source> Multiplexer<S> {
             unfinished: 0,
             staged: alloc::collections::VecDeque::new(),
             next: 0,
+            foreground_first: false,
         }
     }
 
@@ -121,7 +124,8 @@ impl<S: Source> Multiplexer<S> {
                 }
                 continue;
             }
-            let raw_first = !self.column_zero && self.unfinished < PATIENCE;
+            let unfinished = !self.column_zero && self.unfinished < PATIENCE;
+            let raw_first = unfinished || self.column_zero && self.foreground_first;
             if raw_first && self.raw(out, &mut count) {
                 continue;
             }
@@ -150,6 +154,7 @@ impl<S: Source> Multiplexer<S> {
         source.consume(got);
         *count += got;
         self.column_zero = out[*count - 1] == b'\n';
+        self.foreground_first = false;
         self.unfinished = if self.column_zero { 0 } else { self.unfinished + got };
         true
     }
@@ -211,6 +216,7 @@ impl<S: Source> Multiplexer<S> {
         self.line = None;
         self.column_zero = true;
         self.unfinished = 0;
+        self.foreground_first = true;
     }
 
     fn stage_line_end(&mut self) {
@@ -269,7 +275,7 @@ mod tests {
         ]);
         assert_eq!(
             output(&mut terminal),
-            "root: started\r\n[linux] vmm: ready\r\n[other] Hello\r\n\x1b[0mBooting\r\n/ # "
+            "root: started\r\n\x1b[0mBooting\r\n[linux] vmm: ready\r\n/ # \r\n[other] Hello\r\n"
         );
         terminal.inputs()[1].source.0.extend(b"ne\n");
         terminal.inputs()[2].source.0.extend(b"ls\r\n");
@@ -294,6 +300,14 @@ mod tests {
         let text = output(&mut terminal);
         assert!(text.find("\r\none\r\n").unwrap() < 1200);
         assert_eq!(text.matches('.').count(), 5000);
+    }
+
+    #[test]
+    fn a_flood_of_other_lines_does_not_silence_the_foreground() {
+        let flood: String = core::iter::repeat_n("x\n", 100).collect();
+        let mut terminal =
+            Multiplexer::new(std::vec![input("b", Kind::Log, &flood), input("a", Kind::Console, "1\n2\n3\n")]);
+        assert!(output(&mut terminal).starts_with("[b] x\r\n1\n[b] x\r\n2\n[b] x\r\n3\n[b] x"));
     }
 
     #[test]

@@ -154,9 +154,10 @@ impl<'a> Frames<'a> {
         if let Some(meta) = self.meta.get_mut(next as usize) {
             meta.prev = prev;
         }
-        match self.meta.get_mut(prev as usize) {
-            Some(meta) => meta.next = next,
-            None => self.heads[usize::from(order)] = next,
+        if let Some(meta) = self.meta.get_mut(prev as usize) {
+            meta.next = next;
+        } else if let Some(head) = self.heads.get_mut(usize::from(order)) {
+            *head = next;
         }
         true
     }

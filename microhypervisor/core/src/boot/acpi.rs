@@ -190,13 +190,13 @@ pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
         return tables;
     };
     tables.rsdp = Some(address);
-    for (signature, address, entry_size) in roots {
+    for (signature, address) in roots {
         if address == 0 {
             continue;
         }
         match table(memory, address, signature) {
             Ok(root) => {
-                read_root(&mut tables, &root, entry_size);
+                read_root(&mut tables, &root, signature == b"XSDT");
                 break;
             }
             Err(problem) => tables.complain(signature, address, problem),
@@ -210,8 +210,8 @@ pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
     tables
 }
 
-/// Signature, physical address and size of entries of a root table.
-type Root = (&'static [u8; 4], u64, u64);
+/// Signature and physical address of a root table; 0 if there is none.
+type Root = (&'static [u8; 4], u64);
 
 /// Reads a root pointer (5.2.5.3) and returns the root tables, the one to be preferred first.
 fn root_pointer(memory: &impl PhysicalMemory, address: u64) -> Result<[Root; 2], Problem> {
@@ -231,7 +231,7 @@ fn root_pointer(memory: &impl PhysicalMemory, address: u64) -> Result<[Root; 2],
             return Err(Problem::Checksum);
         }
     }
-    Ok([(b"XSDT", xsdt, 8), (b"RSDT", rsdt.into(), 4)])
+    Ok([(b"XSDT", xsdt), (b"RSDT", rsdt.into())])
 }
 
 /// Looks for a root pointer where a BIOS leaves it (5.2.5.1).
@@ -260,10 +260,11 @@ fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &[u8; 4]
     }
 }
 
-/// Takes what is wanted of the tables that a root table lists (5.2.7, 5.2.8), the first of each kind that is intact.
-fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, entry_size: u64) {
-    for offset in (HEADER..root.len).step_by(entry_size as usize) {
-        let entry = if entry_size == 8 { root.u64(offset) } else { root.u32(offset).map(u64::from) };
+/// Takes what is wanted of the tables that a root table lists (5.2.7; 5.2.8 with 64-bit addresses), the first of each
+/// kind that is intact.
+fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool) {
+    for offset in (HEADER..root.len).step_by(if wide { 8 } else { 4 }) {
+        let entry = if wide { root.u64(offset) } else { root.u32(offset).map(u64::from) };
         let Some(address) = entry else { return tables.complain(b"RSDT", root.start, Problem::Length) };
         let signature: Option<[u8; 4]> =
             Window::new(root.memory, address, HEADER).and_then(|header| header.array(SIGNATURE));

@@ -135,7 +135,7 @@ fn fault(id: usize, number: u64, utcb: &mut Utcb) {
         Purpose::Monitor => Line::<64>::format(format_args!("vmm {name}")),
     };
     let image = Image::new(bytes).ok();
-    report::exception(program.as_str(), number, &state, image.as_ref(), |line| log::write(line));
+    report::exception(program.as_str(), number, &state, image.as_ref(), log::write);
     end(id, Ended::Crashed, "its program died");
 }
 

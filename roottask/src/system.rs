@@ -177,15 +177,14 @@ impl Workshop {
             .vms
             .iter()
             .map(|vm| VmRings {
-                log: self.to_serial(CONSOLE_RING, work),
+                log: self.ring_to_serial(CONSOLE_RING, work),
                 console: vm
                     .config
                     .console
-                    .then(|| (self.to_serial(CONSOLE_RING, work), self.from_serial(INPUT_RING, work))),
-                exec: vm
-                    .config
-                    .exec
-                    .then(|| (self.to_serial(EXEC_RING, channel_work), self.from_serial(EXEC_RING, channel_work))),
+                    .then(|| (self.ring_to_serial(CONSOLE_RING, work), self.ring_of_keys(INPUT_RING, work))),
+                exec: vm.config.exec.then(|| {
+                    (self.ring_to_serial(EXEC_RING, channel_work), self.ring_of_keys(EXEC_RING, channel_work))
+                }),
             })
             .collect();
         let mut ends = Vec::new();
@@ -215,14 +214,14 @@ impl Workshop {
         }
     }
 
-    fn to_serial(&mut self, capacity: usize, work: Selector) -> SharedRing {
+    fn ring_to_serial(&mut self, capacity: usize, work: Selector) -> SharedRing {
         let space = self.semaphore();
         let ring = self.ring(capacity, work, space);
         self.outgoing.push(ring);
         ring
     }
 
-    fn from_serial(&mut self, capacity: usize, work: Selector) -> SharedRing {
+    fn ring_of_keys(&mut self, capacity: usize, work: Selector) -> SharedRing {
         let data = self.semaphore();
         self.ring(capacity, data, work)
     }

@@ -44,8 +44,11 @@ pub fn on_panic(last_words: fn(&str)) {
 }
 
 /// Called by the entry stub that [`crate::main!`] defines.
+///
+/// # Safety
+/// Once, by the main EC at its entry, with the manifest's address from the root task.
 #[doc(hidden)]
-pub fn start(manifest: *const Manifest, main: fn()) -> ! {
+pub unsafe fn start(manifest: *const Manifest, main: fn()) -> ! {
     // SAFETY: the root task passes the address of the manifest page, mapped read-only for ever.
     let given = unsafe { manifest.as_ref() };
     match given {
@@ -67,7 +70,8 @@ macro_rules! main {
         #[doc(hidden)]
         mod program_entry {
             extern "C" fn start(manifest: *const $crate::manifest::Manifest) -> ! {
-                $crate::start(manifest, super::$main)
+                // SAFETY: the entry stub below passes on what the root task gave.
+                unsafe { $crate::start(manifest, super::$main) }
             }
 
             /// RDI = manifest, RSP = top of the main stack, aligned to 16.

@@ -1,5 +1,7 @@
 //! The creating hypercalls (NOVA 5.3). The owner's account pays for the object, the caller's for the capability.
 
+use core::sync::atomic::Ordering;
+
 use abi::capability::Permissions;
 use abi::hypercall::{CreatePd, flag};
 use abi::scd::Scd;
@@ -10,7 +12,7 @@ use crate::cpu::Cpu;
 use crate::ec::{Ec, EcKind, EcParameters};
 use crate::guest::GuestState;
 use crate::hypercall::Call;
-use crate::memory::{Account, Frame};
+use crate::memory::{Account, Draft};
 use crate::object::{self, Object, Ref};
 use crate::pd::Pd;
 use crate::portal::Pt;
@@ -20,20 +22,17 @@ use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::vcpu::{PhysPage, VcpuPages};
 use crate::{fpu, timer};
 
-/// Creates an object for `pd` and its capability at the call's selector in the caller's object space.
+/// Creates an object and its capability at the call's selector in the caller's object space, where room was made.
 fn install<T: Object>(
     ec: &Ec,
     call: Call,
     account: &Account,
     permissions: Permissions,
-    build: impl FnOnce(Ref<T>) -> T,
-) -> Result<(&'static T, Ref<T>), Status> {
+    build: impl FnOnce(Ref<T>) -> Result<T, Status>,
+) -> Result<&'static T, Status> {
     let (object, reference) = object::create(account, build)?;
-    if let Err(status) = ec.objects.set(call.selector, reference.capability(permissions)) {
-        object::discard(account, object, reference);
-        return Err(status);
-    }
-    Ok((object, reference))
+    ec.objects.set(call.selector, reference.capability(permissions))?;
+    Ok(object)
 }
 
 /// create_pd: a protection domain or one of its spaces.
@@ -47,44 +46,38 @@ pub fn pd(ec: &'static Ec, call: Call) -> Result<(), Status> {
         CreatePd::PioSpace,
         CreatePd::MsrSpace,
     ];
+    const MEMORY: Permissions = Permissions::GRANT.union(Permissions::TAKE);
+    const REGISTERS: Permissions = MEMORY.union(Permissions::ASSIGN);
     let operation = *OPERATIONS.get(call.flags as usize).ok_or(Status::BadPar)?;
-    ec.objects.vacant(call.selector)?;
     let owner = ec.objects.lookup(ec.gpr(gpr::RSI));
     let (pd, _) = object::resolve::<Pd>(owner, Permissions::PD)?;
+    ec.objects.reserve(call.selector)?;
     let account = pd.account();
-    let full = || Status::MemObj;
     match operation {
         CreatePd::ProtectionDomain => {
-            install(ec, call, account, owner.permissions(), |_| Pd::new(account, false))?;
+            install(ec, call, account, owner.permissions(), |_| Ok(Pd::new(account, false)))?;
         }
         CreatePd::ObjectSpace if pd.objects.get().is_some() => return Err(Status::Aborted),
         CreatePd::ObjectSpace => {
-            let space = ObjectSpace::new(pd).ok_or_else(full)?;
-            let (space, _) = install(ec, call, account, Permissions::GRANT | Permissions::TAKE, |_| space)?;
+            let space = install(ec, call, account, MEMORY, |_| ObjectSpace::new(pd))?;
             pd.objects.call_once(|| space);
         }
         CreatePd::HostSpace if pd.host.get().is_some() => return Err(Status::Aborted),
         CreatePd::HostSpace => {
-            let space = HostSpace::new(pd).ok_or_else(full)?;
-            let (space, _) = install(ec, call, account, Permissions::GRANT | Permissions::TAKE, |_| space)?;
+            let space = install(ec, call, account, MEMORY, |_| HostSpace::new(pd))?;
             pd.host.call_once(|| space);
         }
         CreatePd::GuestSpace => {
-            crate::cpu::BOOT_CPU.cpu.processor.get().ok_or(Status::BadFtr)?;
-            let space = GuestSpace::new(pd).ok_or_else(full)?;
-            install(ec, call, account, Permissions::GRANT | Permissions::ASSIGN, |_| space)?;
+            install(ec, call, account, Permissions::GRANT | Permissions::ASSIGN, |_| GuestSpace::new(pd))?;
         }
         CreatePd::DmaSpace => return Err(Status::BadFtr),
         CreatePd::PioSpace => {
-            let permissions = Permissions::GRANT | Permissions::TAKE | Permissions::ASSIGN;
-            let space = PioSpace::new(pd, pd.pio.get().is_none()).ok_or_else(full)?;
-            let (space, _) = install(ec, call, account, permissions, |_| space)?;
+            let first = pd.pio.get().is_none();
+            let space = install(ec, call, account, REGISTERS, |_| PioSpace::new(pd, first))?;
             pd.pio.call_once(|| space);
         }
         CreatePd::MsrSpace => {
-            let permissions = Permissions::GRANT | Permissions::TAKE | Permissions::ASSIGN;
-            let space = MsrSpace::new(pd).ok_or_else(full)?;
-            install(ec, call, account, permissions, |_| space)?;
+            install(ec, call, account, REGISTERS, |_| MsrSpace::new(pd))?;
         }
     }
     Ok(())
@@ -92,8 +85,8 @@ pub fn pd(ec: &'static Ec, call: Call) -> Result<(), Status> {
 
 /// create_ec: a local thread, a global thread or a virtual CPU.
 pub fn ec(ec: &'static Ec, call: Call) -> Result<(), Status> {
-    ec.objects.vacant(call.selector)?;
     let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::EC)?;
+    ec.objects.reserve(call.selector)?;
     let rdx = ec.gpr(gpr::RDX);
     let (page, number) = (rdx >> PAGE_BITS, rdx as u16 & 0xfff);
     let cpu = Cpu::by_number(number).ok_or(Status::BadCpu)?;
@@ -115,7 +108,6 @@ pub fn ec(ec: &'static Ec, call: Call) -> Result<(), Status> {
     };
     let (rsp, event_base, fpu) = (ec.gpr(gpr::RAX), ec.gpr(8), call.flags & flag::EC_FPU != 0);
     let (_, reference) = host_or_guest(cpu, pd, objects, space, kind, fpu || guest, page, rsp, event_base)?;
-    // The capability comes last: nobody could see the EC before. What it holds is small; it stays with its owner.
     ec.objects.set(call.selector, reference.capability(Permissions::CTRL | Permissions::BIND_PT | Permissions::BIND_SC))
 }
 
@@ -133,20 +125,26 @@ pub fn host_or_guest(
     event_base: u64,
 ) -> Result<(&'static Ec, Ref<Ec>), Status> {
     let account = pd.account();
-    let utcb = account.frames(0).ok_or(Status::MemObj)?;
-    let fpu_state = if fpu {
-        let area = account.frames(0).ok_or(Status::MemObj)?;
-        fpu::reset_area(area.pointer());
-        Some(area)
-    } else {
-        None
+    let utcb = account.draft(0)?;
+    let fpu_state = if fpu { Some(account.draft(0)?) } else { None };
+    let control = if kind == EcKind::Guest { Some(account.draft(0)?) } else { None };
+    let guest = match (&control, cpu.processor.get()) {
+        (Some(control), Some(processor)) => {
+            let page = |draft: &Draft| PhysPage { pa: draft.frame.physical(), va: draft.frame.pointer() };
+            let pages = VcpuPages { control: page(control), extra: page(&utcb) };
+            Some(account.place(GuestState::new(processor, pages, space.root())).ok_or(Status::MemObj)?)
+        }
+        _ => {
+            space.map_kernel_page(page << PAGE_BITS, utcb.frame.physical(), Permissions::READ | Permissions::WRITE)?;
+            None
+        }
     };
-    let state = if kind == EcKind::Guest { Some(guest_state(cpu, account, utcb, space)?) } else { None };
-    if kind != EcKind::Guest {
-        space.map_kernel_page(page << PAGE_BITS, utcb.physical(), Permissions::READ | Permissions::WRITE)?;
-    }
+    control.map(Draft::keep);
+    let fpu_state = fpu_state.map(Draft::keep);
+    fpu_state.inspect(|area| fpu::reset_area(area.pointer()));
+    let utcb = utcb.keep();
     object::create(account, |reference| {
-        Ec::new(EcParameters {
+        Ok(Ec::new(EcParameters {
             reference,
             kind,
             fpu,
@@ -159,66 +157,49 @@ pub fn host_or_guest(
             event_base,
             rsp,
             fpu_state,
-            guest: state,
-        })
+            guest,
+        }))
     })
-}
-
-/// A virtual CPU with its control page; the vAPIC page is `extra`.
-fn guest_state(
-    cpu: &'static Cpu,
-    account: &Account,
-    extra: Frame,
-    space: &HostSpace,
-) -> Result<&'static GuestState, Status> {
-    let processor = cpu.processor.get().ok_or(Status::BadFtr)?;
-    let control = account.frames(0).ok_or(Status::MemObj)?;
-    let page = |frame: Frame| PhysPage { pa: frame.physical(), va: frame.pointer() };
-    let pages = VcpuPages { control: page(control), extra: page(extra) };
-    account.place(GuestState::new(processor, pages, space.root())).ok_or(Status::MemObj)
 }
 
 /// create_sc: gives an EC time.
 pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
-    ec.objects.vacant(call.selector)?;
     let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SC)?;
+    ec.objects.reserve(call.selector)?;
     let (target, target_reference) = ec.objects.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_SC)?;
     let scd = Scd::from_raw(ec.gpr(gpr::RAX)).filter(|scd| scd.cos == 0).ok_or(Status::BadPar)?;
     if target.kind == EcKind::Local {
         return Err(Status::BadCap);
     }
-    if target.bound.swap(true, core::sync::atomic::Ordering::Relaxed) {
+    if target.bound.swap(true, Ordering::Relaxed) {
         return Err(Status::Aborted);
     }
     let ticks = timer::frequency() / 1000;
-    let result = install(ec, call, pd.account(), Permissions::CTRL, |_| Sc::new(target_reference, scd, ticks));
-    match result {
-        Ok((sc, _)) => sched::enqueue(cpu, sc),
-        Err(status) => {
-            target.bound.store(false, core::sync::atomic::Ordering::Relaxed);
-            return Err(status);
-        }
+    let result = install(ec, call, pd.account(), Permissions::CTRL, |_| Ok(Sc::new(target_reference, scd, ticks)));
+    match &result {
+        Ok(sc) => sched::enqueue(cpu, sc),
+        Err(_) => target.bound.store(false, Ordering::Relaxed),
     }
-    Ok(())
+    result.map(|_| ())
 }
 
 /// create_pt: an entry into an EC.
 pub fn pt(ec: &'static Ec, call: Call) -> Result<(), Status> {
-    ec.objects.vacant(call.selector)?;
     let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::PT)?;
+    ec.objects.reserve(call.selector)?;
     let (target, target_reference) = ec.objects.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_PT)?;
     if target.kind != EcKind::Local {
         return Err(Status::BadCap);
     }
     let ip = ec.gpr(gpr::RAX);
     let permissions = Permissions::CTRL | Permissions::CALL | Permissions::EVENT;
-    install(ec, call, pd.account(), permissions, |_| Pt::new(target_reference, ip)).map(|_| ())
+    install(ec, call, pd.account(), permissions, |_| Ok(Pt::new(target_reference, ip))).map(|_| ())
 }
 
 /// create_sm: a semaphore.
 pub fn sm(ec: &'static Ec, call: Call) -> Result<(), Status> {
-    ec.objects.vacant(call.selector)?;
     let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SM)?;
+    ec.objects.reserve(call.selector)?;
     let counter = ec.gpr(gpr::RDX);
-    install(ec, call, pd.account(), Permissions::UP | Permissions::DOWN, |_| Sm::new(counter)).map(|_| ())
+    install(ec, call, pd.account(), Permissions::UP | Permissions::DOWN, |_| Ok(Sm::new(counter))).map(|_| ())
 }

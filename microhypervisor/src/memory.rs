@@ -12,6 +12,7 @@
 use core::cell::UnsafeCell;
 use core::ptr;
 
+use abi::Status;
 use kernel_core::account::Account as Balance;
 use kernel_core::frames::{FrameMeta, FrameNumber, Frames};
 use spin::Mutex;
@@ -201,11 +202,9 @@ impl Account {
         self.balance.credit(1 << order);
     }
 
-    /// Gives back the single frame at `pointer`, from [`Account::frames`].
-    pub fn release_pointer(&self, pointer: *mut u8) {
-        if let Some(frame) = Frame::from_physical(pointer as u64 - KERNEL) {
-            self.release(frame, 0);
-        }
+    /// Frames that go back unless [`Draft::keep`] is called: for objects made of several parts.
+    pub fn draft(&self, order: u8) -> Result<Draft<'_>, Status> {
+        self.frames(order).map(|frame| Draft { account: self, frame, order }).ok_or(Status::MemObj)
     }
 
     /// Zeroed memory for a small object of `size` bytes (at most 1024), aligned to its size class.
@@ -259,6 +258,29 @@ impl Account {
             slab(frame.0).free = 0;
             self.release(frame, 0);
         }
+    }
+}
+
+/// See [`Account::draft`].
+pub struct Draft<'a> {
+    account: &'a Account,
+    /// The first frame.
+    pub frame: Frame,
+    order: u8,
+}
+
+impl Draft<'_> {
+    /// The object is complete.
+    pub fn keep(self) -> Frame {
+        let frame = self.frame;
+        core::mem::forget(self);
+        frame
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        self.account.release(self.frame, self.order);
     }
 }
 

@@ -111,39 +111,33 @@ pub fn kind(entry: Entry) -> Kind {
 
 /// Creates an object paid from `account`.
 ///
-/// `build` gets the reference that the object will have.
-pub fn create<T: Object>(account: &Account, build: impl FnOnce(Ref<T>) -> T) -> Result<(&'static T, Ref<T>), Status> {
-    const { assert!(size_of::<T>() <= 4096) };
-    let memory = if size_of::<T>() <= 1024 {
-        account.small(size_of::<T>())
-    } else {
-        account.frames(0).map(|frame| frame.pointer())
-    };
-    let memory = memory.ok_or(Status::MemObj)?;
+/// `build` gets the reference that the object will have; what it allocates last, it need not free on failure.
+pub fn create<T: Object>(
+    account: &Account,
+    build: impl FnOnce(Ref<T>) -> Result<T, Status>,
+) -> Result<(&'static T, Ref<T>), Status> {
+    let memory = account.small(size_of::<T>()).ok_or(Status::MemObj)?;
     let Some(reference) = table().alloc(T::KIND, ((memory as u64 - KERNEL) >> 6) as u32) else {
-        free(account, memory, size_of::<T>());
+        account.release_small(memory, size_of::<T>());
         return Err(Status::MemObj);
     };
-    let reference = Ref(reference, PhantomData);
-    let pointer = memory.cast::<T>();
-    // SAFETY: fresh memory, large enough and aligned to its size class, which is at least T's alignment of 64.
-    unsafe { pointer.write(build(reference)) };
-    // SAFETY: just initialized; lives until destroyed, when its generation changes.
-    Ok((unsafe { &*pointer }, reference))
-}
-
-/// Undoes [`create`] for an object that nobody could see yet.
-pub fn discard<T: Object>(account: &Account, object: &'static T, reference: Ref<T>) {
-    if table().invalidate(reference.0) {
-        table().release(reference.0.index);
-    }
-    free(account, core::ptr::from_ref(object).cast_mut().cast(), size_of::<T>());
-}
-
-fn free(account: &Account, memory: *mut u8, size: usize) {
-    if size <= 1024 {
-        account.release_small(memory, size);
-    } else {
-        account.release_pointer(memory);
+    match build(Ref(reference, PhantomData)) {
+        Ok(object) => {
+            let pointer = memory.cast::<T>();
+            // SAFETY: fresh memory, large enough and aligned to its size class, which is at least T's alignment of 64;
+            // it lives until the object is destroyed, when its generation changes.
+            let object = unsafe {
+                pointer.write(object);
+                &*pointer
+            };
+            Ok((object, Ref(reference, PhantomData)))
+        }
+        Err(status) => {
+            if table().invalidate(reference) {
+                table().release(reference.index);
+            }
+            account.release_small(memory, size_of::<T>());
+            Err(status)
+        }
     }
 }

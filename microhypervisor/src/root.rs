@@ -17,7 +17,7 @@ use crate::boot::HandOver;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, EcKind};
 use crate::memory::{KERNEL_ACCOUNT, POOL_FRAMES, StaticFrame, kernel_range};
-use crate::object::{self, Object, Ref};
+use crate::object::{self, Ref};
 use crate::panic::fatal;
 use crate::pd::Pd;
 use crate::sched::{self, Sc};
@@ -51,10 +51,6 @@ fn must<T>(result: Result<T, Status>) -> T {
     result.unwrap_or_else(|status| fatal(format_args!("cannot create the root protection domain: {status:?}")))
 }
 
-fn some<T>(option: Option<T>) -> T {
-    must(option.ok_or(Status::MemObj))
-}
-
 /// MSRs that a guest may be given, by what of them (NOVA 8.2.3): those that the kernel switches with the vCPU.
 const MSR_READ_WRITE: [u32; 8] = [0x174, 0x175, 0x176, 0x277, 0xc000_0080, 0xc000_0100, 0xc000_0101, 0xc000_0102];
 const MSR_READ: [u32; 5] = [0x10, 0xc000_0081, 0xc000_0082, 0xc000_0084, 0xc000_0103];
@@ -62,19 +58,19 @@ const MSR_READ: [u32; 5] = [0x10, 0xc000_0081, 0xc000_0082, 0xc000_0084, 0xc000_
 /// Creates everything that exists at start and makes the root EC ready.
 pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32) {
     let account = &KERNEL_ACCOUNT;
-    let (nova_pd, _) = must(object::create(account, |_| Pd::new(account, false)));
-    let (pd, pd_reference) = must(object::create(account, |_| Pd::new(account, true)));
+    let (nova_pd, _) = must(object::create(account, |_| Ok(Pd::new(account, false))));
+    let (pd, pd_reference) = must(object::create(account, |_| Ok(Pd::new(account, true))));
     if !pd.give_allowance(account, POOL_FRAMES as u32 - KERNEL_RESERVE) {
         must::<()>(Err(Status::MemObj));
     }
 
-    let nova_objects = must(object::create(account, |_| some(ObjectSpace::new(nova_pd))));
-    let nova_host = must(object::create(account, |_| some(HostSpace::new(nova_pd))));
-    let nova_pio = must(object::create(account, |_| some(PioSpace::new(nova_pd, false))));
-    let nova_msr = must(object::create(account, |_| some(MsrSpace::new(nova_pd))));
-    let objects = must(object::create(account, |_| some(ObjectSpace::new(pd))));
-    let host = must(object::create(account, |_| some(HostSpace::new(pd))));
-    let pio = must(object::create(account, |_| some(PioSpace::new(pd, true))));
+    let nova_objects = must(object::create(account, |_| ObjectSpace::new(nova_pd)));
+    let nova_host = must(object::create(account, |_| HostSpace::new(nova_pd)));
+    let nova_pio = must(object::create(account, |_| PioSpace::new(nova_pd, false)));
+    let nova_msr = must(object::create(account, |_| MsrSpace::new(nova_pd)));
+    let objects = must(object::create(account, |_| ObjectSpace::new(pd)));
+    let host = must(object::create(account, |_| HostSpace::new(pd)));
+    let pio = must(object::create(account, |_| PioSpace::new(pd, true)));
     pd.objects.call_once(|| objects.0);
     pd.host.call_once(|| host.0);
     pd.pio.call_once(|| pio.0);
@@ -113,7 +109,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     ec.bound.store(true, core::sync::atomic::Ordering::Relaxed);
     let scd = Scd { budget: 1000, priority: PRIORITY_MAX, cos: 0 };
     let (sc, sc_reference) =
-        must(object::create(pd.account(), |_| Sc::new(ec_reference, scd, timer::frequency() / 1000)));
+        must(object::create(pd.account(), |_| Ok(Sc::new(ec_reference, scd, timer::frequency() / 1000))));
 
     let put = |selector, entry: Entry| must(objects.0.set(selector, entry));
     put(root::NOVA_OBJECT_SPACE, nova_objects.1.capability(take));
@@ -125,11 +121,8 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     sched::enqueue(cpu, sc);
 }
 
-fn semaphore(sm: Sm) -> Ref<Sm>
-where
-    Sm: Object,
-{
-    must(object::create(&KERNEL_ACCOUNT, |_| sm)).1
+fn semaphore(sm: Sm) -> Ref<Sm> {
+    must(object::create(&KERNEL_ACCOUNT, |_| Ok(sm))).1
 }
 
 /// All ports but the protected ones; the registers that may be passed through.

@@ -37,8 +37,8 @@ impl Object for ObjectSpace {
 
 impl ObjectSpace {
     /// An empty object space of `pd`.
-    pub fn new(pd: &'static Pd) -> Option<Self> {
-        Some(Self { root: pd.account().frames(0)?, lock: Mutex::new(()), pd })
+    pub fn new(pd: &'static Pd) -> Result<Self, Status> {
+        Ok(Self { root: pd.account().draft(0)?.keep(), lock: Mutex::new(()), pd })
     }
 
     fn slot(&self, selector: u64) -> Option<&'static AtomicU64> {
@@ -67,35 +67,34 @@ impl ObjectSpace {
 
     /// Puts `entry` at `selector`, whatever was there.
     pub fn set(&self, selector: u64, entry: Entry) -> Result<(), Status> {
-        if selector >= SELECTOR_COUNT {
-            return Err(Status::BadPar);
-        }
         let _guard = self.lock.lock();
+        if entry != Entry::NULL {
+            self.provide(selector)?;
+        }
         if let Some(slot) = self.slot(selector) {
             slot.store(entry.to_raw(), Ordering::Release);
-            return Ok(());
-        }
-        if entry == Entry::NULL {
-            return Ok(());
-        }
-        let leaf = self.pd.account().frames(0).ok_or(Status::MemCap)?;
-        // SAFETY: as in `slot`; the new leaf is zeroed.
-        unsafe {
-            let root = &*self.root.pointer().cast::<[AtomicU64; 512]>();
-            (*leaf.pointer().cast::<[AtomicU64; 512]>())[selector as usize & 511]
-                .store(entry.to_raw(), Ordering::Relaxed);
-            root[(selector >> 9) as usize & 511].store(leaf.pointer() as u64, Ordering::Release);
         }
         Ok(())
     }
 
-    /// Checks that `selector` exists and holds a null capability: where a new object's capability goes.
-    pub fn vacant(&self, selector: u64) -> Result<(), Status> {
-        if selector < SELECTOR_COUNT && crate::object::kind(self.lookup(selector)) == Kind::Null {
-            Ok(())
-        } else {
-            Err(Status::BadCap)
+    /// Makes room for a new object's capability at `selector`, which must hold a null capability.
+    pub fn reserve(&self, selector: u64) -> Result<(), Status> {
+        if selector >= SELECTOR_COUNT || crate::object::kind(self.lookup(selector)) != Kind::Null {
+            return Err(Status::BadCap);
         }
+        let _guard = self.lock.lock();
+        self.provide(selector)
+    }
+
+    /// Makes sure that the leaf of `selector`, which exists, is there. The lock is held.
+    fn provide(&self, selector: u64) -> Result<(), Status> {
+        if self.slot(selector).is_none() {
+            let leaf = self.pd.account().frames(0).ok_or(Status::MemCap)?;
+            // SAFETY: as in `slot`; the new leaf is zeroed.
+            let root = unsafe { &*self.root.pointer().cast::<[AtomicU64; 512]>() };
+            root[(selector >> 9) as usize & 511].store(leaf.pointer() as u64, Ordering::Release);
+        }
+        Ok(())
     }
 }
 
@@ -208,14 +207,14 @@ pub fn map_device(slot: usize, physical: u64) {
 
 impl HostSpace {
     /// An empty host space of `pd`, with the kernel's half.
-    pub fn new(pd: &'static Pd) -> Option<Self> {
-        let root = pd.account().frames(0)?.physical();
+    pub fn new(pd: &'static Pd) -> Result<Self, Status> {
+        let root = pd.account().draft(0)?.keep().physical();
         let mut tables = Tables(pd.account());
         for index in [510, 511] {
             let entry = tables.read(MASTER.physical(), index);
             tables.write(root, index, entry);
         }
-        Some(Self { space: Space::new(root, largest_page()), lock: Mutex::new(()), pd, ports: AtomicBool::new(false) })
+        Ok(Self { space: Space::new(root, largest_page()), lock: Mutex::new(()), pd, ports: AtomicBool::new(false) })
     }
 
     /// Physical address of its page-table root: the value for CR3.
@@ -245,16 +244,10 @@ impl HostSpace {
             return Ok(());
         }
         let account = self.pd.account();
+        let full = |_| Status::MemCap;
+        let frames = [account.draft(0).map_err(full)?, account.draft(0).map_err(full)?, account.draft(0).map_err(full)?];
+        let [pdpt, pd, pt] = frames.map(|draft| draft.keep().physical());
         let mut tables = Tables(account);
-        let mut frames = [0; 3];
-        for index in 0..3 {
-            let Some(frame) = account.frames(0) else {
-                frames[..index].iter().for_each(|frame| tables.free(*frame));
-                return Err(Status::MemCap);
-            };
-            frames[index] = frame.physical();
-        }
-        let [pdpt, pd, pt] = frames;
         fill_window(pt, bitmap);
         tables.write(pd, 0, pt | PRESENT | WRITE);
         tables.write(pdpt, 0, pd | PRESENT | WRITE);
@@ -297,15 +290,15 @@ impl Object for GuestSpace {
 
 impl GuestSpace {
     /// An empty guest space of `pd` in the format of the processor.
-    pub fn new(pd: &'static Pd) -> Option<Self> {
-        let root = pd.account().frames(0)?.physical();
-        let processor = crate::cpu::BOOT_CPU.cpu.processor.get()?;
+    pub fn new(pd: &'static Pd) -> Result<Self, Status> {
+        let processor = crate::cpu::BOOT_CPU.cpu.processor.get().ok_or(Status::BadFtr)?;
+        let root = pd.account().draft(0)?.keep().physical();
         let largest = processor.max_leaf_level().min(largest_page());
         let nested = match processor {
             Processor::Svm(_) => Nested::Npt(Space::new(root, largest)),
             Processor::Vmx(_) => Nested::Ept(Space::new(root, largest)),
         };
-        Some(Self { nested, lock: Mutex::new(()), pd, generation: AtomicU64::new(1) })
+        Ok(Self { nested, lock: Mutex::new(()), pd, generation: AtomicU64::new(1) })
     }
 
     /// Physical address of its root.
@@ -332,11 +325,11 @@ impl Object for PioSpace {
 
 impl PioSpace {
     /// A space without ports; `first` if host ECs of `pd` use it.
-    pub fn new(pd: &'static Pd, first: bool) -> Option<Self> {
-        let bitmap = pd.account().frames(2)?;
+    pub fn new(pd: &'static Pd, first: bool) -> Result<Self, Status> {
+        let bitmap = pd.account().draft(2)?.keep();
         // SAFETY: four fresh frames.
         unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, 4 * 4096) };
-        Some(Self { bitmap, pd, first })
+        Ok(Self { bitmap, pd, first })
     }
 
     /// Physical address of the bitmap.
@@ -386,11 +379,11 @@ impl Object for MsrSpace {
 
 impl MsrSpace {
     /// A space without registers.
-    pub fn new(pd: &'static Pd) -> Option<Self> {
-        let bitmap = pd.account().frames(2)?;
+    pub fn new(pd: &'static Pd) -> Result<Self, Status> {
+        let bitmap = pd.account().draft(2)?.keep();
         // SAFETY: the first two of four fresh frames.
         unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, 2 * 4096) };
-        Some(Self { bitmap, lock: Mutex::new(()) })
+        Ok(Self { bitmap, lock: Mutex::new(()) })
     }
 
     /// Physical address of the bitmap.

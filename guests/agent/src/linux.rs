@@ -1,0 +1,178 @@
+//! The Linux system calls that the agent makes (x86-64 numbers; man-pages section 2).
+#![allow(unsafe_code)] // System calls take addresses.
+
+use core::arch::asm;
+use core::ffi::{CStr, c_char};
+use core::fmt;
+use core::ptr;
+
+/// A file descriptor.
+pub type Descriptor = i32;
+/// A process.
+pub type Process = i32;
+
+/// Standard input.
+pub const STANDARD_INPUT: Descriptor = 0;
+/// Standard output.
+pub const STANDARD_OUTPUT: Descriptor = 1;
+/// Standard error.
+pub const STANDARD_ERROR: Descriptor = 2;
+
+/// `O_CLOEXEC`.
+const CLOSE_ON_EXEC: usize = 0o2000000;
+
+/// `POLLIN`.
+pub const READABLE: i16 = 1;
+
+/// An error of a system call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// A signal came before anything happened.
+    pub const INTERRUPTED: Self = Self(4);
+    /// Nothing there now.
+    pub const AGAIN: Self = Self(11);
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self.0 {
+            1 => formatter.write_str("operation not permitted"),
+            2 => formatter.write_str("no such file"),
+            8 => formatter.write_str("not executable"),
+            12 => formatter.write_str("out of memory"),
+            13 => formatter.write_str("permission denied"),
+            38 => formatter.write_str("not in this Linux"),
+            number => write!(formatter, "error {number}"),
+        }
+    }
+}
+
+/// What [`poll`] waits for, and what came: `struct pollfd`.
+#[repr(C)]
+pub struct Poll {
+    /// Whose; negative: nobody's.
+    pub descriptor: Descriptor,
+    /// What to wait for.
+    pub events: i16,
+    /// What came, also when nobody asked: hang-up, error.
+    pub came: i16,
+}
+
+/// Makes a system call.
+///
+/// # Safety
+/// Addresses among the arguments must be valid for what the call does with them.
+unsafe fn call(number: usize, [a, b, c, d]: [usize; 4]) -> Result<usize, Errno> {
+    let result: isize;
+    // SAFETY: the caller answers for the addresses; Linux keeps all registers but these.
+    unsafe {
+        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+            out("rcx") _, out("r11") _, options(nostack));
+    }
+    if (-4095..0).contains(&result) { Err(Errno(-result as i32)) } else { Ok(result as usize) }
+}
+
+/// Makes a call again as long as signals interrupt it.
+fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTERRUPTED) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Reads what is there; no bytes: the end.
+pub fn read(from: Descriptor, buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the call writes into the buffer only.
+    uninterrupted(|| unsafe { call(0, [from as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0]) })
+}
+
+/// Writes all bytes.
+pub fn write_all(to: Descriptor, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        // SAFETY: the call reads these bytes only.
+        let written = uninterrupted(|| unsafe { call(1, [to as usize, bytes.as_ptr() as usize, bytes.len(), 0]) })?;
+        bytes = &bytes[written..];
+    }
+    Ok(())
+}
+
+/// Opens a file for reading.
+pub fn open(path: &CStr) -> Result<Descriptor, Errno> {
+    // SAFETY: the path ends in NUL.
+    unsafe { call(2, [path.as_ptr() as usize, CLOSE_ON_EXEC, 0, 0]) }.map(|descriptor| descriptor as Descriptor)
+}
+
+/// Closes a descriptor, which is gone even if this fails.
+pub fn close(descriptor: Descriptor) {
+    // SAFETY: no addresses.
+    let _ = unsafe { call(3, [descriptor as usize, 0, 0, 0]) };
+}
+
+/// Waits until something comes, without end or not at all.
+pub fn poll(of: &mut [Poll], wait: bool) -> Result<usize, Errno> {
+    let timeout = if wait { -1isize } else { 0 } as usize;
+    // SAFETY: the call reads and writes these entries only.
+    uninterrupted(|| unsafe { call(7, [of.as_mut_ptr() as usize, of.len(), timeout, 0]) })
+}
+
+/// Makes one descriptor a copy of another that survives `execve`.
+pub fn duplicate(from: Descriptor, to: Descriptor) -> Result<(), Errno> {
+    // SAFETY: no addresses.
+    uninterrupted(|| unsafe { call(33, [from as usize, to as usize, 0, 0]) }).map(|_| ())
+}
+
+/// A child that goes on from here (`None`), and its number.
+pub fn fork() -> Result<Option<Process>, Errno> {
+    // SAFETY: the child has memory of its own, and there is one thread.
+    unsafe { call(57, [0; 4]) }.map(|child| (child != 0).then_some(child as Process))
+}
+
+/// Turns the process into a program; returns when that fails. Both lists end in null.
+pub fn execute(path: &CStr, arguments: &[*const c_char], environment: &[*const c_char]) -> Errno {
+    debug_assert!([arguments, environment].iter().all(|list| list.last() == Some(&ptr::null())));
+    // SAFETY: path and strings end in NUL, the lists in null.
+    let result =
+        unsafe { call(59, [path.as_ptr() as usize, arguments.as_ptr() as usize, environment.as_ptr() as usize, 0]) };
+    result.err().unwrap_or(Errno(0))
+}
+
+/// Ends the process.
+pub fn exit(status: u8) -> ! {
+    loop {
+        // SAFETY: no addresses.
+        let _ = unsafe { call(60, [status.into(), 0, 0, 0]) };
+    }
+}
+
+/// Waits for a child's end; gives its exit status, 128 + number when a signal ended it.
+pub fn wait(child: Process) -> Result<u8, Errno> {
+    let mut status = 0u32;
+    // SAFETY: the call writes the status only.
+    uninterrupted(|| unsafe { call(61, [child as usize, &raw mut status as usize, 0, 0]) })?;
+    let signal = status as u8 & 0x7f;
+    Ok(if signal == 0 { (status >> 8) as u8 } else { 128 + signal })
+}
+
+/// Sets the I/O privilege level of this process.
+pub fn iopl(level: u8) -> Result<(), Errno> {
+    // SAFETY: no addresses.
+    unsafe { call(172, [level.into(), 0, 0, 0]) }.map(|_| ())
+}
+
+/// A pipe's reading and writing end, both closed by `execve`.
+pub fn pipe() -> Result<[Descriptor; 2], Errno> {
+    let mut ends = [-1; 2];
+    // SAFETY: the call writes both ends only.
+    unsafe { call(293, [ends.as_mut_ptr() as usize, CLOSE_ON_EXEC, 0, 0]) }?;
+    Ok(ends)
+}
+
+/// A descriptor that is readable when a child has ended (Linux 5.3).
+pub fn process_descriptor(child: Process) -> Result<Descriptor, Errno> {
+    // SAFETY: no addresses.
+    unsafe { call(434, [child as usize, 0, 0, 0]) }.map(|descriptor| descriptor as Descriptor)
+}

@@ -209,8 +209,9 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     console::init();
     log!("Kilonova {} starts", env!("CARGO_PKG_VERSION"));
     memory::init();
-    let hand_over = hand_over(magic, information);
+    let mut hand_over = hand_over(magic, information);
     let tables = tables(hand_over.rsdp);
+    hand_over.rsdp = tables.rsdp;
     let (components, address_bits) = check_processor();
     let image = root::Image::read(&BootMemory, hand_over.image);
     platform::set(protect(&tables, address_bits));

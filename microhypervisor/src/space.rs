@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use abi::Status;
 use abi::capability::{Cacheability, Permissions, SELECTOR_COUNT};
-use kernel_core::paging::{Ept, Host, Leaf, Npt, Space, Tables as _};
+use kernel_core::paging::{Ept, Host, Leaf, MapError, Npt, Space, Tables as _};
 use kernel_core::slots::{Entry, Kind};
 use spin::{Mutex, Once};
 
@@ -427,6 +427,14 @@ impl MsrSpace {
     }
 }
 
+/// Status of a mapping that failed.
+fn refused(error: MapError) -> Status {
+    match error {
+        MapError::OutOfTables => Status::MemCap,
+        MapError::OutOfRange => Status::BadPar,
+    }
+}
+
 /// A space that holds memory capabilities: the destination of a delegation from a host space.
 pub trait MemorySpace {
     /// Maps or, with empty permissions, unmaps the largest piece at `address` that one entry covers, of at most
@@ -457,7 +465,7 @@ impl MemorySpace for HostSpace {
         let _guard = self.lock.lock();
         self.space
             .map_step(&mut Tables(self.pd.account()), address, physical, pages, permissions, cache)
-            .map_err(|_| Status::MemCap)
+            .map_err(refused)
     }
 
     fn selectors(&self) -> u64 {
@@ -487,7 +495,7 @@ impl MemorySpace for GuestSpace {
             Nested::Ept(space) => space.map_step(&mut tables, address, physical, pages, permissions, cache),
             Nested::Npt(space) => space.map_step(&mut tables, address, physical, pages, permissions, cache),
         }
-        .map_err(|_| Status::MemCap)
+        .map_err(refused)
     }
 
     fn selectors(&self) -> u64 {

@@ -21,6 +21,8 @@ pub mod selector {
     pub const LOCK_CONSOLE: Selector = 0x1011;
     /// See [`LOCK_CONSOLE`].
     pub const LOCK_CHILDREN: Selector = 0x1012;
+    /// An EC that the watchdog recalls.
+    pub const STUCK: Selector = 0x1013;
     /// First copy of an interrupt semaphore; by global system interrupt.
     pub const INTERRUPTS: Selector = 0x2000;
     /// First semaphore of rings.

@@ -18,12 +18,14 @@ use roottask::image::{Image, ImageError};
 use runtime::manifest::{
     InterruptEntry, Manifest, Name, PortEntry, Range, RegionEntry, RingEntry, Role, selector as own,
 };
+use runtime::pulse::{self, Pulse, SLOTS};
 use runtime::syscall::{self, EcKind, Span};
 use runtime::{STACK_RESERVE, STACK_SIZE, STACK_SLOT};
 
 /// Addresses in a child beside those of [`layout`].
 const MANIFEST: u64 = 0x1000_0000;
 const CONFIG: u64 = MANIFEST + PAGE;
+const PULSES: u64 = 0x1100_0000;
 const RINGS: u64 = 0x3000_0000;
 /// Files, each in a slot of its own.
 const FILES: u64 = 0x10_0000_0000;
@@ -41,6 +43,8 @@ const EC: Selector = 4;
 const SC: Selector = 5;
 /// Portals: 32 exceptions, STARTUP, RECALL, parent.
 const PORTALS: Selector = 0x40;
+
+static NO_PULSES: [Pulse; SLOTS] = [const { Pulse::new() }; SLOTS];
 
 /// Why a child could not be built.
 pub enum Failure {
@@ -112,6 +116,7 @@ pub struct Builder<'a> {
     named: Selector,
     ring_address: u64,
     files: u64,
+    pulses: &'static [Pulse; SLOTS],
     image: &'static [u8],
     entry: u64,
 }
@@ -143,11 +148,13 @@ impl<'a> Builder<'a> {
             named: own::NAMED,
             ring_address: RINGS,
             files: 0,
+            pulses: &NO_PULSES,
             image: &[],
             entry: 0,
             shape,
         };
         builder.memory("the heap", layout::HEAP, builder.shape.heap)?;
+        builder.pulse_page()?;
         for slot in 0..builder.shape.stacks {
             let address = layout::STACKS + slot * STACK_SLOT as u64 + (STACK_SLOT - STACK_SIZE) as u64;
             builder.memory("a stack", address, STACK_SIZE as u64)?;
@@ -183,6 +190,16 @@ impl<'a> Builder<'a> {
     fn memory(&mut self, what: &'static str, address: u64, length: u64) -> Result<(), Failure> {
         let mask = Permissions::READ | Permissions::WRITE;
         self.place(what, address, length, (&[], 0), mask).map(drop)
+    }
+
+    /// The page of signs of life, which the root task keeps seeing.
+    fn pulse_page(&mut self) -> Result<(), Failure> {
+        let mask = Permissions::READ | Permissions::WRITE;
+        let memory = self.place("a page", PULSES, PAGE, (&[], 0), mask)?;
+        let address = window::map(memory, Permissions::READ).map_err(kernel("memory"))?;
+        // SAFETY: mapped for ever; program and root task access it by atomics only, and zeros are a valid value.
+        self.pulses = unsafe { &*address.cast() };
+        self.region(pulse::REGION, true, Range { address: PULSES, length: PAGE })
     }
 
     /// Loads the program.
@@ -298,6 +315,8 @@ impl<'a> Builder<'a> {
             entry: self.entry,
             stack: layout::STACKS + (STACK_SLOT - STACK_RESERVE) as u64,
             manifest: MANIFEST,
+            objects: base + OBJECT_SPACE,
+            pulses: self.pulses,
             ended: None,
         });
         service::make_portals(id, base + PORTALS).map_err(kernel("portals"))?;

@@ -29,6 +29,8 @@ mod start;
 #[cfg(target_os = "none")]
 mod system;
 #[cfg(target_os = "none")]
+mod watchdog;
+#[cfg(target_os = "none")]
 mod window;
 
 /// The program exists only for the freestanding target.

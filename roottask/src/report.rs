@@ -94,6 +94,23 @@ pub fn exception(
         }
         _ => line(format_args!("{program} died: {name} at RIP {place}")),
     }
+    registers(state, error, line);
+}
+
+/// Writes the report on a program that loops for ever, line by line. The state must hold general registers, RIP and
+/// RFLAGS.
+pub fn stuck(
+    program: &str,
+    state: &Architectural,
+    image: Option<&Image<'_>>,
+    mut line: impl FnMut(fmt::Arguments<'_>),
+) {
+    let place = Place { address: state.rip, image };
+    line(format_args!("{program} died: endless loop at RIP {place}"));
+    registers(state, 0, line);
+}
+
+fn registers(state: &Architectural, error: u64, mut line: impl FnMut(fmt::Arguments<'_>)) {
     let r = &state.gpr;
     line(format_args!("  error {error:#x} rflags {:#x} rsp {:#x} rbp {:#x}", state.rflags, r[4], r[5]));
     line(format_args!("  rax {:016x} rcx {:016x} rdx {:016x} rbx {:016x}", r[0], r[1], r[2], r[3]));

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::authority::selector;
+use crate::watchdog::Watched;
 use crate::{console, power};
 use abi::{Mtd, Selector, Status};
 use alloc::string::String;
@@ -12,6 +13,7 @@ use roottask::report;
 use runtime::log;
 use runtime::manifest::selector as own;
 use runtime::parent::{Ended, TEXT_MAX, operation};
+use runtime::pulse::{Pulse, SLOTS};
 use runtime::sync::{Mutex, Semaphore};
 use runtime::text::Line;
 use runtime::thread::{self, Server};
@@ -51,11 +53,17 @@ pub struct Child {
     pub stack: u64,
     /// See `entry`.
     pub manifest: u64,
+    /// Its object space, in the root object space.
+    pub objects: Selector,
+    /// Its signs of life.
+    pub pulses: &'static [Pulse; SLOTS],
     /// Set once it has ended, or its virtual machine has.
     pub ended: Option<Ended>,
 }
 
 static CHILDREN: Mutex<Vec<Child>> = Mutex::new(Vec::new(), selector::LOCK_CHILDREN);
+/// Bit N: the watchdog recalls child N.
+static SUSPECTS: AtomicU64 = AtomicU64::new(0);
 static SERVER: AtomicU64 = AtomicU64::new(0);
 
 /// Adds a child; its number.
@@ -70,6 +78,43 @@ pub fn progress() -> (bool, bool) {
     let children = CHILDREN.lock();
     let of = |purpose| children.iter().filter(move |c| c.purpose == purpose);
     (of(Purpose::Serial).any(|c| c.ended.is_some()), of(Purpose::Monitor).all(|c| c.ended.is_some()))
+}
+
+/// All children, for the watchdog.
+pub fn watched() -> Vec<Watched> {
+    let children = CHILDREN.lock();
+    let watched = |(id, child): (usize, &Child)| Watched { id, objects: child.objects, pulses: child.pulses };
+    children.iter().enumerate().map(watched).collect()
+}
+
+/// Whether child `id` has not ended.
+pub fn alive(id: usize) -> bool {
+    CHILDREN.lock().get(id).is_some_and(|child| child.ended.is_none())
+}
+
+/// Recalls of child `id` are the watchdog's.
+pub fn suspect(id: usize) {
+    SUSPECTS.fetch_or(1 << (id & 63), Ordering::Relaxed);
+}
+
+/// Whether the watchdog suspects child `id`. The first suspect that answers is the one that runs, so it is the guilty
+/// one; it may have kept the others from running, who are no longer suspected.
+fn convicted(id: usize) -> bool {
+    let guilty = SUSPECTS.load(Ordering::Relaxed) >> (id & 63) & 1 != 0;
+    if guilty {
+        SUSPECTS.store(0, Ordering::Relaxed);
+    }
+    guilty
+}
+
+/// Whether nobody is suspected.
+pub fn nobody_suspected() -> bool {
+    SUSPECTS.load(Ordering::Relaxed) == 0
+}
+
+/// Ends child `id`, which is stuck where it cannot be recalled.
+pub fn end_stuck(id: usize) {
+    end(id, Ended::Crashed, "its program makes no progress");
 }
 
 /// Makes the execution contexts that answer, and the root task's own exception portals.
@@ -94,7 +139,7 @@ pub fn make_portals(id: usize, base: Selector) -> Result<(), Status> {
         portal(number, number, FAULT_STATE)?;
     }
     portal(EXCEPTIONS, STARTUP, Mtd::GPR_0_7 | Mtd::RIP)?;
-    portal(EXCEPTIONS + 1, RECALL, Mtd::empty())?;
+    portal(EXCEPTIONS + 1, RECALL, FAULT_STATE.difference(Mtd::QUAL))?;
     portal(EXCEPTIONS + 2, PARENT, Mtd::empty())
 }
 
@@ -102,6 +147,10 @@ fn serve(pid: u64, mtd: u32, mut utcb: Utcb) -> u32 {
     let id = (pid >> CHILD_SHIFT) as usize;
     match pid & 0xff {
         STARTUP => startup(id, &mut utcb),
+        RECALL if convicted(id) => {
+            fault(id, RECALL, &mut utcb);
+            Mtd::POISON.bits()
+        }
         RECALL => 0,
         PARENT => {
             message(id, mtd, &utcb);
@@ -135,7 +184,10 @@ fn fault(id: usize, number: u64, utcb: &mut Utcb) {
         Purpose::Monitor => Line::<64>::format(format_args!("vmm {name}")),
     };
     let image = Image::new(bytes).ok();
-    report::exception(program.as_str(), number, &state, image.as_ref(), log::write);
+    match number {
+        RECALL => report::stuck(program.as_str(), &state, image.as_ref(), log::write),
+        _ => report::exception(program.as_str(), number, &state, image.as_ref(), log::write),
+    }
     end(id, Ended::Crashed, "its program died");
 }
 

@@ -5,7 +5,7 @@ use crate::child::{Builder, Failure, Shape};
 use crate::rings::{Semaphores, SharedRing};
 use crate::service::{self, Purpose};
 use crate::start::Boot;
-use crate::{console, kernel_log, power, window};
+use crate::{console, kernel_log, power, watchdog, window};
 use abi::hip::{FEATURE_SVM, FEATURE_VMX, Hip};
 use abi::{Selector, Status, extension};
 use alloc::format;
@@ -102,6 +102,7 @@ pub fn run(boot: Boot) -> ! {
     let semaphores = Semaphores::new();
     let mut workshop = Workshop { archive, free, semaphores, outgoing: Vec::new(), children: 0, bounded, madt };
     workshop.build(&plan);
+    must_kernel(watchdog::start(service::watched()));
     wait(&workshop.outgoing)
 }
 

@@ -42,6 +42,7 @@ extern crate std;
 
 pub mod manifest;
 pub mod parent;
+pub mod pulse;
 pub mod ring;
 pub mod span;
 pub mod text;

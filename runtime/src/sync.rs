@@ -3,6 +3,7 @@
 
 use crate::manifest::selector;
 use crate::syscall::{self, Result};
+use crate::thread::waiting;
 use abi::{Selector, Status};
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
@@ -37,13 +38,13 @@ impl Semaphore {
 
     /// Waits until the counter is positive and decrements it.
     pub fn down(&self) -> Result<()> {
-        syscall::sm_down(self.0, false, 0)
+        waiting(|| syscall::sm_down(self.0, false, 0))
     }
 
     /// As [`Self::down`], and forgets all other pending ups: for waking on changes. Until the system time counter
     /// reaches `deadline` (0: for ever); false if it did.
     pub fn wait(&self, deadline: u64) -> Result<bool> {
-        match syscall::sm_down(self.0, true, deadline) {
+        match waiting(|| syscall::sm_down(self.0, true, deadline)) {
             Ok(()) => Ok(true),
             Err(Status::Timeout) => Ok(false),
             Err(status) => Err(status),
@@ -53,13 +54,13 @@ impl Semaphore {
 
 /// Sleeps until the system time counter reaches `deadline`.
 pub fn sleep_until(deadline: u64) {
-    let _ = syscall::sm_down(selector::SLEEP, false, deadline.max(1));
+    let _ = waiting(|| syscall::sm_down(selector::SLEEP, false, deadline.max(1)));
 }
 
 /// Stops this thread for ever.
 pub fn park() -> ! {
     loop {
-        let _ = syscall::sm_down(selector::SLEEP, false, 0);
+        let _ = waiting(|| syscall::sm_down(selector::SLEEP, false, 0));
     }
 }
 

@@ -5,10 +5,12 @@
 #![allow(unsafe_code)]
 
 use crate::manifest::selector;
+use crate::pulse::{self, Pulse};
 use crate::syscall::{self, EcKind, Result, Span};
 use crate::utcb::Utcb;
 use crate::{STACK_RESERVE, STACK_SIZE, STACK_SLOT, manifest};
 use abi::capability::Permissions;
+use abi::event::RECALL;
 use abi::scd::Scd;
 use abi::{Mtd, PAGE_SIZE, Selector, Status};
 use alloc::boxed::Box;
@@ -24,7 +26,7 @@ struct Record {
     handler: extern "C" fn(u64, u32, *mut (), u64) -> u32,
     context: *mut (),
     utcb: u64,
-    reserved: u64,
+    pulse: &'static Pulse,
 }
 
 const _: () = assert!(size_of::<Record>() == STACK_RESERVE);
@@ -35,6 +37,9 @@ extern "C" fn no_handler(_: u64, _: u32, _: *mut (), _: u64) -> u32 {
 
 static NEXT_STACK: AtomicU64 = AtomicU64::new(1);
 static NEXT_UTCB: AtomicU64 = AtomicU64::new(0);
+static NEXT_PULSE: AtomicU64 = AtomicU64::new(0);
+/// For ECs that the page has no room for, and programs without one.
+static NO_PULSE: Pulse = Pulse::new();
 static NEXT_SELECTOR: AtomicU64 = AtomicU64::new(selector::DYNAMIC);
 
 /// `count` fresh selectors, aligned to their number rounded up to a power of two; MEM_CAP if none are left below
@@ -59,8 +64,24 @@ pub fn utcb_address() -> Result<u64> {
     Ok(window.address + offset)
 }
 
+/// A counter for the signs of life of `ec`.
+fn pulse(ec: Selector) -> &'static Pulse {
+    let slot = NEXT_PULSE.fetch_add(1, Ordering::Relaxed) as usize;
+    let Some(region) = manifest().region(pulse::REGION).filter(|_| slot < pulse::SLOTS) else { return &NO_PULSE };
+    // SAFETY: the manifest says that this page is mapped, writable, for ever; program and root task access it by
+    // atomics only, and zeros are a valid value.
+    let pulse = unsafe { &*(region.memory.address as *const Pulse).add(slot) };
+    pulse.ec.store(ec, Ordering::Relaxed);
+    pulse
+}
+
 /// Reserves a stack and puts a record on it; the record's address is the initial stack pointer.
-fn stack(handler: extern "C" fn(u64, u32, *mut (), u64) -> u32, context: *mut (), utcb: u64) -> Result<*mut Record> {
+fn stack(
+    ec: Selector,
+    handler: extern "C" fn(u64, u32, *mut (), u64) -> u32,
+    context: *mut (),
+    utcb: u64,
+) -> Result<*mut Record> {
     let window = manifest().stacks;
     let slot = NEXT_STACK.fetch_add(1, Ordering::Relaxed);
     if (slot + 1) * STACK_SLOT as u64 > window.length {
@@ -69,7 +90,7 @@ fn stack(handler: extern "C" fn(u64, u32, *mut (), u64) -> u32, context: *mut ()
     let top = window.address + (slot + 1) * STACK_SLOT as u64;
     let record = (top - size_of::<Record>() as u64) as *mut Record;
     // SAFETY: the slot is mapped, and no other EC has or will have it.
-    unsafe { record.write(Record { handler, context, utcb, reserved: 0 }) };
+    unsafe { record.write(Record { handler, context, utcb, pulse: pulse(ec) }) };
     Ok(record)
 }
 
@@ -80,21 +101,45 @@ fn stack(handler: extern "C" fn(u64, u32, *mut (), u64) -> u32, context: *mut ()
 pub(crate) unsafe fn adopt_main(manifest: &manifest::Manifest) {
     let top = manifest.stacks.address + STACK_SLOT as u64;
     let record = (top - size_of::<Record>() as u64) as *mut Record;
-    let value = Record { handler: no_handler, context: core::ptr::null_mut(), utcb: manifest.main_utcb, reserved: 0 };
+    let value = Record {
+        handler: no_handler,
+        context: core::ptr::null_mut(),
+        utcb: manifest.main_utcb,
+        pulse: pulse(selector::MAIN_EC),
+    };
+    value.pulse.beat();
     // SAFETY: the caller's promise.
     unsafe { record.write(value) };
 }
 
-/// The UTCB of the EC that calls this, found from its stack.
-pub fn current_utcb() -> Utcb {
+/// The record of the EC that calls this, found from its stack.
+fn current() -> *const Record {
     let stack: u64;
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, rsp", out(reg) stack, options(nomem, nostack, preserves_flags)) };
     let top = (stack & !(STACK_SIZE as u64 - 1)) + STACK_SIZE as u64;
-    let record = (top - size_of::<Record>() as u64) as *const Record;
+    (top - size_of::<Record>() as u64) as *const Record
+}
+
+/// The UTCB of the EC that calls this.
+pub fn current_utcb() -> Utcb {
     // SAFETY: all stacks of a program are aligned to their size and have a record at their top. Only this EC runs on
     // this stack, so the UTCB is its own.
-    unsafe { Utcb::new((*record).utcb) }
+    unsafe { Utcb::new((*current()).utcb) }
+}
+
+/// Runs `wait`, during which the calling EC counts as waiting.
+pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
+    // Before the main EC has its record there is nobody to tell.
+    if NEXT_PULSE.load(Ordering::Relaxed) == 0 {
+        return wait();
+    }
+    // SAFETY: as in `current_utcb`.
+    let pulse = unsafe { (*current()).pulse };
+    pulse.beat();
+    let result = wait();
+    pulse.beat();
+    result
 }
 
 /// What a portal server does when one of its portals is called.
@@ -147,12 +192,17 @@ impl Server {
         extern "C" fn call<S: Service>(pid: u64, mtd: u32, context: *mut (), utcb: u64) -> u32 {
             // SAFETY: `context` is the leaked box below, and only this EC, whose calls do not overlap, uses it.
             let service = unsafe { &mut *context.cast::<S>() };
+            // SAFETY: this EC's own record.
+            let pulse = unsafe { (*current()).pulse };
+            pulse.beat();
             // SAFETY: this EC's UTCB, from its record.
-            service.serve(pid, mtd, unsafe { Utcb::new(utcb) })
+            let reply = service.serve(pid, mtd, unsafe { Utcb::new(utcb) });
+            pulse.beat();
+            reply
         }
         let utcb = utcb_address()?;
         let context = Box::into_raw(Box::new(service));
-        let sp = stack(call::<S>, context.cast(), utcb)? as u64;
+        let sp = stack(ec, call::<S>, context.cast(), utcb)? as u64;
         syscall::create_ec(ec, selector::PROTECTION_DOMAIN, EcKind::Local, utcb, cpu, sp, selector::EVENTS)?;
         Ok(Self { ec })
     }
@@ -188,6 +238,8 @@ extern "C" fn thread_main(start: *mut Start) -> ! {
     // SAFETY: the leaked box of `spawn`, handed to this thread alone.
     let start = unsafe { &mut *start };
     if let Some(run) = start.run.take() {
+        // SAFETY: this EC's own record.
+        unsafe { (*current()).pulse.beat() };
         run();
     }
     crate::sync::park()
@@ -227,8 +279,10 @@ pub fn spawn(scd: Scd, run: impl FnOnce() + Send + 'static) -> Result<Thread> {
     // SAFETY: between object spaces.
     unsafe { syscall::delegate(own, own, exceptions, Permissions::all(), 0)? };
     let arch = manifest().sel_hst_arch as u64;
+    let recall = arch + RECALL as u64;
+    syscall::delegate_object(own, selector::EVENTS + recall, own, events + recall, Permissions::all())?;
     let utcb = utcb_address()?;
-    let sp = stack(no_handler, core::ptr::null_mut(), utcb)? as u64;
+    let sp = stack(caps, no_handler, core::ptr::null_mut(), utcb)? as u64;
     let start = Box::into_raw(Box::new(Start { run: Some(Box::new(run)), sp }));
     starter.portal(events + arch, start as u64, Mtd::GPR_0_7 | Mtd::RIP)?;
     let (thread, pd) = (Thread { ec: caps, sc: caps + 1 }, selector::PROTECTION_DOMAIN);

@@ -22,6 +22,7 @@ pub mod register;
 use crate::{registers, svm, vmx};
 use abi::Mtd;
 use abi::utcb::{Architectural, DescriptorTable, Segment, gpr};
+use core::cell::Cell;
 use core::fmt;
 use kernel_core::virt::Reason;
 
@@ -183,15 +184,14 @@ pub trait VirtualCpu {
     fn assign(&mut self, spaces: &Spaces);
     /// The guest space has changed: nothing cached of it may be used at the next entry.
     fn flush(&mut self);
-    /// Root of the host space that is current after exits. SVM keeps the one current at entry.
+    /// Root of the host space that is current after exits, to be set before first use. SVM keeps the one current at
+    /// entry.
     fn set_host_cr3(&mut self, cr3: u64);
     /// XCR0 of the guest, always legal to load.
     fn xcr0(&self) -> u64;
     /// Makes the CPU ready to run user programs: syscall MSRs and GDT limit are the host's again. TR keeps the limit
     /// that the exit gave it (0x67 on VMX). Cheap if nothing has to be done.
     fn restore_host(&mut self);
-    /// Saves all guest state that is in the CPU's registers; happens by itself when another vCPU is used.
-    fn save_foreign(&mut self);
     /// Gives up the pages, which can then be freed, and all references to this vCPU.
     fn release(&mut self);
     /// Enters the guest until it exits or, if the CPU can do that, the TSC reaches `deadline`.
@@ -306,15 +306,14 @@ pub const RESET: Architectural = {
 };
 
 /// Tags of TLB entries on one CPU (VPID, ASID): a vCPU whose tag is of an older generation needs a new one.
-#[derive(Clone, Copy, Debug)]
 pub struct Tags {
-    generation: u64,
-    next: u32,
+    generation: Cell<u64>,
+    next: Cell<u32>,
     end: u32,
 }
 
 /// A tag; the default one is never current.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default)]
 pub struct Tag {
     generation: u64,
     /// The number that the hardware sees.
@@ -324,24 +323,24 @@ pub struct Tag {
 impl Tags {
     /// Tags 1 to `end` - 1; there is at least one.
     pub const fn new(end: u32) -> Self {
-        Self { generation: 1, next: 1, end: if end < 2 { 2 } else { end } }
+        Self { generation: Cell::new(1), next: Cell::new(1), end: if end < 2 { 2 } else { end } }
     }
 
-    /// Whether `tag` may still be used.
-    pub const fn is_current(&self, tag: Tag) -> bool {
-        tag.generation == self.generation
-    }
-
-    /// A tag without entries, and whether the TLB must be flushed for all tags before it is used.
-    pub const fn allocate(&mut self) -> (Tag, bool) {
-        let exhausted = self.next >= self.end;
-        if exhausted {
-            self.generation += 1;
-            self.next = 1;
+    /// Replaces `tag`, if it is not current, by one without entries. Then tells whether first the TLB must be flushed
+    /// for all tags.
+    #[inline(always)]
+    pub fn renew(&self, tag: &mut Tag) -> Option<bool> {
+        if tag.generation == self.generation.get() {
+            return None;
         }
-        let number = self.next;
-        self.next += 1;
-        (Tag { generation: self.generation, number }, exhausted)
+        let exhausted = self.next.get() >= self.end;
+        if exhausted {
+            self.generation.set(self.generation.get() + 1);
+            self.next.set(1);
+        }
+        *tag = Tag { generation: self.generation.get(), number: self.next.get() };
+        self.next.set(tag.number + 1);
+        Some(exhausted)
     }
 }
 
@@ -350,8 +349,8 @@ pub const fn canonical(address: u64) -> u64 {
     ((address << 16) as i64 >> 16) as u64
 }
 
-/// `value` if XSETBV accepts it on a CPU that has the components `supported`, else `None` (Intel SDM vol. 1, 13.3).
-pub const fn legal_xcr0(value: u64, supported: u64) -> Option<u64> {
+/// `value` if XSETBV accepts it and the kernel can save all of it, else `None` (Intel SDM vol. 1, 13.3).
+pub fn legal_xcr0(value: u64) -> Option<u64> {
     const SSE: u64 = 1 << 1;
     const AVX: u64 = 1 << 2;
     const MPX: u64 = 3 << 3;
@@ -360,14 +359,14 @@ pub const fn legal_xcr0(value: u64, supported: u64) -> Option<u64> {
     const fn all_or_none(value: u64, mask: u64) -> bool {
         value & mask == 0 || value & mask == mask
     }
-    let legal = value & !supported == 0
+    let legal = value & !crate::fpu::components() == 0
         && value & 1 != 0
         && (value & AVX == 0 || value & SSE != 0)
         && all_or_none(value, MPX)
         && all_or_none(value, AVX512)
         && (value & AVX512 == 0 || value & AVX != 0)
         && all_or_none(value, AMX);
-    if legal { Some(value) } else { None }
+    legal.then_some(value)
 }
 
 /// EFER as the hardware must have it: the bits that a guest can set, and LMA in agreement with LME and CR0.PG.

@@ -10,7 +10,7 @@ mod transfer;
 mod vmcb;
 
 use crate::registers::{EFER, rdmsr, wrmsr};
-use crate::vcpu::register::{self, EFER_SVME, TSC_AUX, cpuid};
+use crate::vcpu::register::{EFER_SVME, Foreign, cpuid};
 use crate::vcpu::{
     Exit, Gprs, HOT, KERNEL_EXCEPTIONS, PhysPage, RESET, Spaces, Tag, Tags, Unavailable, VcpuPages, VirtualCpu, vector,
 };
@@ -31,10 +31,7 @@ pub struct Processor {
     host: u64,
     features: u32,
     page_1g: bool,
-    has_tsc_aux: bool,
-    /// Components that XCR0 of a guest can have.
-    xcr0: u64,
-    tags: Cell<Tags>,
+    tags: Tags,
     /// The vCPU whose debug registers and TSC_AUX are in the registers.
     current: Cell<*mut Svm>,
 }
@@ -65,9 +62,7 @@ impl Processor {
             host: host.pa,
             features,
             page_1g: extended_edx & spec::CPUID_PAGE_1G != 0,
-            has_tsc_aux: register::has_tsc_aux(),
-            xcr0: register::xcr0(),
-            tags: Cell::new(Tags::new(asids)),
+            tags: Tags::new(asids),
             current: Cell::new(core::ptr::null_mut()),
         })
     }
@@ -82,8 +77,7 @@ impl Processor {
 pub struct Svm {
     cpu: &'static Processor,
     control: PhysPage,
-    /// The latest event and its qualifications.
-    event: u16,
+    /// Qualifications of the latest event.
     qualification: [u64; 3],
     /// Length of the latest event's instruction, 0 if unknown.
     instruction_length: u32,
@@ -92,12 +86,9 @@ pub struct Svm {
     /// Exceptions that the VMM intercepts.
     exceptions: u32,
     xcr0: u64,
-    spaces: Spaces,
     tag: Tag,
-    live: bool,
-    tsc_aux: u64,
-    /// DR6 is in the control block; the last entry is not used.
-    debug: [u64; 5],
+    /// Without DR6, which the control block has.
+    foreign: Foreign,
 }
 
 impl Svm {
@@ -106,17 +97,13 @@ impl Svm {
         let mut vcpu = Self {
             cpu,
             control: pages.control,
-            event: 0,
             qualification: [0; 3],
             instruction_length: 0,
             windows: 0,
             exceptions: 0,
             xcr0: 1,
-            spaces: Spaces::default(),
             tag: Tag::default(),
-            live: false,
-            tsc_aux: 0,
-            debug: [0, 0, 0, 0, 0xffff_0ff0],
+            foreign: Foreign::new(),
         };
         let vmcb = vcpu.vmcb();
         vmcb.first_intercepts = spec::FIRST_INTERCEPTS;
@@ -142,50 +129,26 @@ impl Svm {
         if previous != this {
             // SAFETY: a vCPU in `current` stays where it is until its release, which takes it from there.
             if let Some(previous) = unsafe { previous.as_mut() } {
-                previous.save_foreign_state();
-            }
-        }
-    }
-
-    /// Takes DR0 to DR3 and TSC_AUX out of the registers.
-    fn save_foreign_state(&mut self) {
-        if core::mem::take(&mut self.live) {
-            self.debug = register::debug_registers();
-            if self.cpu.has_tsc_aux {
-                // SAFETY: the CPU has it.
-                self.tsc_aux = unsafe { rdmsr(TSC_AUX) };
-            }
-        }
-    }
-
-    /// Puts them there.
-    fn load_foreign_state(&mut self) {
-        if !core::mem::replace(&mut self.live, true) {
-            register::set_debug_registers(self.debug);
-            if self.cpu.has_tsc_aux {
-                // SAFETY: the CPU has it, and the value has 32 bits.
-                unsafe { wrmsr(TSC_AUX, self.tsc_aux) };
+                previous.foreign.leave();
             }
         }
     }
 
     /// Has the guest exit when it can take an interrupt, if the VMM waits for a window: by a virtual interrupt that is
     /// intercepted instead of delivered (AMD APM vol. 2, 15.21.4). The window for NMIs is taken to be the same.
-    fn set_window(&mut self) {
-        let wanted = self.windows != 0;
+    fn set_windows(&mut self, windows: u32) {
+        self.windows = windows;
         let vmcb = self.vmcb();
-        if wanted {
+        vmcb.virtual_interrupt &= !virtual_interrupt::PENDING;
+        vmcb.first_intercepts &= !first::VIRTUAL_INTERRUPT;
+        if windows != 0 {
             vmcb.virtual_interrupt |= virtual_interrupt::PENDING;
             vmcb.first_intercepts |= first::VIRTUAL_INTERRUPT;
-        } else {
-            vmcb.virtual_interrupt &= !virtual_interrupt::PENDING;
-            vmcb.first_intercepts &= !first::VIRTUAL_INTERRUPT;
         }
     }
 
     /// An event for the VMM, with qualifications.
     fn event(&mut self, event: u16, qualification: [u64; 3]) -> Exit {
-        self.event = event;
         self.qualification = qualification;
         Exit::Event(event)
     }
@@ -216,12 +179,11 @@ impl Svm {
         self.event(guest::EXCEPTION, [info[1], u64::from(event), info[0]])
     }
 
-    /// Qualification of a control-register or debug-register exit; the operand is known only with decode assists.
-    fn register_qualification(&self, exit_code: u64, info: u64, debug: bool) -> u64 {
-        const DECODED: u64 = 1 << 63;
+    /// Qualification of a control-register or debug-register exit. The operand is known only with decode assists;
+    /// CLTS, LMSW and SMSW look like MOV, so that a VMM decodes.
+    fn register_qualification(&self, exit_code: u64, info: u64) -> u64 {
         let (number, write) = (exit_code & 0xf, exit_code & 0x10 != 0);
-        let assisted = self.cpu.features & spec::FEATURE_DECODE_ASSISTS != 0 && (debug || info & DECODED != 0);
-        let operand = if assisted { (info & 0xf) << 8 } else { 0 };
+        let operand = if self.cpu.features & spec::FEATURE_DECODE_ASSISTS != 0 { (info & 0xf) << 8 } else { 0 };
         number | u64::from(!write) << 4 | operand
     }
 }
@@ -255,7 +217,6 @@ impl VirtualCpu for Svm {
         let vmcb = self.vmcb();
         gprs.0[gpr::RAX] = vmcb.rax;
         let (exit_code, info, next) = (vmcb.exit_code, vmcb.exit_info, vmcb.next_rip);
-        vmcb.tlb_control = 0;
         if exit_code == code::INVALID {
             self.instruction_length = 0;
             return self.event(guest::INVALID_STATE, [0; 3]);
@@ -274,8 +235,7 @@ impl VirtualCpu for Svm {
             code::EXCEPTION..=code::EXCEPTION_LAST => self.exception((exit_code - code::EXCEPTION) as u8, info),
             code::VIRTUAL_INTERRUPT => {
                 let window = self.windows & injection::INTERRUPT_WINDOW != 0;
-                self.windows = 0;
-                self.set_window();
+                self.set_windows(0);
                 self.event(if window { guest::INTERRUPT_WINDOW } else { guest::NMI_WINDOW }, [0; 3])
             }
             code::IO => self.event(guest::IO, [io_qualification(info[0]), 0, 0]),
@@ -285,13 +245,9 @@ impl VirtualCpu for Svm {
                 let assisted = self.cpu.features & spec::FEATURE_DECODE_ASSISTS != 0;
                 self.event(guest::INVLPG, [if assisted { info[0] } else { 0 }, 0, 0])
             }
-            code::CR..=code::CR_LAST => {
-                let number_and_type = self.register_qualification(exit_code, info[0], false);
-                self.event(guest::CR_ACCESS, [number_and_type, 0, 0])
-            }
-            code::DR..=code::DR_LAST => {
-                let qualification = self.register_qualification(exit_code, info[0], true);
-                self.event(guest::DR_ACCESS, [qualification, 0, 0])
+            code::CR..=code::DR_LAST => {
+                let event = if exit_code < code::DR { guest::CR_ACCESS } else { guest::DR_ACCESS };
+                self.event(event, [self.register_qualification(exit_code, info[0]), 0, 0])
             }
             _ => match spec::PLAIN.iter().find(|(plain, _)| *plain == exit_code) {
                 Some((_, event)) => self.event(*event, [0; 3]),
@@ -330,7 +286,6 @@ impl VirtualCpu for Svm {
     }
 
     fn assign(&mut self, spaces: &Spaces) {
-        self.spaces = *spaces;
         self.tag = Tag::default();
         let vmcb = self.vmcb();
         vmcb.nested_cr3 = spaces.nested_root;
@@ -350,34 +305,21 @@ impl VirtualCpu for Svm {
 
     fn restore_host(&mut self) {}
 
-    fn save_foreign(&mut self) {
-        self.save_foreign_state();
-    }
-
     fn release(&mut self) {
         if core::ptr::eq(self.cpu.current.get(), self) {
             self.cpu.current.set(core::ptr::null_mut());
         }
-        self.live = false;
     }
 
     unsafe fn enter(&mut self, gprs: *mut Gprs, _deadline: u64) -> ! {
         self.make_current();
-        self.load_foreign_state();
-        if !self.cpu.tags.get().is_current(self.tag) {
-            let mut tags = self.cpu.tags.get();
-            let (tag, exhausted) = tags.allocate();
-            self.cpu.tags.set(tags);
-            self.tag = tag;
-            if exhausted {
-                self.vmcb().tlb_control = spec::FLUSH_ALL;
-            }
-        }
-        // Without a guest space ASID 0 keeps the guest from being entered.
-        let asid = if self.spaces.nested_root == 0 { 0 } else { self.tag.number };
-        let (control, host) = (self.control.pa, self.cpu.host);
+        self.foreign.enter();
+        let flush_all = self.cpu.tags.renew(&mut self.tag).unwrap_or(false);
+        let (asid, control, host) = (self.tag.number, self.control.pa, self.cpu.host);
         let vmcb = self.vmcb();
-        vmcb.asid = asid;
+        vmcb.tlb_control = if flush_all { spec::FLUSH_ALL } else { 0 };
+        // Without a guest space ASID 0 keeps the guest from being entered.
+        vmcb.asid = if vmcb.nested_cr3 == 0 { 0 } else { asid };
         // SAFETY: the caller's promise; the control block is complete.
         unsafe {
             vmcb.rax = (*gprs).0[gpr::RAX];

@@ -42,7 +42,7 @@ constants! {
     virtual_interrupt: u64 { TPR 0xf PENDING 0x100 IGNORE_TPR 0x10_0000 MASKING 0x100_0000 }
     /// Exit codes that carry information or are for the kernel.
     code: u64 {
-        CR 0x00 CR_LAST 0x1f DR 0x20 DR_LAST 0x3f EXCEPTION 0x40 EXCEPTION_LAST 0x5f INTERRUPT 0x60 NMI 0x61
+        CR 0x00 DR 0x20 DR_LAST 0x3f EXCEPTION 0x40 EXCEPTION_LAST 0x5f INTERRUPT 0x60 NMI 0x61
         VIRTUAL_INTERRUPT 0x64 INVLPG 0x79 IO 0x7b MSR 0x7c NESTED_FAULT 0x400 INVALID 0xffff_ffff_ffff_ffff
     }
     /// First information of a port access; from SIZE_SHIFT on the size in bytes.

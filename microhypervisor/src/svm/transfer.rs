@@ -95,7 +95,7 @@ pub fn save(vcpu: &mut Svm, mtd: Mtd, utcb: &mut Architectural) {
     if mtd.contains(Mtd::INJ) {
         utcb.interruption_info = vmcb.injection as u32 | windows;
         utcb.interruption_error = (vmcb.injection >> 32) as u32;
-        utcb.vectoring_info = vmcb.interrupted as u32;
+        utcb.vectoring_info = if vmcb.interrupted & INFO_VALID != 0 { vmcb.interrupted as u32 } else { 0 };
         utcb.vectoring_error = (vmcb.interrupted >> 32) as u32;
     }
     if mtd.contains(Mtd::CR) {
@@ -105,8 +105,8 @@ pub fn save(vcpu: &mut Svm, mtd: Mtd, utcb: &mut Architectural) {
         utcb.efer = vmcb.efer & !EFER_SVME;
     }
     if mtd.contains(Mtd::TSC) {
-        vcpu.save_foreign_state();
-        utcb.tsc_aux = vcpu.tsc_aux;
+        vcpu.foreign.leave();
+        utcb.tsc_aux = vcpu.foreign.tsc_aux();
     }
     if mtd.contains(Mtd::XSAVE) {
         utcb.xcr0 = vcpu.xcr0;
@@ -136,18 +136,17 @@ pub fn load(vcpu: &mut Svm, mtd: Mtd, utcb: &Architectural) {
     }
     if mtd.contains(Mtd::INJ) {
         vmcb.injection = injection_to_vmcb(utcb.interruption_info, utcb.interruption_error);
-        vcpu.windows = utcb.interruption_info & (injection::INTERRUPT_WINDOW | injection::NMI_WINDOW);
-        vcpu.set_window();
+        vcpu.set_windows(utcb.interruption_info & (injection::INTERRUPT_WINDOW | injection::NMI_WINDOW));
     }
     if mtd.contains(Mtd::CTRL) {
         control(vcpu, utcb);
     }
     if mtd.contains(Mtd::TSC) {
-        vcpu.save_foreign_state();
-        vcpu.tsc_aux = utcb.tsc_aux & 0xffff_ffff;
+        vcpu.foreign.leave();
+        vcpu.foreign.set_tsc_aux(utcb.tsc_aux);
     }
     if mtd.contains(Mtd::XSAVE)
-        && let Some(value) = legal_xcr0(utcb.xcr0, vcpu.cpu.xcr0)
+        && let Some(value) = legal_xcr0(utcb.xcr0)
     {
         vcpu.xcr0 = value;
     }

@@ -2,6 +2,7 @@
 //! (Intel SDM vol. 3A, 2.5; vol. 4; AMD APM vol. 2, 3).
 #![allow(unsafe_code)] // Privileged instructions.
 
+use crate::registers::{rdmsr, wrmsr};
 use core::arch::asm;
 use x86_64::instructions::tables;
 use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr2, Dr3, Dr6};
@@ -18,8 +19,6 @@ pub const CR0_PG: u64 = 1 << 31;
 pub const CR4_MCE: u64 = 1 << 6;
 /// CR4: VMX enable.
 pub const CR4_VMXE: u64 = 1 << 13;
-/// CR4: XSAVE and XCR0 enabled.
-const CR4_OSXSAVE: u64 = 1 << 18;
 /// EFER: SYSCALL enable.
 pub const EFER_SCE: u64 = 1 << 0;
 /// EFER: long mode enable.
@@ -56,23 +55,15 @@ pub fn cpuid(leaf: u32) -> [u32; 4] {
     [r.eax, r.ebx, r.ecx, r.edx]
 }
 
-/// Whether the CPU has TSC_AUX.
-pub fn has_tsc_aux() -> bool {
-    cpuid(0x8000_0001)[3] & 1 << 27 != 0
-}
-
-/// The components that XCR0 enables; only x87 if the kernel does not use XSAVE.
-pub fn xcr0() -> u64 {
-    if crate::registers::cr4() & CR4_OSXSAVE == 0 {
-        return 1;
-    }
-    x86_64::registers::xcontrol::XCr0::read_raw()
-}
-
 /// Writes CR2.
 pub fn set_cr2(value: u64) {
     // SAFETY: CR2 takes any value and controls nothing.
     unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// DR6.
+pub fn dr6() -> u64 {
+    Dr6::read_raw()
 }
 
 /// Sets DR6.
@@ -81,18 +72,64 @@ pub fn set_dr6(value: u64) {
     unsafe { asm!("mov dr6, {}", in(reg) value & 0xffff_ffff, options(nomem, nostack, preserves_flags)) };
 }
 
-/// The debug registers that no vendor switches: DR0 to DR3, DR6.
-pub fn debug_registers() -> [u64; 5] {
-    [Dr0::read(), Dr1::read(), Dr2::read(), Dr3::read(), Dr6::read_raw()]
+/// A guest's state that neither vendor switches and host programs do not see: DR0 to DR3, DR6 and TSC_AUX.
+pub struct Foreign {
+    /// The guest's values are in the registers.
+    live: bool,
+    /// If the CPU has it.
+    tsc_aux: Option<u64>,
+    debug: [u64; 5],
 }
 
-/// Sets DR0 to DR3 and DR6. The host uses no breakpoints: DR7 enables none of them.
-pub fn set_debug_registers(dr: [u64; 5]) {
-    Dr0::write(dr[0]);
-    Dr1::write(dr[1]);
-    Dr2::write(dr[2]);
-    Dr3::write(dr[3]);
-    set_dr6(dr[4]);
+impl Foreign {
+    /// The state after reset.
+    pub fn new() -> Self {
+        const RDTSCP: u32 = 1 << 27;
+        let has_tsc_aux = cpuid(0x8000_0001)[3] & RDTSCP != 0;
+        Self { live: false, tsc_aux: has_tsc_aux.then_some(0), debug: [0, 0, 0, 0, 0xffff_0ff0] }
+    }
+
+    /// Puts the guest's values into the registers; false if they are there.
+    pub fn enter(&mut self) -> bool {
+        if self.live {
+            return false;
+        }
+        self.live = true;
+        let [dr0, dr1, dr2, dr3, dr6] = self.debug;
+        // The host uses no breakpoints: DR7 enables none of them.
+        Dr0::write(dr0);
+        Dr1::write(dr1);
+        Dr2::write(dr2);
+        Dr3::write(dr3);
+        set_dr6(dr6);
+        if let Some(value) = self.tsc_aux {
+            // SAFETY: the CPU has it, and the value has 32 bits.
+            unsafe { wrmsr(TSC_AUX, value) };
+        }
+        true
+    }
+
+    /// Takes the guest's values out of the registers; false if they are not there.
+    pub fn leave(&mut self) -> bool {
+        if !self.live {
+            return false;
+        }
+        self.live = false;
+        self.debug = [Dr0::read(), Dr1::read(), Dr2::read(), Dr3::read(), dr6()];
+        // SAFETY: the CPU has it.
+        self.tsc_aux = self.tsc_aux.map(|_| unsafe { rdmsr(TSC_AUX) });
+        true
+    }
+
+    /// TSC_AUX, while the values are not in the registers.
+    pub fn tsc_aux(&self) -> u64 {
+        self.tsc_aux.unwrap_or(0)
+    }
+
+    /// Sets TSC_AUX, while the values are not in the registers.
+    pub fn set_tsc_aux(&mut self, value: u64) {
+        self.tsc_aux = self.tsc_aux.map(|_| value & 0xffff_ffff);
+    }
 }
 
 /// Selectors of CS, SS and TR.

@@ -1,7 +1,7 @@
 //! Intel VMX with EPT, unrestricted guests and VPID (Intel SDM vol. 3C, chapters 24 to 28).
 //!
 //! A VMCS is current from its vCPU's first use until another vCPU of the CPU is used. What the VMCS does not switch
-//! is switched by software, as late as possible: [`Fast`] state when host programs run, [`Slow`] state when another
+//! is switched by software, as late as possible: [`Fast`] state when host programs run, [`Foreign`] state when another
 //! vCPU is used.
 #![allow(unsafe_code)] // MSRs, the current VMCS, the virtual-APIC page, and the vCPU whose state is in the registers.
 
@@ -12,7 +12,7 @@ mod transfer;
 mod vmcs;
 
 use crate::registers::{self, CR0_TS, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
-use crate::vcpu::register::{self, CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_MCE, CR4_VMXE, KERNEL_GS_BASE, TSC_AUX};
+use crate::vcpu::register::{self, CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_MCE, CR4_VMXE, Foreign, KERNEL_GS_BASE};
 use crate::vcpu::{Exit, Gprs, HOT, KERNEL_EXCEPTIONS, RESET, Spaces, Tag, VcpuPages, VirtualCpu, vector};
 use abi::Mtd;
 use abi::event::guest;
@@ -62,14 +62,6 @@ impl Fast {
     }
 }
 
-/// State that host programs do not see.
-#[derive(Clone, Copy)]
-struct Slow {
-    kernel_gs_base: u64,
-    tsc_aux: u64,
-    debug: [u64; 5],
-}
-
 /// A control register of which some bits are shown to the guest with another value than they have.
 struct ControlRegister {
     /// What the guest sees in masked bits.
@@ -85,6 +77,10 @@ struct ControlRegister {
 }
 
 impl ControlRegister {
+    /// Bits that are always set belong to the kernel, as do those of `kernel`.
+    const fn new(set: u64, kernel: u64, possible: u64) -> Self {
+        Self { shadow: 0, vmm: 0, kernel: set | kernel, set, possible }
+    }
     const fn mask(&self) -> u64 {
         self.vmm | self.kernel
     }
@@ -113,14 +109,15 @@ pub struct Vmx {
     xcr0: u64,
     host_cr3: u64,
     gprs: *mut Gprs,
-    spaces: Spaces,
+    /// 0, with which no entry succeeds, before there is a guest space.
+    ept_pointer: u64,
     tag: Tag,
     /// Translations of the guest space may be stale.
     stale: bool,
     fast_live: bool,
-    slow_live: bool,
     fast: Fast,
-    slow: Slow,
+    slow: Foreign,
+    kernel_gs_base: u64,
 }
 
 impl Vmx {
@@ -135,30 +132,18 @@ impl Vmx {
             event: 0,
             primary: cpu.controls[PRIMARY],
             exceptions: 0,
-            cr0: ControlRegister {
-                shadow: 0,
-                vmm: 0,
-                kernel: cpu.cr0.0 & !free | CR0_CD | CR0_NW,
-                set: cpu.cr0.0 & !free,
-                possible: cpu.cr0.1,
-            },
-            cr4: ControlRegister {
-                shadow: 0,
-                vmm: 0,
-                kernel: cpu.cr4.0 | CR4_VMXE | CR4_MCE,
-                set: cpu.cr4.0 | CR4_VMXE | CR4_MCE,
-                possible: cpu.cr4.1,
-            },
+            cr0: ControlRegister::new(cpu.cr0.0 & !free, CR0_CD | CR0_NW, cpu.cr0.1),
+            cr4: ControlRegister::new(cpu.cr4.0 | CR4_VMXE | CR4_MCE, 0, cpu.cr4.1),
             xcr0: 1,
             host_cr3: 0,
             gprs: core::ptr::null_mut(),
-            spaces: Spaces::default(),
+            ept_pointer: 0,
             tag: Tag::default(),
-            stale: true,
+            stale: false,
             fast_live: false,
-            slow_live: false,
             fast: Fast::default(),
-            slow: Slow { kernel_gs_base: 0, tsc_aux: 0, debug: [0, 0, 0, 0, 0xffff_0ff0] },
+            slow: Foreign::new(),
+            kernel_gs_base: 0,
         }
     }
 
@@ -172,7 +157,8 @@ impl Vmx {
         }
         // SAFETY: a vCPU in `current` stays where it is until its release, which takes it from there.
         if let Some(previous) = unsafe { previous.as_mut() } {
-            previous.save_foreign();
+            previous.park_fast();
+            previous.park_slow();
         }
         // SAFETY: the page is this vCPU's own, and `initialize` clears it before it is loaded first.
         unsafe {
@@ -195,8 +181,8 @@ impl Vmx {
             vmcs.write32(field, value);
         }
         let unused = [field::CR3_TARGETS, field::EXIT_MSR_STORES, field::EXIT_MSR_LOADS, field::ENTRY_MSR_LOADS];
-        let none = [field::ENTRY_INFO, field::TSC_OFFSET, field::DEBUGCTL, field::PENDING_DEBUG, field::RSP];
-        let host = [field::HOST_FS_BASE, field::HOST_GS_BASE, field::HOST_SYSENTER_CS];
+        let none = [field::ENTRY_INFO, field::TSC_OFFSET, field::DEBUGCTL, field::PENDING_DEBUG, field::EPT_POINTER];
+        let host = [field::RSP, field::HOST_FS_BASE, field::HOST_GS_BASE, field::HOST_SYSENTER_CS];
         let sysenter = [field::HOST_SYSENTER_ESP, field::HOST_SYSENTER_EIP];
         let zero = unused.iter().chain(&none).chain(&host).chain(&sysenter).chain(&field::HOST_DATA);
         zero.for_each(|&field| vmcs.write(field, 0));
@@ -222,20 +208,6 @@ impl Vmx {
             vmcs.write(field, value);
         }
         transfer::load(self, vmcs, Mtd::all(), &RESET);
-        self.write_spaces(vmcs);
-    }
-
-    fn write_spaces(&self, vmcs: Current) {
-        let spaces = &self.spaces;
-        vmcs.write(field::EPT_POINTER, self.ept_pointer());
-        vmcs.write(field::IO_BITMAP_A, spaces.io_bitmap);
-        vmcs.write(field::IO_BITMAP_B, spaces.io_bitmap + 0x1000);
-        vmcs.write(field::MSR_BITMAP, spaces.msr_bitmap);
-    }
-
-    /// The EPT pointer, or 0, with which no entry succeeds, before there is a guest space.
-    const fn ept_pointer(&self) -> u64 {
-        if self.spaces.nested_root == 0 { 0 } else { self.spaces.nested_root | spec::EPT_POINTER_ATTRIBUTES }
     }
 
     /// Sets the primary controls if they differ.
@@ -269,17 +241,11 @@ impl Vmx {
         }
     }
 
-    /// Takes the slow state out of the registers.
+    /// Takes the state that host programs do not see out of the registers.
     fn park_slow(&mut self) {
-        if core::mem::take(&mut self.slow_live) {
-            // SAFETY: long mode has the first; the other is read only where it exists.
-            unsafe {
-                self.slow.kernel_gs_base = rdmsr(KERNEL_GS_BASE);
-                if self.cpu.has_tsc_aux {
-                    self.slow.tsc_aux = rdmsr(TSC_AUX);
-                }
-            }
-            self.slow.debug = register::debug_registers();
+        if self.slow.leave() {
+            // SAFETY: every CPU with long mode has it.
+            self.kernel_gs_base = unsafe { rdmsr(KERNEL_GS_BASE) };
         }
     }
 
@@ -290,15 +256,9 @@ impl Vmx {
             unsafe { self.fast.write() };
             register::set_cr2(self.fast.cr2);
         }
-        if !core::mem::replace(&mut self.slow_live, true) {
+        if self.slow.enter() {
             // SAFETY: as above; the kernel does not use SWAPGS.
-            unsafe {
-                wrmsr(KERNEL_GS_BASE, self.slow.kernel_gs_base);
-                if self.cpu.has_tsc_aux {
-                    wrmsr(TSC_AUX, self.slow.tsc_aux);
-                }
-            }
-            register::set_debug_registers(self.slow.debug);
+            unsafe { wrmsr(KERNEL_GS_BASE, self.kernel_gs_base) };
         }
     }
 
@@ -346,8 +306,7 @@ impl Vmx {
         if number == vector::DEBUG {
             // The exit left DR6 and DR7 as they were; delivery would have changed them (vol. 3C, 28.1).
             const CONDITIONS: u64 = 0x600f;
-            let dr6 = register::debug_registers()[4];
-            register::set_dr6(dr6 & !0xf | vmcs.read(field::QUALIFICATION) & CONDITIONS);
+            register::set_dr6(register::dr6() & !0xf | vmcs.read(field::QUALIFICATION) & CONDITIONS);
             vmcs.write(field::DR7, vmcs.read(field::DR7) & !(1 << 13));
         }
         self.queue(vmcs, info, field::EXIT_ERROR);
@@ -441,9 +400,12 @@ impl VirtualCpu for Vmx {
 
     fn assign(&mut self, spaces: &Spaces) {
         let vmcs = self.current();
-        self.spaces = *spaces;
+        self.ept_pointer = spaces.nested_root | spec::EPT_POINTER_ATTRIBUTES;
         self.stale = true;
-        self.write_spaces(vmcs);
+        vmcs.write(field::EPT_POINTER, self.ept_pointer);
+        vmcs.write(field::IO_BITMAP_A, spaces.io_bitmap);
+        vmcs.write(field::IO_BITMAP_B, spaces.io_bitmap + 0x1000);
+        vmcs.write(field::MSR_BITMAP, spaces.msr_bitmap);
     }
 
     fn flush(&mut self) {
@@ -452,9 +414,6 @@ impl VirtualCpu for Vmx {
 
     fn set_host_cr3(&mut self, cr3: u64) {
         self.host_cr3 = cr3;
-        if self.initialized {
-            self.current().write(field::HOST_CR3, cr3);
-        }
     }
 
     fn xcr0(&self) -> u64 {
@@ -465,15 +424,11 @@ impl VirtualCpu for Vmx {
         self.park_fast();
     }
 
-    fn save_foreign(&mut self) {
-        self.park_fast();
-        self.park_slow();
-    }
-
     fn release(&mut self) {
         if self.initialized {
             self.current();
-            self.save_foreign();
+            self.park_fast();
+            self.park_slow();
             self.cpu.current.set(core::ptr::null_mut());
             self.initialized = false;
             self.launched = false;
@@ -492,12 +447,16 @@ impl VirtualCpu for Vmx {
             let ticks = deadline.saturating_sub(crate::cpu::now()) >> shift;
             vmcs.write(field::TIMER, ticks.min(u64::from(u32::MAX)));
         }
-        if self.cpu.has_vpid && !self.cpu.tags.get().is_current(self.tag) {
-            self.tag = self.cpu.allocate_tag();
+        if self.cpu.has_vpid
+            && let Some(flush_all) = self.cpu.tags.renew(&mut self.tag)
+        {
+            if flush_all {
+                vmcs::invvpid_all();
+            }
             vmcs.write32(field::VPID, self.tag.number);
         }
-        if core::mem::take(&mut self.stale) && self.spaces.nested_root != 0 {
-            vmcs::invept(self.ept_pointer());
+        if core::mem::take(&mut self.stale) {
+            vmcs::invept(self.ept_pointer);
         }
         self.load_live();
         // SAFETY: the caller's promise; the VMCS is complete.

@@ -4,7 +4,7 @@
 use super::spec::{self, CONTROLS, Controls, PIN, PRIMARY, SECONDARY, ept, msr, pin, primary, secondary};
 use super::{Fast, Vmx, vmcs};
 use crate::registers::{self, rdmsr, wrmsr};
-use crate::vcpu::register::{self, CR4_VMXE, cpuid};
+use crate::vcpu::register::{CR4_VMXE, cpuid};
 use crate::vcpu::{PhysPage, Tags, Unavailable};
 use core::cell::Cell;
 use kernel_core::virt::{vmx_adjust, vmx_usable};
@@ -21,14 +21,11 @@ pub struct Processor {
     /// Bits of CR0 and CR4 that must be set, and bits that may.
     pub(super) cr0: (u64, u64),
     pub(super) cr4: (u64, u64),
-    pub(super) has_tsc_aux: bool,
     pub(super) has_vpid: bool,
     has_page_1g: bool,
-    /// Components that XCR0 of a guest can have.
-    pub(super) xcr0: u64,
     pub(super) host: Fast,
     pub(super) gdtr: DescriptorTablePointer,
-    pub(super) tags: Cell<Tags>,
+    pub(super) tags: Tags,
     /// The vCPU whose VMCS is current.
     pub(super) current: Cell<*mut Vmx>,
 }
@@ -95,13 +92,11 @@ impl Processor {
             timer_shift: has_timer.then(|| read(msr::MISC) as u32 & 31),
             cr0,
             cr4,
-            has_tsc_aux: register::has_tsc_aux(),
             has_vpid,
             has_page_1g: capabilities & ept::PAGE_1G != 0,
-            xcr0: register::xcr0(),
             host: Fast::read(),
             gdtr: tables::sgdt(),
-            tags: Cell::new(Tags::new(1 << 16)),
+            tags: Tags::new(1 << 16),
             current: Cell::new(core::ptr::null_mut()),
         })
     }
@@ -109,16 +104,5 @@ impl Processor {
     /// See [`crate::vcpu::Processor::max_leaf_level`].
     pub fn max_leaf_level(&self) -> u8 {
         if self.has_page_1g { 2 } else { 1 }
-    }
-
-    /// A tag for a vCPU that has none or an old one.
-    pub(super) fn allocate_tag(&self) -> crate::vcpu::Tag {
-        let mut tags = self.tags.get();
-        let (tag, exhausted) = tags.allocate();
-        self.tags.set(tags);
-        if exhausted {
-            vmcs::invvpid_all();
-        }
-        tag
     }
 }

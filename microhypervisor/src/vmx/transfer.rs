@@ -121,8 +121,8 @@ pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
     }
     if mtd.intersects(Mtd::KERNEL_GS.union(Mtd::TSC)) {
         vcpu.park_slow();
-        utcb.kernel_gs_base = vcpu.slow.kernel_gs_base;
-        utcb.tsc_aux = vcpu.slow.tsc_aux;
+        utcb.kernel_gs_base = vcpu.kernel_gs_base;
+        utcb.tsc_aux = vcpu.slow.tsc_aux();
     }
     if mtd.contains(Mtd::EFER) {
         utcb.efer = vmcs.read(field::EFER);
@@ -168,11 +168,11 @@ pub fn load(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &Architectural) {
     }
     if mtd.contains(Mtd::KERNEL_GS) {
         vcpu.park_slow();
-        vcpu.slow.kernel_gs_base = canonical(utcb.kernel_gs_base);
+        vcpu.kernel_gs_base = canonical(utcb.kernel_gs_base);
     }
     if mtd.contains(Mtd::TSC) {
         vcpu.park_slow();
-        vcpu.slow.tsc_aux = utcb.tsc_aux & 0xffff_ffff;
+        vcpu.slow.set_tsc_aux(utcb.tsc_aux);
     }
     if mtd.intersects(Mtd::EFER.union(Mtd::CR)) {
         let efer = if mtd.contains(Mtd::EFER) { utcb.efer } else { vmcs.read(field::EFER) };
@@ -182,7 +182,7 @@ pub fn load(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &Architectural) {
         vmcs.write32(field::ENTRY_CONTROLS, controls | if efer & EFER_LMA != 0 { entry::IA32E } else { 0 });
     }
     if mtd.contains(Mtd::XSAVE)
-        && let Some(value) = legal_xcr0(utcb.xcr0, vcpu.cpu.xcr0)
+        && let Some(value) = legal_xcr0(utcb.xcr0)
     {
         vcpu.xcr0 = value;
     }

@@ -1,3 +1,36 @@
 //! The virtual-machine monitor: one process per virtual machine.
-#![no_std]
-#![no_main]
+//!
+//! What a machine is and does lives in the crate `machine`; this program joins it to the kernel: spaces, the vCPU and
+//! its event portals ([`monitor`]), guest memory ([`memory`]), the threads for time and input ([`threads`]), the
+//! rings to console and exec channel ([`output`]).
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+mod ending;
+#[cfg(target_os = "none")]
+mod image;
+#[cfg(target_os = "none")]
+mod memory;
+#[cfg(target_os = "none")]
+mod monitor;
+#[cfg(target_os = "none")]
+mod output;
+#[cfg(target_os = "none")]
+mod start;
+#[cfg(target_os = "none")]
+mod threads;
+
+#[cfg(target_os = "none")]
+runtime::main!(main);
+
+#[cfg(target_os = "none")]
+fn main() {
+    start::run();
+}
+
+/// The program exists only for the freestanding target.
+#[cfg(not(target_os = "none"))]
+fn main() {}

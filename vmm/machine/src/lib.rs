@@ -3,6 +3,7 @@
 
 extern crate alloc;
 
+pub mod acpi;
 pub mod board;
 pub mod bus;
 pub mod byte_queue;

@@ -57,7 +57,6 @@ pub const INITIAL: Mtd = EVERYTHING
     .union(Mtd::KERNEL_GS)
     .union(Mtd::TSC)
     .union(Mtd::DR)
-    .union(Mtd::CTRL)
     .union(Mtd::TLB);
 
 /// RFLAGS.IF.
@@ -151,6 +150,11 @@ impl Vcpu {
     /// The STC value at which the vCPU must be interrupted; `u64::MAX` for never.
     pub fn deadline(&self) -> u64 {
         self.deadline
+    }
+
+    /// Input came for a device: the next exit looks for interrupts.
+    pub fn touch(&mut self) {
+        self.touched = true;
     }
 
     /// A milestone that the guest marked since the last call.

@@ -62,6 +62,19 @@ impl Vcpu {
         Next::Resume(reply | self.deliver(Readiness::Closed, state))
     }
 
+    /// Output was taken from a device after the exit was handled, which may have raised an interrupt: adds what it needs
+    /// to `reply`.
+    pub fn recheck(&mut self, state: &mut Architectural, reply: Mtd, now: u64) -> Mtd {
+        self.refresh_deadline(now);
+        if self.window_requested || self.board.pending_interrupt().is_none() {
+            return reply;
+        }
+        self.window_requested = true;
+        let info = if reply.contains(Mtd::INJ) { state.interruption_info } else { 0 };
+        state.interruption_info = info | INTERRUPT_WINDOW;
+        reply | Mtd::INJ
+    }
+
     /// HLT. Needs RFLAGS, STA, CR and what [`Vcpu::skip`] needs.
     pub(super) fn halt(&mut self, have: Mtd, state: &mut Architectural, memory: &impl GuestMemory, now: u64) -> Next {
         self.skip(guest::HLT, have, state, memory);

@@ -1,0 +1,82 @@
+//! The guest's RAM in this program's address space.
+//!
+//! Unsafe: raw copies to and from memory that the guest changes at any time. They are string instructions, opaque to
+//! the compiler, and no Rust reference to the memory ever exists.
+#![allow(unsafe_code)]
+
+use core::arch::asm;
+
+use machine::memory::{GuestMemory, Ram};
+use runtime::manifest::Range;
+
+/// The region `guest-ram`.
+#[derive(Clone, Copy, Debug)]
+pub struct HostMemory {
+    base: u64,
+    ram: Ram,
+}
+
+impl HostMemory {
+    /// The RAM that the root task mapped at `range`, writable and for ever.
+    pub fn new(range: Range) -> Self {
+        Self { base: range.address, ram: Ram::new(range.length) }
+    }
+
+    /// Host-virtual address of the RAM.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// The address of `length` bytes at `offset`, or null when they are not all inside.
+    fn pointer(&self, offset: u64, length: usize) -> *mut u8 {
+        match offset.checked_add(length as u64) {
+            Some(end) if end <= self.ram.size() => (self.base + offset) as *mut u8,
+            _ => core::ptr::null_mut(),
+        }
+    }
+}
+
+impl GuestMemory for HostMemory {
+    fn ram(&self) -> Ram {
+        self.ram
+    }
+
+    fn load(&self, offset: u64, bytes: &mut [u8]) {
+        let from = self.pointer(offset, bytes.len());
+        if !from.is_null() {
+            // SAFETY: `from` lies in the mapped RAM, `bytes` is this program's own.
+            unsafe { copy(from, bytes.as_mut_ptr(), bytes.len()) };
+        }
+    }
+
+    fn store(&self, offset: u64, bytes: &[u8]) {
+        let to = self.pointer(offset, bytes.len());
+        if !to.is_null() {
+            // SAFETY: `to` lies in the mapped RAM, `bytes` is this program's own.
+            unsafe { copy(bytes.as_ptr(), to, bytes.len()) };
+        }
+    }
+}
+
+/// # Safety
+/// `from` must be readable and `to` writable for `length` bytes, and they must not overlap.
+unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
+    if length == 8 && (from as usize | to as usize) & 7 == 0 {
+        // SAFETY: the caller's promise; both are aligned.
+        unsafe { to.cast::<u64>().write_volatile(from.cast::<u64>().read_volatile()) };
+        return;
+    }
+    // SAFETY: the caller's promise; the direction flag is clear, as the ABI says.
+    unsafe {
+        asm!(
+            "rep movsq",
+            "mov ecx, {tail:e}",
+            "rep movsb",
+            tail = in(reg) length & 7,
+            inout("rcx") length / 8 => _,
+            inout("rsi") from => _,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}

@@ -19,6 +19,8 @@ const POLL_IDLE: u64 = 10;
 const POLL_SENDING: u64 = 1;
 /// Milliseconds after which an interrupt that should have come is not waited for any longer.
 const PATIENCE: u64 = 50;
+/// Waits after which a UART without interrupts is believed to have none.
+const PROBES: u32 = 20;
 /// Received bytes kept while the reader's ring is full.
 const HELD: usize = 256;
 
@@ -132,13 +134,17 @@ fn listen(manifest: &'static Manifest, work: Semaphore) {
 
 impl Driver {
     fn serve(&mut self, work: Semaphore) -> ! {
+        let mut probes = PROBES;
         loop {
             self.look();
             let reading = self.receive();
-            let sending = self.send();
+            let works = INTERRUPTED.load(Ordering::Relaxed);
+            // At first, the interrupt of the empty transmitter tells whether interrupts work at all.
+            let probing = !works && probes != 0;
+            probes -= probing as u32;
+            let sending = self.send() || probing;
             if self.idle(sending) {
                 self.uart.listen(reading, sending);
-                let works = INTERRUPTED.load(Ordering::Relaxed);
                 let wait = match (sending, works) {
                     (true, true) => PATIENCE,
                     (true, false) => POLL_SENDING,

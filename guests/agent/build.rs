@@ -1,4 +1,4 @@
-//! Links the agent by its own script.
+//! Links the agent as a static Linux program.
 
 fn main() {
     let dir = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();

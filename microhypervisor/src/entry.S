@@ -5,22 +5,15 @@
 .section .text, "ax", @progbits
 
 .macro save_registers                   # RSP = EC + 128 -> EC
-    push %r15
-    push %r14
-    push %r13
-    push %r12
-    push %r11
-    push %r10
-    push %r9
-    push %r8
-    push %rdi
-    push %rsi
-    push %rbp
-    push %rsp
-    push %rbx
-    push %rdx
-    push %rcx
-    push %rax
+    .irp register, r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rsp, rbx, rdx, rcx, rax
+    push %\register
+    .endr
+.endm
+
+.macro restore_registers                # RSP = EC -> EC + 128
+    .irp register, rax, rcx, rdx, rbx, rbp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15
+    pop %\register                      # the slot of RSP is overwritten by RBP's
+    .endr
 .endm
 
 # Interrupt stubs: 16 bytes each. Vectors without an error code push a zero.
@@ -76,15 +69,9 @@ interrupt_common:
     ud2
 
     # From the kernel: idle, or the window in which it takes pending interrupts. Anything else is a kernel fault.
-1:  push %rax
-    push %rcx
-    push %rdx
-    push %rsi
-    push %rdi
-    push %r8
-    push %r9
-    push %r10
-    push %r11
+1:  .irp register, rax, rcx, rdx, rsi, rdi, r8, r9, r10, r11
+    push %\register
+    .endr
     cld
     lea 72(%rsp), %rdi
     mov %rsp, %rax
@@ -94,15 +81,9 @@ interrupt_common:
     call {kernel_interrupt}
     mov %rbp, %rsp
     pop %rbp
-    pop %r11
-    pop %r10
-    pop %r9
-    pop %r8
-    pop %rdi
-    pop %rsi
-    pop %rdx
-    pop %rcx
-    pop %rax
+    .irp register, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax
+    pop %\register
+    .endr
     add $16, %rsp
     iretq
 
@@ -114,43 +95,13 @@ syscall_entry:
     mov {block} + {current}, %rsp       # the current EC
     mov %r11, 176(%rsp)
     mov %rcx, 152(%rsp)
-    mov %rax, 0(%rsp)
-    mov %rdx, 16(%rsp)
-    mov %rbx, 24(%rsp)
-    mov %rbp, 40(%rsp)
-    mov %rsi, 48(%rsp)
-    mov %rdi, 56(%rsp)
-    mov %r8, 64(%rsp)
-    mov %r9, 72(%rsp)
-    mov %r10, 80(%rsp)
-    mov %r12, 96(%rsp)
-    mov %r13, 104(%rsp)
-    mov %r14, 112(%rsp)
-    mov %r15, 120(%rsp)
+    lea 128(%rsp), %rsp
+    save_registers
     mov %rsp, %rdi
     mov 128(%rsp), %rsp
     xor %ebp, %ebp
     call {hypercall}
     ud2
-
-.macro restore_registers                # RSP = EC -> EC + 128
-    pop %rax
-    pop %rcx
-    pop %rdx
-    pop %rbx
-    add $8, %rsp
-    pop %rbp
-    pop %rsi
-    pop %rdi
-    pop %r8
-    pop %r9
-    pop %r10
-    pop %r11
-    pop %r12
-    pop %r13
-    pop %r14
-    pop %r15
-.endm
 
 # Back to user mode after a hypercall: RDI = EC.
 .balign 16

@@ -10,6 +10,9 @@
 //! in user mode the kernel calls [`VirtualCpu::restore_host`] of the vCPU that ran last. Everything else that must be
 //! switched between vCPUs (VMCS, tags, debug registers) the implementations switch themselves.
 //!
+//! What they rely on: kernel and programs leave FS and GS bases zero; the handler of vector 2 returns to the kernel;
+//! the kernel never uses breakpoints, SWAPGS or SYSENTER; XCR0 and FPU state are switched by [`crate::fpu`].
+//!
 //! Events are numbered and qualified as on VMX (see [`abi::event`]). For the event EXCEPTION the second qualification
 //! is the interruption information of the exception in the encoding of NOVA 8.7.3.2, the third its error code.
 //! Execution controls that a VMM may set are the bits [`RDTSC_EXITING`], [`INVLPG_EXITING`], [`MOV_DR_EXITING`] and
@@ -341,6 +344,49 @@ impl Tags {
         *tag = Tag { generation: self.generation.get(), number: self.next.get() };
         self.next.set(tag.number + 1);
         Some(exhausted)
+    }
+}
+
+/// What a vCPU of either vendor has.
+pub struct Common {
+    /// Exceptions that the VMM intercepts.
+    pub exceptions: u32,
+    /// XCR0, always legal to load.
+    pub xcr0: u64,
+    /// State that is switched by software when another vCPU is used.
+    pub foreign: register::Foreign,
+    /// Tag of its TLB entries.
+    pub tag: Tag,
+}
+
+impl Common {
+    /// The state after reset.
+    pub fn new() -> Self {
+        Self { exceptions: 0, xcr0: 1, foreign: register::Foreign::new(), tag: Tag::default() }
+    }
+
+    /// See [`VirtualCpu::save`].
+    pub fn save(&mut self, mtd: Mtd, utcb: &mut Architectural) {
+        if mtd.contains(Mtd::XSAVE) {
+            utcb.xcr0 = self.xcr0;
+            utcb.xss = 0;
+        }
+        if mtd.contains(Mtd::TSC) {
+            utcb.tsc_aux = self.foreign.tsc_aux();
+        }
+    }
+
+    /// See [`VirtualCpu::load`].
+    pub fn load(&mut self, mtd: Mtd, utcb: &Architectural) {
+        if mtd.contains(Mtd::XSAVE) {
+            self.xcr0 = legal_xcr0(utcb.xcr0).unwrap_or(self.xcr0);
+        }
+        if mtd.contains(Mtd::TSC) {
+            self.foreign.set_tsc_aux(utcb.tsc_aux);
+        }
+        if mtd.contains(Mtd::TLB) {
+            self.tag = Tag::default();
+        }
     }
 }
 

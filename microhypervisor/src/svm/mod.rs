@@ -10,9 +10,10 @@ mod transfer;
 mod vmcb;
 
 use crate::registers::{EFER, rdmsr, wrmsr};
-use crate::vcpu::register::{EFER_SVME, Foreign, cpuid};
+use crate::vcpu::register::{EFER_SVME, cpuid};
 use crate::vcpu::{
-    Exit, Gprs, HOT, KERNEL_EXCEPTIONS, PhysPage, RESET, Spaces, Tag, Tags, Unavailable, VcpuPages, VirtualCpu, vector,
+    Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, PhysPage, RESET, Spaces, Tag, Tags, Unavailable, VcpuPages, VirtualCpu,
+    vector,
 };
 use abi::Mtd;
 use abi::event::guest;
@@ -83,12 +84,8 @@ pub struct Svm {
     instruction_length: u32,
     /// Windows that the VMM waits for, as in interruption information.
     windows: u32,
-    /// Exceptions that the VMM intercepts.
-    exceptions: u32,
-    xcr0: u64,
-    tag: Tag,
-    /// Without DR6, which the control block has.
-    foreign: Foreign,
+    /// Of the foreign state DR6 is in the control block instead.
+    common: Common,
 }
 
 impl Svm {
@@ -100,10 +97,7 @@ impl Svm {
             qualification: [0; 3],
             instruction_length: 0,
             windows: 0,
-            exceptions: 0,
-            xcr0: 1,
-            tag: Tag::default(),
-            foreign: Foreign::new(),
+            common: Common::new(),
         };
         let vmcb = vcpu.vmcb();
         vmcb.first_intercepts = spec::FIRST_INTERCEPTS;
@@ -129,7 +123,7 @@ impl Svm {
         if previous != this {
             // SAFETY: a vCPU in `current` stays where it is until its release, which takes it from there.
             if let Some(previous) = unsafe { previous.as_mut() } {
-                previous.foreign.leave();
+                previous.common.foreign.leave();
             }
         }
     }
@@ -171,7 +165,7 @@ impl Svm {
         let bit = 1u32 << (number & 31);
         let error = if WITH_ERROR & bit != 0 { injection::ERROR_CODE } else { 0 };
         let event = injection::VALID | injection::TYPE_EXCEPTION | error | u32::from(number);
-        if self.exceptions & bit == 0 && KERNEL_EXCEPTIONS & bit != 0 {
+        if self.common.exceptions & bit == 0 && KERNEL_EXCEPTIONS & bit != 0 {
             let code = if error != 0 { info[0] << 32 } else { 0 };
             self.vmcb().injection = u64::from(event) | code;
             return Exit::Resume;
@@ -286,7 +280,7 @@ impl VirtualCpu for Svm {
     }
 
     fn assign(&mut self, spaces: &Spaces) {
-        self.tag = Tag::default();
+        self.common.tag = Tag::default();
         let vmcb = self.vmcb();
         vmcb.nested_cr3 = spaces.nested_root;
         vmcb.io_bitmap = spaces.io_bitmap;
@@ -294,13 +288,13 @@ impl VirtualCpu for Svm {
     }
 
     fn flush(&mut self) {
-        self.tag = Tag::default();
+        self.common.tag = Tag::default();
     }
 
     fn set_host_cr3(&mut self, _: u64) {}
 
     fn xcr0(&self) -> u64 {
-        self.xcr0
+        self.common.xcr0
     }
 
     fn restore_host(&mut self) {}
@@ -313,9 +307,9 @@ impl VirtualCpu for Svm {
 
     unsafe fn enter(&mut self, gprs: *mut Gprs, _deadline: u64) -> ! {
         self.make_current();
-        self.foreign.enter();
-        let flush_all = self.cpu.tags.renew(&mut self.tag).unwrap_or(false);
-        let (asid, control, host) = (self.tag.number, self.control.pa, self.cpu.host);
+        self.common.foreign.enter();
+        let flush_all = self.cpu.tags.renew(&mut self.common.tag).unwrap_or(false);
+        let (asid, control, host) = (self.common.tag.number, self.control.pa, self.cpu.host);
         let vmcb = self.vmcb();
         vmcb.tlb_control = if flush_all { spec::FLUSH_ALL } else { 0 };
         // Without a guest space ASID 0 keeps the guest from being entered.

@@ -4,8 +4,7 @@ use super::Svm;
 use super::spec::{INFO_VALID, Vmcb, first, second, virtual_interrupt};
 use crate::vcpu::register::EFER_SVME;
 use crate::vcpu::{
-    INVLPG_EXITING, KERNEL_EXCEPTIONS, MOV_DR_EXITING, PAUSE_EXITING, RDTSC_EXITING, Tag, canonical, consistent_efer,
-    legal_xcr0, vector,
+    INVLPG_EXITING, KERNEL_EXCEPTIONS, MOV_DR_EXITING, PAUSE_EXITING, RDTSC_EXITING, canonical, consistent_efer, vector,
 };
 use abi::Mtd;
 use abi::mtd::injection;
@@ -104,14 +103,7 @@ pub fn save(vcpu: &mut Svm, mtd: Mtd, utcb: &mut Architectural) {
     if mtd.contains(Mtd::EFER) {
         utcb.efer = vmcb.efer & !EFER_SVME;
     }
-    if mtd.contains(Mtd::TSC) {
-        vcpu.foreign.leave();
-        utcb.tsc_aux = vcpu.foreign.tsc_aux();
-    }
-    if mtd.contains(Mtd::XSAVE) {
-        utcb.xcr0 = vcpu.xcr0;
-        utcb.xss = 0;
-    }
+    vcpu.common.save(mtd, utcb);
 }
 
 /// Everything that `mtd` names: `utcb` -> vCPU, but for general registers and RIP.
@@ -141,18 +133,7 @@ pub fn load(vcpu: &mut Svm, mtd: Mtd, utcb: &Architectural) {
     if mtd.contains(Mtd::CTRL) {
         control(vcpu, utcb);
     }
-    if mtd.contains(Mtd::TSC) {
-        vcpu.foreign.leave();
-        vcpu.foreign.set_tsc_aux(utcb.tsc_aux);
-    }
-    if mtd.contains(Mtd::XSAVE)
-        && let Some(value) = legal_xcr0(utcb.xcr0)
-    {
-        vcpu.xcr0 = value;
-    }
-    if mtd.contains(Mtd::TLB) {
-        vcpu.tag = Tag::default();
-    }
+    vcpu.common.load(mtd, utcb);
 }
 
 /// Interruption information -> event injection (AMD APM vol. 2, 15.20): software exceptions are of the type exception.
@@ -182,7 +163,7 @@ fn control(vcpu: &mut Svm, utcb: &Architectural) {
     vmcb.cr_intercepts =
         u32::from(utcb.cr0_intercepts != 0) << CR_WRITES | u32::from(utcb.cr4_intercepts != 0) << (CR_WRITES + 4);
     vmcb.exception_intercepts = utcb.exception_intercepts | KERNEL_EXCEPTIONS;
-    vcpu.exceptions = utcb.exception_intercepts;
+    vcpu.common.exceptions = utcb.exception_intercepts;
 }
 
 /// Whether an interrupted delivery is done again by running its instruction again rather than by injection: INT n,

@@ -114,20 +114,24 @@ impl Foreign {
         if !self.live {
             return false;
         }
-        self.live = false;
         self.debug = [Dr0::read(), Dr1::read(), Dr2::read(), Dr3::read(), dr6()];
-        // SAFETY: the CPU has it.
-        self.tsc_aux = self.tsc_aux.map(|_| unsafe { rdmsr(TSC_AUX) });
+        self.tsc_aux = self.tsc_aux.map(|_| self.tsc_aux());
+        self.live = false;
         true
     }
 
-    /// TSC_AUX, while the values are not in the registers.
+    /// TSC_AUX; 0 if the CPU has none.
     pub fn tsc_aux(&self) -> u64 {
-        self.tsc_aux.unwrap_or(0)
+        match self.tsc_aux {
+            // SAFETY: the CPU has it.
+            Some(_) if self.live => unsafe { rdmsr(TSC_AUX) },
+            value => value.unwrap_or(0),
+        }
     }
 
-    /// Sets TSC_AUX, while the values are not in the registers.
+    /// Sets TSC_AUX, if the CPU has it.
     pub fn set_tsc_aux(&mut self, value: u64) {
+        self.leave();
         self.tsc_aux = self.tsc_aux.map(|_| value & 0xffff_ffff);
     }
 }

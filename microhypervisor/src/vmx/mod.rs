@@ -1,8 +1,8 @@
 //! Intel VMX with EPT, unrestricted guests and VPID (Intel SDM vol. 3C, chapters 24 to 28).
 //!
 //! A VMCS is current from its vCPU's first use until another vCPU of the CPU is used. What the VMCS does not switch
-//! is switched by software, as late as possible: [`Fast`] state when host programs run, [`Foreign`] state when another
-//! vCPU is used.
+//! is switched by software, as late as possible: "fast" state (SYSCALL, CR2) when host programs run, "slow" state (the
+//! rest) when another vCPU is used.
 #![allow(unsafe_code)] // MSRs, the current VMCS, the virtual-APIC page, and the vCPU whose state is in the registers.
 
 pub mod bitmap;
@@ -12,8 +12,8 @@ mod transfer;
 mod vmcs;
 
 use crate::registers::{self, CR0_TS, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
-use crate::vcpu::register::{self, CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_MCE, CR4_VMXE, Foreign, KERNEL_GS_BASE};
-use crate::vcpu::{Exit, Gprs, HOT, KERNEL_EXCEPTIONS, RESET, Spaces, Tag, VcpuPages, VirtualCpu, vector};
+use crate::vcpu::register::{self, CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_MCE, CR4_VMXE, KERNEL_GS_BASE};
+use crate::vcpu::{Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, RESET, Spaces, VcpuPages, VirtualCpu, vector};
 use abi::Mtd;
 use abi::event::guest;
 use abi::mtd::injection;
@@ -35,30 +35,21 @@ const BLOCKED_BY_NMI: u32 = 1 << 3;
 /// Qualification of an EPT violation: an IRET that unblocked NMIs caused it.
 const NMI_UNBLOCKED: u64 = 1 << 12;
 
-/// The MSRs that the host needs for SYSCALL, and CR2: the guest's while it is live.
-#[derive(Clone, Copy, Default)]
-struct Fast {
-    star: u64,
-    lstar: u64,
-    fmask: u64,
-    cr2: u64,
+/// STAR, LSTAR, FMASK: the host's and the guests' SYSCALL.
+type Syscall = [u64; 3];
+const SYSCALL: [u32; 3] = [STAR, LSTAR, FMASK];
+
+fn syscall() -> Syscall {
+    // SAFETY: every CPU with long mode has them.
+    SYSCALL.map(|msr| unsafe { rdmsr(msr) })
 }
 
-impl Fast {
-    fn read() -> Self {
-        // SAFETY: every CPU with long mode has them.
-        unsafe { Self { star: rdmsr(STAR), lstar: rdmsr(LSTAR), fmask: rdmsr(FMASK), cr2: registers::cr2() } }
-    }
-
-    /// # Safety
-    /// The values are legal, and the host's before a host program runs.
-    unsafe fn write(&self) {
+/// # Safety
+/// The values are legal, and the host's before a host program runs.
+unsafe fn set_syscall(values: &Syscall) {
+    for (msr, &value) in SYSCALL.into_iter().zip(values) {
         // SAFETY: the caller's promise.
-        unsafe {
-            wrmsr(STAR, self.star);
-            wrmsr(LSTAR, self.lstar);
-            wrmsr(FMASK, self.fmask);
-        }
+        unsafe { wrmsr(msr, value) };
     }
 }
 
@@ -102,21 +93,18 @@ pub struct Vmx {
     event: u16,
     /// Primary controls as in the VMCS.
     primary: u32,
-    /// Exceptions that the VMM intercepts.
-    exceptions: u32,
+    common: Common,
     cr0: ControlRegister,
     cr4: ControlRegister,
-    xcr0: u64,
     host_cr3: u64,
     gprs: *mut Gprs,
     /// 0, with which no entry succeeds, before there is a guest space.
     ept_pointer: u64,
-    tag: Tag,
     /// Translations of the guest space may be stale.
     stale: bool,
     fast_live: bool,
-    fast: Fast,
-    slow: Foreign,
+    syscall: Syscall,
+    cr2: u64,
     kernel_gs_base: u64,
 }
 
@@ -131,18 +119,16 @@ impl Vmx {
             launched: false,
             event: 0,
             primary: cpu.controls[PRIMARY],
-            exceptions: 0,
+            common: Common::new(),
             cr0: ControlRegister::new(cpu.cr0.0 & !free, CR0_CD | CR0_NW, cpu.cr0.1),
             cr4: ControlRegister::new(cpu.cr4.0 | CR4_VMXE | CR4_MCE, 0, cpu.cr4.1),
-            xcr0: 1,
             host_cr3: 0,
             gprs: core::ptr::null_mut(),
             ept_pointer: 0,
-            tag: Tag::default(),
             stale: false,
             fast_live: false,
-            fast: Fast::default(),
-            slow: Foreign::new(),
+            syscall: [0; 3],
+            cr2: 0,
             kernel_gs_base: 0,
         }
     }
@@ -231,11 +217,12 @@ impl Vmx {
     /// Takes the fast state out of the registers.
     fn park_fast(&mut self) {
         if core::mem::take(&mut self.fast_live) {
-            self.fast = Fast::read();
+            self.syscall = syscall();
+            self.cr2 = registers::cr2();
             // SAFETY: the values were there before the guest ran; the GDT is the one in use, with its proper limit,
             // without which a program could load what follows the table.
             unsafe {
-                self.cpu.host.write();
+                set_syscall(&self.cpu.host);
                 tables::lgdt(&self.cpu.gdtr);
             }
         }
@@ -243,7 +230,7 @@ impl Vmx {
 
     /// Takes the state that host programs do not see out of the registers.
     fn park_slow(&mut self) {
-        if self.slow.leave() {
+        if self.common.foreign.leave() {
             // SAFETY: every CPU with long mode has it.
             self.kernel_gs_base = unsafe { rdmsr(KERNEL_GS_BASE) };
         }
@@ -253,10 +240,10 @@ impl Vmx {
     fn load_live(&mut self) {
         if !core::mem::replace(&mut self.fast_live, true) {
             // SAFETY: legal values, from the hardware or made so; no host program runs before they are taken back.
-            unsafe { self.fast.write() };
-            register::set_cr2(self.fast.cr2);
+            unsafe { set_syscall(&self.syscall) };
+            register::set_cr2(self.cr2);
         }
-        if self.slow.enter() {
+        if self.common.foreign.enter() {
             // SAFETY: as above; the kernel does not use SWAPGS.
             unsafe { wrmsr(KERNEL_GS_BASE, self.kernel_gs_base) };
         }
@@ -300,7 +287,7 @@ impl Vmx {
             return Exit::MachineCheck;
         }
         let bit = 1 << (number & 31);
-        if self.exceptions & bit != 0 || KERNEL_EXCEPTIONS & bit == 0 {
+        if self.common.exceptions & bit != 0 || KERNEL_EXCEPTIONS & bit == 0 {
             return Exit::Event(guest::EXCEPTION);
         }
         if number == vector::DEBUG {
@@ -417,7 +404,7 @@ impl VirtualCpu for Vmx {
     }
 
     fn xcr0(&self) -> u64 {
-        self.xcr0
+        self.common.xcr0
     }
 
     fn restore_host(&mut self) {
@@ -448,12 +435,12 @@ impl VirtualCpu for Vmx {
             vmcs.write(field::TIMER, ticks.min(u64::from(u32::MAX)));
         }
         if self.cpu.has_vpid
-            && let Some(flush_all) = self.cpu.tags.renew(&mut self.tag)
+            && let Some(flush_all) = self.cpu.tags.renew(&mut self.common.tag)
         {
             if flush_all {
                 vmcs::invvpid_all();
             }
-            vmcs.write32(field::VPID, self.tag.number);
+            vmcs.write32(field::VPID, self.common.tag.number);
         }
         if core::mem::take(&mut self.stale) {
             vmcs::invept(self.ept_pointer);

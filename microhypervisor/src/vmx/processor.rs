@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // MSRs, control registers, VMXON.
 
 use super::spec::{self, CONTROLS, Controls, PIN, PRIMARY, SECONDARY, ept, msr, pin, primary, secondary};
-use super::{Fast, Vmx, vmcs};
+use super::{Syscall, Vmx, vmcs};
 use crate::registers::{self, rdmsr, wrmsr};
 use crate::vcpu::register::{CR4_VMXE, cpuid};
 use crate::vcpu::{PhysPage, Tags, Unavailable};
@@ -23,7 +23,8 @@ pub struct Processor {
     pub(super) cr4: (u64, u64),
     pub(super) has_vpid: bool,
     has_page_1g: bool,
-    pub(super) host: Fast,
+    /// The host's SYSCALL.
+    pub(super) host: Syscall,
     pub(super) gdtr: DescriptorTablePointer,
     pub(super) tags: Tags,
     /// The vCPU whose VMCS is current.
@@ -94,7 +95,7 @@ impl Processor {
             cr4,
             has_vpid,
             has_page_1g: capabilities & ept::PAGE_1G != 0,
-            host: Fast::read(),
+            host: super::syscall(),
             gdtr: tables::sgdt(),
             tags: Tags::new(1 << 16),
             current: Cell::new(core::ptr::null_mut()),

@@ -4,7 +4,7 @@ use super::Vmx;
 use super::spec::{INFO_EVENT, INFO_VALID, WINDOWS, entry, field, primary};
 use super::vmcs::Current;
 use crate::vcpu::register::EFER_LMA;
-use crate::vcpu::{KERNEL_EXCEPTIONS, Tag, VMM_CONTROLS, canonical, consistent_efer, legal_xcr0};
+use crate::vcpu::{KERNEL_EXCEPTIONS, VMM_CONTROLS, canonical, consistent_efer};
 use abi::Mtd;
 use abi::mtd::injection;
 use abi::utcb::{Architectural, DescriptorTable, Segment};
@@ -114,23 +114,17 @@ pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
     }
     if mtd.intersects(Mtd::CR.union(Mtd::SYSCALL)) {
         vcpu.park_fast();
-        utcb.cr2 = vcpu.fast.cr2;
-        utcb.star = vcpu.fast.star;
-        utcb.lstar = vcpu.fast.lstar;
-        utcb.fmask = vcpu.fast.fmask;
+        utcb.cr2 = vcpu.cr2;
+        [utcb.star, utcb.lstar, utcb.fmask] = vcpu.syscall;
     }
-    if mtd.intersects(Mtd::KERNEL_GS.union(Mtd::TSC)) {
+    if mtd.contains(Mtd::KERNEL_GS) {
         vcpu.park_slow();
         utcb.kernel_gs_base = vcpu.kernel_gs_base;
-        utcb.tsc_aux = vcpu.slow.tsc_aux();
     }
     if mtd.contains(Mtd::EFER) {
         utcb.efer = vmcs.read(field::EFER);
     }
-    if mtd.contains(Mtd::XSAVE) {
-        utcb.xcr0 = vcpu.xcr0;
-        utcb.xss = 0;
-    }
+    vcpu.common.save(mtd, utcb);
 }
 
 /// Everything that `mtd` names: `utcb` -> vCPU, but for general registers and RIP.
@@ -158,21 +152,17 @@ pub fn load(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &Architectural) {
         vmcs.write(field::CR4_SHADOW, utcb.cr4);
         vcpu.set_cr8(utcb.cr8);
         vcpu.park_fast();
-        vcpu.fast.cr2 = utcb.cr2;
+        vcpu.cr2 = utcb.cr2;
     }
     if mtd.contains(Mtd::SYSCALL) {
         vcpu.park_fast();
-        vcpu.fast.star = utcb.star;
-        vcpu.fast.lstar = canonical(utcb.lstar);
-        vcpu.fast.fmask = utcb.fmask & 0xffff_ffff;
+        vcpu.syscall = [utcb.star, canonical(utcb.lstar), utcb.fmask & 0xffff_ffff];
+    }
+    if mtd.intersects(Mtd::KERNEL_GS.union(Mtd::TSC)) {
+        vcpu.park_slow();
     }
     if mtd.contains(Mtd::KERNEL_GS) {
-        vcpu.park_slow();
         vcpu.kernel_gs_base = canonical(utcb.kernel_gs_base);
-    }
-    if mtd.contains(Mtd::TSC) {
-        vcpu.park_slow();
-        vcpu.slow.set_tsc_aux(utcb.tsc_aux);
     }
     if mtd.intersects(Mtd::EFER.union(Mtd::CR)) {
         let efer = if mtd.contains(Mtd::EFER) { utcb.efer } else { vmcs.read(field::EFER) };
@@ -181,14 +171,7 @@ pub fn load(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &Architectural) {
         let controls = vmcs.read32(field::ENTRY_CONTROLS) & !entry::IA32E;
         vmcs.write32(field::ENTRY_CONTROLS, controls | if efer & EFER_LMA != 0 { entry::IA32E } else { 0 });
     }
-    if mtd.contains(Mtd::XSAVE)
-        && let Some(value) = legal_xcr0(utcb.xcr0)
-    {
-        vcpu.xcr0 = value;
-    }
-    if mtd.contains(Mtd::TLB) {
-        vcpu.tag = Tag::default();
-    }
+    vcpu.common.load(mtd, utcb);
 }
 
 /// The event to inject, and the windows that the VMM waits for.
@@ -208,8 +191,8 @@ fn inject(vcpu: &mut Vmx, vmcs: Current, utcb: &Architectural) {
 /// What else exits. The second and third words of execution controls are the kernel's.
 fn control(vcpu: &mut Vmx, vmcs: Current, utcb: &Architectural) {
     vcpu.set_primary(vmcs, vcpu.primary & !VMM_CONTROLS | utcb.exec_controls_1 & VMM_CONTROLS);
-    vcpu.exceptions = utcb.exception_intercepts;
-    vmcs.write32(field::EXCEPTION_BITMAP, vcpu.exceptions | KERNEL_EXCEPTIONS);
+    vcpu.common.exceptions = utcb.exception_intercepts;
+    vmcs.write32(field::EXCEPTION_BITMAP, vcpu.common.exceptions | KERNEL_EXCEPTIONS);
     vmcs.write32(field::PAGE_FAULT_MASK, utcb.page_fault_mask);
     vmcs.write32(field::PAGE_FAULT_MATCH, utcb.page_fault_match);
     vcpu.cr0.shadow = vcpu.cr0.view(vmcs.read(field::CR0));

@@ -1,4 +1,4 @@
-//! Links the agent as a static Linux program.
+//! Links the agent by its own script.
 
 fn main() {
     let dir = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();

@@ -1,179 +1,178 @@
-//! System calls and the program's entry (x86-64 psABI; Linux `arch/x86/entry/syscalls/syscall_64.tbl`).
-//!
-//! Unsafe: system calls by the instruction; the entry reads the arguments that the kernel put on the stack.
-#![allow(unsafe_code)]
+//! The Linux system calls that the agent makes (x86-64 numbers; man-pages section 2).
+#![allow(unsafe_code)] // System calls take addresses.
 
-use core::arch::{asm, naked_asm};
-use core::ffi::CStr;
+use core::arch::asm;
+use core::ffi::{CStr, c_char};
+use core::fmt;
+use core::ptr;
 
-const READ: usize = 0;
-const WRITE: usize = 1;
-const CLOSE: usize = 3;
-const POLL: usize = 7;
-const PIPE: usize = 22;
-const DUP2: usize = 33;
-const FORK: usize = 57;
-const EXECVE: usize = 59;
-const EXIT: usize = 60;
-const WAIT4: usize = 61;
-const IOPL: usize = 172;
+/// A file descriptor.
+pub type Descriptor = i32;
+/// A process.
+pub type Process = i32;
 
-/// `poll`: there is something to read.
-pub const POLLIN: i16 = 1;
-/// Interrupted by a signal.
-pub const EINTR: isize = -4;
+/// Standard input.
+pub const STANDARD_INPUT: Descriptor = 0;
+/// Standard output.
+pub const STANDARD_OUTPUT: Descriptor = 1;
+/// Standard error.
+pub const STANDARD_ERROR: Descriptor = 2;
 
-/// One entry for `poll`.
+/// `O_CLOEXEC`.
+const CLOSE_ON_EXEC: usize = 0o2000000;
+
+/// `POLLIN`.
+pub const READABLE: i16 = 1;
+
+/// An error of a system call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// A signal came before anything happened.
+    pub const INTERRUPTED: Self = Self(4);
+    /// Nothing there now.
+    pub const AGAIN: Self = Self(11);
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self.0 {
+            1 => formatter.write_str("operation not permitted"),
+            2 => formatter.write_str("no such file"),
+            8 => formatter.write_str("not executable"),
+            12 => formatter.write_str("out of memory"),
+            13 => formatter.write_str("permission denied"),
+            38 => formatter.write_str("not in this Linux"),
+            number => write!(formatter, "error {number}"),
+        }
+    }
+}
+
+/// What [`poll`] waits for, and what came: `struct pollfd`.
 #[repr(C)]
-pub struct PollEntry {
-    /// File descriptor; negative: ignored.
-    pub descriptor: i32,
+pub struct Poll {
+    /// Whose; negative: nobody's.
+    pub descriptor: Descriptor,
     /// What to wait for.
     pub events: i16,
-    /// What happened.
-    pub happened: i16,
+    /// What came, also when nobody asked: hang-up, error.
+    pub came: i16,
 }
 
+/// Makes a system call.
+///
 /// # Safety
-/// The call must not break what Rust relies on.
-unsafe fn call(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
-    let result;
-    // SAFETY: the kernel preserves all but RAX, RCX and R11; the rest is the caller's promise.
+/// Addresses among the arguments must be valid for what the call does with them.
+unsafe fn call(number: usize, [a, b, c, d]: [usize; 4]) -> Result<usize, Errno> {
+    let result: isize;
+    // SAFETY: the caller answers for the addresses; Linux keeps all registers but these.
     unsafe {
-        asm!("syscall", inout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
             out("rcx") _, out("r11") _, options(nostack));
     }
-    result
+    if (-4095..0).contains(&result) { Err(Errno(-result as i32)) } else { Ok(result as usize) }
 }
 
-/// Reads into `buffer`; bytes read, 0 at the end, or a negative error.
-pub fn read(descriptor: i32, buffer: &mut [u8]) -> isize {
-    // SAFETY: writes `buffer` only.
-    unsafe { call(READ, descriptor as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0) }
+/// Makes a call again as long as signals interrupt it.
+fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTERRUPTED) => {}
+            result => return result,
+        }
+    }
 }
 
-/// Writes all of `bytes`, or as much as possible.
-pub fn write(descriptor: i32, mut bytes: &[u8]) {
+/// Reads what is there; no bytes: the end.
+pub fn read(from: Descriptor, buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the call writes into the buffer only.
+    uninterrupted(|| unsafe { call(0, [from as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0]) })
+}
+
+/// Writes all bytes.
+pub fn write_all(to: Descriptor, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
-        // SAFETY: reads `bytes` only.
-        let count = unsafe { call(WRITE, descriptor as usize, bytes.as_ptr() as usize, bytes.len(), 0) };
-        match usize::try_from(count) {
-            Ok(count) => bytes = &bytes[count.min(bytes.len())..],
-            Err(_) if count == EINTR => {}
-            Err(_) => return,
-        }
+        // SAFETY: the call reads these bytes only.
+        let written = uninterrupted(|| unsafe { call(1, [to as usize, bytes.as_ptr() as usize, bytes.len(), 0]) })?;
+        bytes = &bytes[written..];
     }
+    Ok(())
 }
 
-/// Closes a descriptor.
-pub fn close(descriptor: i32) {
-    // SAFETY: descriptors are numbers.
-    unsafe { call(CLOSE, descriptor as usize, 0, 0, 0) };
+/// Opens a file for reading.
+pub fn open(path: &CStr) -> Result<Descriptor, Errno> {
+    // SAFETY: the path ends in NUL.
+    unsafe { call(2, [path.as_ptr() as usize, CLOSE_ON_EXEC, 0, 0]) }.map(|descriptor| descriptor as Descriptor)
 }
 
-/// Makes `to` the same file as `from`.
-pub fn duplicate(from: i32, to: i32) {
-    // SAFETY: descriptors are numbers.
-    unsafe { call(DUP2, from as usize, to as usize, 0, 0) };
+/// Closes a descriptor, which is gone even if this fails.
+pub fn close(descriptor: Descriptor) {
+    // SAFETY: no addresses.
+    let _ = unsafe { call(3, [descriptor as usize, 0, 0, 0]) };
 }
 
-/// A pipe: read end and write end.
-pub fn pipe() -> Option<[i32; 2]> {
-    let mut ends = [0; 2];
-    // SAFETY: writes two numbers.
-    let result = unsafe { call(PIPE, ends.as_mut_ptr() as usize, 0, 0, 0) };
-    (result == 0).then_some(ends)
+/// Waits until something comes, without end or not at all.
+pub fn poll(of: &mut [Poll], wait: bool) -> Result<usize, Errno> {
+    let timeout = if wait { -1isize } else { 0 } as usize;
+    // SAFETY: the call reads and writes these entries only.
+    uninterrupted(|| unsafe { call(7, [of.as_mut_ptr() as usize, of.len(), timeout, 0]) })
 }
 
-/// Waits until something happens on one of the entries.
-pub fn poll(entries: &mut [PollEntry]) -> isize {
-    const FOREVER: usize = usize::MAX;
-    // SAFETY: writes the entries only.
-    unsafe { call(POLL, entries.as_mut_ptr() as usize, entries.len(), FOREVER, 0) }
+/// Makes one descriptor a copy of another that survives `execve`.
+pub fn duplicate(from: Descriptor, to: Descriptor) -> Result<(), Errno> {
+    // SAFETY: no addresses.
+    uninterrupted(|| unsafe { call(33, [from as usize, to as usize, 0, 0]) }).map(|_| ())
 }
 
-/// A copy of this process: 0 in the copy, its number in the original, negative on failure.
-pub fn fork() -> isize {
-    // SAFETY: the copy has memory of its own, and this program one thread.
-    unsafe { call(FORK, 0, 0, 0, 0) }
+/// A child that goes on from here (`None`), and its number.
+pub fn fork() -> Result<Option<Process>, Errno> {
+    // SAFETY: the child has memory of its own, and there is one thread.
+    unsafe { call(57, [0; 4]) }.map(|child| (child != 0).then_some(child as Process))
 }
 
-/// Replaces this process by a program with this environment.
-pub fn execute(program: &CStr, arguments: &[Option<&CStr>; 3], environment: *const *const u8) {
-    let mut pointers = [core::ptr::null(); 4];
-    for (pointer, argument) in pointers.iter_mut().zip(arguments) {
-        *pointer = argument.map_or(core::ptr::null(), CStr::as_ptr);
-    }
-    // SAFETY: all strings and arrays end with zero.
-    unsafe { call(EXECVE, program.as_ptr() as usize, pointers.as_ptr() as usize, environment as usize, 0) };
+/// Turns the process into a program; returns when that fails. Both lists end in null.
+pub fn execute(path: &CStr, arguments: &[*const c_char], environment: &[*const c_char]) -> Errno {
+    debug_assert!([arguments, environment].iter().all(|list| list.last() == Some(&ptr::null())));
+    // SAFETY: path and strings end in NUL, the lists in null.
+    let result =
+        unsafe { call(59, [path.as_ptr() as usize, arguments.as_ptr() as usize, environment.as_ptr() as usize, 0]) };
+    result.err().unwrap_or(Errno(0))
 }
 
-/// Ends the program.
-pub fn exit(status: i32) -> ! {
+/// Ends the process.
+pub fn exit(status: u8) -> ! {
     loop {
-        // SAFETY: never returns.
-        unsafe { call(EXIT, status as usize, 0, 0, 0) };
+        // SAFETY: no addresses.
+        let _ = unsafe { call(60, [status.into(), 0, 0, 0]) };
     }
 }
 
-/// Waits for the end of a child; its wait status.
-pub fn wait(child: isize) -> Option<u32> {
+/// Waits for a child's end; gives its exit status, 128 + number when a signal ended it.
+pub fn wait(child: Process) -> Result<u8, Errno> {
     let mut status = 0u32;
-    loop {
-        // SAFETY: writes `status` only.
-        let result = unsafe { call(WAIT4, child as usize, &raw mut status as usize, 0, 0) };
-        match result {
-            EINTR => {}
-            result => return (result == child).then_some(status),
-        }
-    }
+    // SAFETY: the call writes the status only.
+    uninterrupted(|| unsafe { call(61, [child as usize, &raw mut status as usize, 0, 0]) })?;
+    let signal = status as u8 & 0x7f;
+    Ok(if signal == 0 { (status >> 8) as u8 } else { 128 + signal })
 }
 
-/// Asks for the right to use I/O ports.
-pub fn use_ports() -> bool {
-    // SAFETY: gives this program more rights; only `channel` uses them.
-    unsafe { call(IOPL, 3, 0, 0, 0) == 0 }
+/// Sets the I/O privilege level of this process.
+pub fn iopl(level: u8) -> Result<(), Errno> {
+    // SAFETY: no addresses.
+    unsafe { call(172, [level.into(), 0, 0, 0]) }.map(|_| ())
 }
 
-/// The program's arguments and environment.
-#[derive(Clone, Copy)]
-pub struct Arguments {
-    first: *const *const u8,
-    count: usize,
+/// A pipe's reading and writing end, both closed by `execve`.
+pub fn pipe() -> Result<[Descriptor; 2], Errno> {
+    let mut ends = [-1; 2];
+    // SAFETY: the call writes both ends only.
+    unsafe { call(293, [ends.as_mut_ptr() as usize, CLOSE_ON_EXEC, 0, 0]) }?;
+    Ok(ends)
 }
 
-impl Arguments {
-    /// Argument `index`; 0 is the program's name.
-    pub fn get(&self, index: usize) -> Option<&'static CStr> {
-        if index >= self.count {
-            return None;
-        }
-        // SAFETY: the kernel put `count` pointers to strings there, which stay for the program's life.
-        unsafe { Some(CStr::from_ptr((*self.first.add(index)).cast())) }
-    }
-
-    /// The environment: behind the arguments and a null.
-    pub fn environment(&self) -> *const *const u8 {
-        // SAFETY: the same array.
-        unsafe { self.first.add(self.count + 1) }
-    }
-}
-
-extern "C" fn start(stack: *const usize) -> ! {
-    // SAFETY: the kernel's initial stack: count, then the pointers.
-    let arguments = unsafe { Arguments { count: *stack, first: stack.add(1).cast() } };
-    exit(crate::run::run(arguments))
-}
-
-/// Entry: the stack pointer is the only argument.
-// SAFETY: no other item has this name.
-#[unsafe(no_mangle)]
-#[unsafe(naked)]
-unsafe extern "C" fn _start() -> ! {
-    naked_asm!("xor ebp, ebp", "mov rdi, rsp", "and rsp, -16", "call {start}", "ud2", start = sym start)
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    exit(125)
+/// A descriptor that is readable when a child has ended (Linux 5.3).
+pub fn process_descriptor(child: Process) -> Result<Descriptor, Errno> {
+    // SAFETY: no addresses.
+    unsafe { call(434, [child as usize, 0, 0, 0]) }.map(|descriptor| descriptor as Descriptor)
 }

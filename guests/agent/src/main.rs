@@ -1,20 +1,70 @@
-//! Runs a command inside a Linux guest and sends its output and status through the exec port.
+//! Runs a command inside a Linux guest and sends its output and status through the execution port.
 //!
-//! `agent FILE` runs `/bin/sh FILE`; what it writes to standard output and standard error leaves byte for byte as
-//! frames by `rep outsb` to port 0x0e90, then its exit status, 128 + number if a signal ended it. `agent mark N` writes
-//! N to port 0x0e98: the monitor notes a milestone. Without the monitor's ports the agent prints instead.
-//!
-//! A frame is a type (u8), a length (u32, little-endian) and that many bytes. Types: 0 ready (protocol version, u32),
-//! 1 standard output, 2 standard error, 3 exit status (i32). The program is static and needs no C library.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+//! `agent FILE` runs `/bin/sh FILE`; `agent mark N` tells the virtual machine monitor that milestone N is reached. A
+//! static Linux program without a C library: the guest's user space is busybox and this. It needs root's right to use
+//! I/O ports.
+#![no_std]
+#![no_main]
 
-#[cfg(target_os = "none")]
-mod channel;
-#[cfg(target_os = "none")]
+mod command;
+mod entry;
+mod frame;
 mod linux;
-#[cfg(target_os = "none")]
-mod run;
+mod port;
 
-/// The agent exists only for the freestanding target.
-#[cfg(not(target_os = "none"))]
-fn main() {}
+use core::ffi::CStr;
+use core::fmt::{self, Write};
+
+use linux::Errno;
+
+/// The agent's own exit status when it could not do its work.
+const FAILED: u8 = 125;
+
+/// Why the agent gives up.
+enum Failure {
+    Usage,
+    NoPortAccess(Errno),
+    NoChannel,
+    Linux(&'static str, Errno),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Usage => formatter.write_str("usage: agent FILE | agent mark NUMBER"),
+            Self::NoPortAccess(errno) => write!(formatter, "may not use I/O ports ({errno})"),
+            Self::NoChannel => formatter.write_str("this machine has no exec channel"),
+            Self::Linux(what, errno) => write!(formatter, "cannot {what} ({errno})"),
+        }
+    }
+}
+
+/// Text for standard error.
+struct StandardError;
+
+impl Write for StandardError {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        linux::write_all(linux::STANDARD_ERROR, text.as_bytes()).map_err(|_| fmt::Error)
+    }
+}
+
+/// The program; returns its exit status.
+fn main<'a>(mut arguments: impl Iterator<Item = &'a CStr>) -> u8 {
+    let _name = arguments.next();
+    let result = match (arguments.next(), arguments.next(), arguments.next()) {
+        (Some(word), Some(number), None) if word == c"mark" => mark(number),
+        (Some(file), None, None) => command::run(file),
+        _ => Err(Failure::Usage),
+    };
+    result.unwrap_or_else(|failure| {
+        // Nobody is left to be told when standard error is closed.
+        let _ = writeln!(StandardError, "agent: {failure}");
+        FAILED
+    })
+}
+
+fn mark(number: &CStr) -> Result<u8, Failure> {
+    let number = number.to_str().ok().and_then(|text| text.parse().ok()).ok_or(Failure::Usage)?;
+    port::Ports::open().map_err(Failure::NoPortAccess)?.mark(number);
+    Ok(0)
+}

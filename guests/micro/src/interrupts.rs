@@ -1,48 +1,50 @@
-//! Exceptions and interrupts.
+//! The interrupt descriptor table, counters of interrupts, and code that may raise exceptions.
 //!
-//! Unsafe: builds the interrupt table; handlers touch the interrupted frame.
-#![allow(unsafe_code)]
+//! Intel SDM vol. 3A, chapter 7; 7.14.1 (gate descriptors in 64-bit mode).
+#![allow(unsafe_code)] // The table holds addresses of assembly code; a failed attempt returns by another stack pointer.
 
-use core::arch::asm;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::arch::{asm, global_asm};
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::cpu::{rdmsr, write32, wrmsr};
-use crate::println;
-use crate::verdict::{Check, check, verdict};
+use crate::{cpu, ending, lapic, say};
 
-const CODE: u64 = 0x08;
-/// Distance between stubs.
-const STUB: u64 = 16;
-/// Present, interrupt gate.
-const GATE: u64 = 0x8e00;
-/// x2APIC mode in IA32_APIC_BASE.
-const X2APIC: u64 = 1 << 10;
+global_asm!(include_str!("interrupts.S"), options(att_syntax));
 
-static COUNTS: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
-
-#[repr(C, align(16))]
-struct Gates([[u64; 2]; 256]);
-
-static mut GATES: Gates = Gates([[0; 2]; 256]);
-
-/// Limit and address as LIDT takes them.
-#[repr(C, packed)]
-pub struct Table {
-    limit: u16,
-    base: u64,
+unsafe extern "C" {
+    static interrupt_entries: [[u8; 16]; 256];
+    fn attempt_call(function: extern "C" fn(*mut u8), argument: *mut u8, place: *const AtomicU64) -> u32;
+    fn attempt_failed();
 }
 
-impl Table {
-    /// No table at all.
-    pub const EMPTY: Self = Self { limit: 0, base: 0 };
-}
+/// Vectors below are exceptions.
+const EXCEPTIONS: u64 = 32;
+const NON_MASKABLE: u64 = 2;
+/// Vector of spurious interrupts of the LAPIC, which want no EOI.
+pub const SPURIOUS: u8 = 0xff;
+const CODE: u64 = 8;
 
-/// What the stubs push.
+struct Table(UnsafeCell<[[u64; 2]; 256]>);
+
+// SAFETY: it is written once, before interrupts can come; there is one CPU.
+unsafe impl Sync for Table {}
+
+static TABLE: Table = Table(UnsafeCell::new([[0; 2]; 256]));
+static COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
+
+/// Stack pointer of the running attempt, or 0.
+static ATTEMPT: AtomicU64 = AtomicU64::new(0);
+static VECTOR: AtomicU64 = AtomicU64::new(0);
+static ERROR: AtomicU64 = AtomicU64::new(0);
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+
+/// What the entry code leaves on the stack.
 #[repr(C)]
 struct Frame {
-    registers: [u64; 9],
+    registers: [u64; 15],
     vector: u64,
-    code: u64,
+    error: u64,
     rip: u64,
     cs: u64,
     rflags: u64,
@@ -50,92 +52,108 @@ struct Frame {
     ss: u64,
 }
 
-unsafe extern "C" {
-    static interrupt_stubs: u8;
+/// An exception that ended an attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Exception {
+    /// Its vector.
+    pub vector: u8,
+    /// Its error code, 0 if it has none.
+    pub error: u32,
+    /// CR2.
+    pub address: u64,
 }
 
-/// Installs the interrupt table.
-pub fn install() {
-    let gates = &raw mut GATES;
-    let base = &raw const interrupt_stubs as u64;
-    for vector in 0..256 {
-        let at = base + vector as u64 * STUB;
-        let low = at & 0xffff | CODE << 16 | GATE << 32 | (at >> 16 & 0xffff) << 48;
-        // SAFETY: only this function touches the table, once, before any interrupt.
-        unsafe { (*gates).0[vector] = [low, at >> 32] };
-    }
-    let table = Table { limit: size_of::<Gates>() as u16 - 1, base: gates as u64 };
-    // SAFETY: the table's gates are all present and stay.
-    unsafe { asm!("lidt [{}]", in(reg) &raw const table, options(readonly, nostack, preserves_flags)) };
+impl Exception {
+    /// #UD.
+    pub const UNDEFINED: u8 = 6;
+    /// #GP.
+    pub const PROTECTION: u8 = 13;
+    /// #PF.
+    pub const PAGE: u8 = 14;
 }
 
-/// How often `vector` came.
-pub fn count(vector: u8) -> u64 {
-    COUNTS[vector as usize].load(Ordering::SeqCst)
-}
-
-/// Called by the stubs.
-#[unsafe(no_mangle)]
-extern "C" fn interrupt(frame: &mut Frame) {
-    COUNTS[frame.vector as usize & 255].fetch_add(1, Ordering::SeqCst);
-    match frame.vector {
-        3 => {}
-        // UD2 and the faulting load of the tests below are two and three bytes long.
-        6 if EXPECTED.load(Ordering::SeqCst) == 6 => frame.rip += 2,
-        13 | 14 if EXPECTED.load(Ordering::SeqCst) == frame.vector => {
-            CODE_SEEN.store(frame.code, Ordering::SeqCst);
-            frame.rip += LENGTH.load(Ordering::SeqCst);
-        }
-        32..=255 => end_of_interrupt(),
-        vector => {
-            println!("micro: unexpected exception {vector}, code {:#x}, rip {:#x}", frame.code, frame.rip);
-            verdict("exception", Err("unexpected exception"))
-        }
+impl fmt::Display for Exception {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        write!(formatter, "exception {} error {:#x} CR2 {:#x}", self.vector, self.error, self.address)
     }
 }
 
-static EXPECTED: AtomicU64 = AtomicU64::new(u64::MAX);
-static LENGTH: AtomicU64 = AtomicU64::new(0);
-static CODE_SEEN: AtomicU64 = AtomicU64::new(0);
-
-fn end_of_interrupt() {
-    if rdmsr(0x1b) & X2APIC != 0 {
-        wrmsr(0x80b, 0);
-    } else {
-        write32(0xfee0_00b0, 0);
-    }
-}
-
-/// Lets the exception `vector` pass once, over an instruction of `length` bytes.
-fn expect(vector: u64, length: u64) {
-    LENGTH.store(length, Ordering::SeqCst);
-    EXPECTED.store(vector, Ordering::SeqCst);
-}
-
-/// RDMSR of a register that may not exist: `None` when it raises #GP.
-pub fn try_rdmsr(index: u32) -> Option<u64> {
-    expect(13, 2);
-    let before = count(13);
-    let value = rdmsr(index);
-    (count(13) == before).then_some(value)
-}
-
-/// Exceptions are taken, tell what they should, and are returned from.
-pub fn faults() -> Check {
-    // SAFETY: the handler returns behind it.
-    unsafe { asm!("int3") };
-    check(count(3) == 1, "breakpoint did not come")?;
-    expect(6, 2);
-    // SAFETY: the handler returns behind it.
-    unsafe { asm!("ud2") };
-    check(count(6) == 1, "undefined instruction did not come")?;
-    expect(14, 3);
-    let address: u64;
-    // SAFETY: 1 TiB is not mapped; the handler returns behind the three-byte load.
+/// Fills and loads the table.
+pub fn set_up() {
+    // SAFETY: nobody else uses it; the entries are code of this program, which stays where it is.
     unsafe {
-        asm!("mov rax, [rcx]", "mov {}, cr2", out(reg) address, in("rcx") 1u64 << 40, out("rax") _);
+        let table = &mut *TABLE.0.get();
+        for (gate, entry) in table.iter_mut().zip(&interrupt_entries) {
+            let entry = entry.as_ptr() as u64;
+            // A present interrupt gate of ring 0.
+            gate[0] = entry & 0xffff | CODE << 16 | 0x8e00 << 32 | (entry & 0xffff_0000) << 32;
+            gate[1] = entry >> 32;
+        }
     }
-    check(count(14) == 1, "page fault did not come")?;
-    check(address == 1 << 40, "page fault's address is wrong")?;
-    check(CODE_SEEN.load(Ordering::SeqCst) == 0, "page fault's error code is wrong")
+    load(TABLE.0.get() as u64, 4095);
+}
+
+/// Loads the table's register.
+pub fn load(base: u64, limit: u16) {
+    let mut pointer = [0; 10];
+    pointer[..2].copy_from_slice(&limit.to_le_bytes());
+    pointer[2..].copy_from_slice(&base.to_le_bytes());
+    // SAFETY: without a proper table the machine ends at the next interrupt, which the caller wants then.
+    unsafe { asm!("lidt [{}]", in(reg) &pointer, options(readonly, nostack, preserves_flags)) };
+}
+
+/// How often a vector was taken.
+pub fn count(vector: u8) -> u32 {
+    COUNTS[vector as usize].load(Ordering::Relaxed)
+}
+
+/// Runs something that may raise an exception, which ends it.
+pub fn attempt(mut action: impl FnMut()) -> Result<(), Exception> {
+    extern "C" fn run<F: FnMut()>(action: *mut u8) {
+        // SAFETY: it is the closure below, and nobody else has it.
+        unsafe { (*action.cast::<F>())() }
+    }
+    fn runner<F: FnMut()>(_: &F) -> extern "C" fn(*mut u8) {
+        run::<F>
+    }
+    let function = runner(&action);
+    // SAFETY: the function fits the closure. Actions own nothing that would have to be dropped.
+    let failed = unsafe { attempt_call(function, (&raw mut action).cast(), &ATTEMPT) };
+    if failed == 0 {
+        return Ok(());
+    }
+    Err(Exception {
+        vector: VECTOR.load(Ordering::Relaxed) as u8,
+        error: ERROR.load(Ordering::Relaxed) as u32,
+        address: ADDRESS.load(Ordering::Relaxed),
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn handle_interrupt(frame: &mut Frame) {
+    COUNTS[frame.vector as usize % 256].fetch_add(1, Ordering::Relaxed);
+    match frame.vector {
+        NON_MASKABLE => {}
+        0..EXCEPTIONS => {
+            let stack = ATTEMPT.swap(0, Ordering::Relaxed);
+            if stack == 0 {
+                say!(
+                    "failed: exception {} error {:#x} at {:#x}, CR2 {:#x}, RSP {:#x}",
+                    frame.vector,
+                    frame.error,
+                    frame.rip,
+                    cpu::cr2(),
+                    frame.rsp
+                );
+                ending::finish(false);
+            }
+            VECTOR.store(frame.vector, Ordering::Relaxed);
+            ERROR.store(frame.error, Ordering::Relaxed);
+            ADDRESS.store(cpu::cr2(), Ordering::Relaxed);
+            frame.rip = attempt_failed as *const () as u64;
+            frame.rsp = stack;
+        }
+        vector if vector == SPURIOUS.into() => {}
+        _ => lapic::end_of_interrupt(),
+    }
 }

@@ -9,13 +9,14 @@ use alloc::vec::Vec;
 use core::arch::x86_64::__cpuid_count;
 
 use abi::capability::{MEMORY_ALL, Permissions};
-use abi::event::{GUEST_ARCH, guest_name};
+use abi::event::GUEST_ARCH;
 use abi::hypercall::CreatePd;
 use abi::scd::Scd;
 use abi::{Selector, Status};
 use machine::board::Config;
 use machine::clock::WallClock;
 use machine::cpuid::Vendor;
+use machine::event_name::event_name;
 use machine::memory::{GuestMemory, HIGH_RAM_BASE};
 use machine::vcpu::Vcpu;
 use plan::VmConfig;
@@ -89,7 +90,7 @@ fn build() -> Result<(), String> {
     let server = Server::at(layout::HANDLER, manifest().cpu, monitor).map_err(kernel("the handler"))?;
     for (number, mtd) in mtds {
         // Only events that exist: the others would cost the kernel memory.
-        if number >= GUEST_ARCH || number < 0x40 || !guest_name(number).is_empty() {
+        if number >= GUEST_ARCH || number < 0x40 || !event_name(number).is_empty() {
             server.portal(layout::PORTALS + number as u64, number as u64, mtd).map_err(kernel("an event portal"))?;
         }
     }

@@ -126,14 +126,21 @@ pub enum Cacheability {
 
 impl Cacheability {
     /// Decodes bits 2:0 of a memory attribute descriptor; `None` for a reserved encoding.
-    pub const fn from_bits(bits: u32) -> Option<Self> {
-        match bits {
-            0 => Some(Self::WriteBack),
-            1 => Some(Self::WriteThrough),
-            2 => Some(Self::WriteCombining),
-            3 => Some(Self::Uncacheable),
-            4 => Some(Self::WriteProtected),
-            _ => None,
+    pub fn from_bits(bits: u32) -> Option<Self> {
+        use Cacheability::*;
+        const BY_BITS: [Cacheability; 5] = [WriteBack, WriteThrough, WriteCombining, Uncacheable, WriteProtected];
+        BY_BITS.get(bits as usize).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_those_of_the_variants() {
+        for bits in 0..16 {
+            assert_eq!(Cacheability::from_bits(bits).map(|kind| kind as u32), Some(bits).filter(|&bits| bits <= 4));
         }
     }
 }

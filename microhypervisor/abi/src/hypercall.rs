@@ -45,24 +45,12 @@ pub enum Hypercall {
 impl Hypercall {
     /// The hypercall that bits 3:0 of `number` name; every value of four bits is one.
     pub const fn from_number(number: u8) -> Self {
-        match number & 0xf {
-            0x0 => Self::IpcCall,
-            0x1 => Self::IpcReply,
-            0x2 => Self::CreatePd,
-            0x3 => Self::CreateEc,
-            0x4 => Self::CreateSc,
-            0x5 => Self::CreatePt,
-            0x6 => Self::CreateSm,
-            0x7 => Self::CtrlPd,
-            0x8 => Self::CtrlEc,
-            0x9 => Self::CtrlSc,
-            0xa => Self::CtrlPt,
-            0xb => Self::CtrlSm,
-            0xc => Self::CtrlHw,
-            0xd => Self::AssignInt,
-            0xe => Self::AssignDev,
-            _ => Self::Extension,
-        }
+        use Hypercall::*;
+        const BY_NUMBER: [Hypercall; 16] = [
+            IpcCall, IpcReply, CreatePd, CreateEc, CreateSc, CreatePt, CreateSm, CtrlPd, CtrlEc, CtrlSc, CtrlPt,
+            CtrlSm, CtrlHw, AssignInt, AssignDev, Extension,
+        ];
+        BY_NUMBER[(number & 0xf) as usize]
     }
 }
 
@@ -144,21 +132,23 @@ pub enum Status {
 
 impl Status {
     /// The status with number `raw`, or `None` for a number that this version does not define.
-    pub const fn from_raw(raw: u8) -> Option<Self> {
-        Some(match raw {
-            0x0 => Self::Success,
-            0x1 => Self::Timeout,
-            0x2 => Self::Aborted,
-            0x3 => Self::Overflow,
-            0x4 => Self::BadHyp,
-            0x5 => Self::BadCap,
-            0x6 => Self::BadPar,
-            0x7 => Self::BadFtr,
-            0x8 => Self::BadCpu,
-            0x9 => Self::BadDev,
-            0xa => Self::MemObj,
-            0xb => Self::MemCap,
-            _ => return None,
-        })
+    pub fn from_raw(raw: u8) -> Option<Self> {
+        use Status::*;
+        const BY_NUMBER: [Status; 12] =
+            [Success, Timeout, Aborted, Overflow, BadHyp, BadCap, BadPar, BadFtr, BadCpu, BadDev, MemObj, MemCap];
+        BY_NUMBER.get(usize::from(raw)).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_those_of_the_variants() {
+        for number in 0..=u8::MAX {
+            assert_eq!(Hypercall::from_number(number) as u8, number & 0xf);
+            assert_eq!(Status::from_raw(number).map(|status| status as u8), Some(number).filter(|&n| n <= 0xb));
+        }
     }
 }

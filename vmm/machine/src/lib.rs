@@ -12,6 +12,7 @@ pub mod cpuid;
 pub mod debug_port;
 pub mod decode;
 pub mod emulate;
+pub mod event_name;
 pub mod exec_port;
 pub mod i8042;
 pub mod interrupt;

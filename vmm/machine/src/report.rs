@@ -6,11 +6,12 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
 use abi::Mtd;
-use abi::event::{self, guest};
+use abi::event::guest;
 use abi::utcb::{Architectural, Segment, gpr};
 use iced_x86::{Decoder, DecoderOptions, FastFormatter};
 
 use crate::decode::{self, LENGTH_MAX, Undecodable};
+use crate::event_name::event_name;
 use crate::memory::GuestMemory;
 
 /// Exits that are remembered.
@@ -53,7 +54,7 @@ impl fmt::Display for Cause {
             Cause::Undecodable(Undecodable::NotInRam) => f.write_str("the instruction that exited is not in RAM"),
             Cause::Undecodable(Undecodable::Invalid) => f.write_str("the instruction that exited is not valid"),
             Cause::RamNotMapped(gpa) => write!(f, "RAM at guest-physical {gpa:#x} is not mapped"),
-            Cause::Unexpected(number) => write!(f, "unexpected exit {number:#x} ({})", event::guest_name(*number)),
+            Cause::Unexpected(number) => write!(f, "unexpected exit {number:#x} ({})", event_name(*number)),
         }
     }
 }
@@ -105,7 +106,7 @@ impl History {
 
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match event::guest_name(self.number) {
+        match event_name(self.number) {
             "" => write!(f, "event {:#x}", self.number)?,
             name => f.write_str(name)?,
         }

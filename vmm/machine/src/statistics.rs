@@ -5,6 +5,8 @@ use core::fmt;
 
 use abi::event::{self, guest};
 
+use crate::event_name::event_name;
+
 /// Events that have a counter.
 const EVENTS: usize = event::GUEST_ARCH as usize + event::GUEST_NOVA as usize;
 
@@ -129,7 +131,7 @@ impl fmt::Display for Line<'_> {
                 statistics.class(Class::Other),
                 statistics.interrupts
             ),
-            Line::Event(number, count) => match event::guest_name(*number) {
+            Line::Event(number, count) => match event_name(*number) {
                 "" => write!(f, "exits by event {number:#x}: {count}"),
                 name => write!(f, "exits by {name}: {count}"),
             },

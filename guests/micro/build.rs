@@ -1,4 +1,4 @@
-//! Links the micro guest as a static Linux program.
+//! Links the micro guest by its own script.
 
 fn main() {
     let dir = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();

@@ -5,6 +5,7 @@
 use core::arch::asm;
 
 use super::Outcome;
+use super::instructions::is_translated;
 use crate::interrupts::{attempt, count};
 use crate::random::Random;
 use crate::words::Words;
@@ -49,8 +50,13 @@ pub fn storm(words: Words) -> Outcome {
     let mut random = Random(seed);
     let mut refused = 0u64;
     lapic::enable();
-    for _ in 0..rounds {
-        let result = match random.below(16) {
+    let trace = words.number("trace").is_some();
+    for round in 0..rounds {
+        let kind = random.below(16);
+        if trace {
+            say!("hostile round {round}: kind {kind}, random state {:#x}", random.0);
+        }
+        let result = match kind {
             0..3 => port(&mut random),
             3..5 => string(&mut random),
             5..8 => register(&mut random),
@@ -194,12 +200,14 @@ fn control(random: &mut Random) -> Attempted {
     let kind = random.below(6);
     // CR3's flags that choose caching and, without CR4.PCIDE, mean nothing else.
     let cr3_flags = value & 0x18;
+    // What refuses nothing must not be asked for what would end paging: PG and PE, LA57 and PAE.
+    let (kept0, kept4) = if is_translated() { (1 << 31 | 1, 1 << 12 | 1 << 5) } else { (0, 0) };
     let result = attempt(|| {
         // SAFETY: what keeps this program running raises an exception when changed, or is restored.
         unsafe {
             match kind {
-                0 => cpu::write_cr0(cr0 ^ value & !(1 << 30 | 1 << 29)),
-                1 => cpu::write_cr4(cr4 ^ value & !(1 << 17)),
+                0 => cpu::write_cr0(cr0 ^ value & !(1 << 30 | 1 << 29 | kept0)),
+                1 => cpu::write_cr4(cr4 ^ value & !(1 << 17 | kept4)),
                 2 => cpu::write_cr8(value & 0xf),
                 3 => cpu::write_cr3(cr3 | cr3_flags),
                 4 => cpu::write_cr2(value),

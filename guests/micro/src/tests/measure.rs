@@ -43,15 +43,21 @@ pub fn count(words: Words, milliseconds: u64) -> Outcome {
     Ok(())
 }
 
-/// Measures exits.
+/// Measures exits of several kinds.
 pub fn exits(_: Words, number: u64) -> Outcome {
     ensure!(number > 0, "none to measure");
-    cpu::cpuid(0, 0);
-    let start = cpu::tsc();
-    for _ in 0..number {
-        cpu::cpuid(0, 0);
+    const DELAY: u16 = 0x80;
+    let kinds: [(&str, fn()); 4] = [
+        ("CPUID", || _ = cpu::cpuid(0, 0)),
+        ("RDMSR", || _ = cpu::read_msr(cpu::MSR_APIC_BASE)),
+        ("OUT", || cpu::out8(DELAY, 0)),
+        ("device read", || _ = cpu::read_device(0xfee0_0030)),
+    ];
+    for (name, exit) in kinds {
+        exit();
+        let start = cpu::tsc();
+        (0..number).for_each(|_| exit());
+        say!("exits {number} {name}, {} TSC ticks each", (cpu::tsc() - start) / number);
     }
-    let ticks = cpu::tsc() - start;
-    say!("exits {number}, {} TSC ticks each", ticks / number);
     Ok(())
 }

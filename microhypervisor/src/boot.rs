@@ -58,21 +58,21 @@ pub struct HandOver {
 
 fn hand_over(magic: u32, information: u32) -> HandOver {
     let memory = &BootMemory;
-    let (image, rsdp) = match magic {
-        multiboot2::MAGIC => match multiboot2::parse(memory, information as u64) {
-            Ok(found) => (found.module, found.rsdp),
-            Err(error) => fatal(format_args!("multiboot2 information: {error}")),
-        },
-        pvh::MAGIC => match pvh::parse(memory, information as u64) {
-            Ok(found) => (found.module, found.rsdp),
-            Err(error) => fatal(format_args!("PVH start information: {error}")),
-        },
+    let (name, found) = match magic {
+        multiboot2::MAGIC => ("multiboot2", multiboot2::parse(memory, information as u64)),
+        pvh::MAGIC => ("PVH", pvh::parse(memory, information as u64)),
         _ => fatal(format_args!("boot loader magic {magic:#x} is neither multiboot2 nor PVH")),
     };
-    let Some(image) = image else {
+    let found = found.unwrap_or_else(|error| fatal(format_args!("{name} information: {error}")));
+    let (_, end) = memory::kernel_range();
+    if found.ram != 0 && found.ram < end {
+        let (need, have) = (end >> 20, found.ram >> 20);
+        fatal(format_args!("too little memory: the kernel alone needs {need} MiB, the machine has {have} MiB"));
+    }
+    let Some(image) = found.module else {
         fatal(format_args!("the boot loader gave no root image: pass it as the first module (QEMU: -initrd)"))
     };
-    HandOver { magic, information, image, rsdp }
+    HandOver { magic, information, image, rsdp: found.rsdp }
 }
 
 /// Finds the tables that the kernel needs.

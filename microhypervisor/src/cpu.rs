@@ -155,13 +155,6 @@ impl CpuBlock {
 pub static BOOT_CPU: CpuBlock = CpuBlock::new(0);
 
 impl Cpu {
-    /// The CPU whose stack top an EC names.
-    #[inline(always)]
-    pub fn of(ec: &Ec) -> &'static Cpu {
-        // SAFETY: an EC's stack field is the address of its CPU's `Cpu`, set at creation.
-        unsafe { &*(ec.stack as *const Cpu) }
-    }
-
     /// The CPU with this number, if there is one.
     pub fn by_number(number: CpuNumber) -> Option<&'static Cpu> {
         (number == 0).then_some(&BOOT_CPU.cpu)

@@ -9,7 +9,7 @@ use abi::utcb::gpr;
 use abi::{PAGE_BITS, Status, USER_END};
 
 use crate::cpu::Cpu;
-use crate::ec::{Ec, EcKind, EcParameters};
+use crate::ec::{Binding, Ec, EcKind};
 use crate::guest::GuestState;
 use crate::hypercall::Call;
 use crate::memory::{Account, Draft};
@@ -144,21 +144,8 @@ pub fn host_or_guest(
     fpu_state.inspect(|area| fpu::reset_area(area.pointer()));
     let utcb = utcb.keep();
     object::create(account, |reference| {
-        Ok(Ec::new(EcParameters {
-            reference,
-            kind,
-            fpu,
-            cpu: cpu.number,
-            stack: core::ptr::from_ref(cpu) as u64,
-            pd,
-            objects,
-            space,
-            utcb,
-            event_base,
-            rsp,
-            fpu_state,
-            guest,
-        }))
+        let binding = Binding { reference, kind, cpu, pd, objects, space, utcb, event_base, fpu_state, guest };
+        Ok(Ec::new(binding, rsp))
     })
 }
 

@@ -83,7 +83,6 @@ struct TableRegister {
     base: u64,
 }
 
-
 impl Gdt {
     /// A table whose task state segment is that of CPU `cpu`.
     pub const fn new(cpu: usize) -> Self {

@@ -5,6 +5,7 @@
 
 use core::cell::Cell;
 use core::mem::offset_of;
+use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use abi::Mtd;
@@ -13,7 +14,7 @@ use kernel_core::ready::{Fifo, LinkCell, Links};
 use kernel_core::slots::Kind;
 use kernel_core::timeout::{TimeoutNode, TimeoutNodes};
 
-use crate::cpu::{CpuNumber, Owned};
+use crate::cpu::{Cpu, Owned};
 use crate::guest::GuestState;
 use crate::memory::Frame;
 use crate::object::{Object, Ref, by_id};
@@ -63,6 +64,30 @@ pub enum EcKind {
     Guest,
 }
 
+/// What an EC is bound to from its creation on.
+pub struct Binding {
+    /// Its own reference.
+    pub reference: Ref<Ec>,
+    /// Kind.
+    pub kind: EcKind,
+    /// CPU.
+    pub cpu: &'static Cpu,
+    /// Protection domain.
+    pub pd: &'static Pd,
+    /// Object space in which its selectors are looked up.
+    pub objects: &'static ObjectSpace,
+    /// Host space.
+    pub space: &'static HostSpace,
+    /// UTCB of a host EC, vAPIC page of a guest EC.
+    pub utcb: Frame,
+    /// First selector of its event portals.
+    pub event_base: u64,
+    /// FPU state while it is not in the registers; the EC may not use the FPU without.
+    pub fpu_state: Option<Frame>,
+    /// What a guest EC has beyond a host EC.
+    pub guest: Option<&'static GuestState>,
+}
+
 /// An execution context. The first 192 bytes are written by the entry stubs in `entry.S`.
 #[repr(C, align(64))]
 pub struct Ec {
@@ -85,30 +110,12 @@ pub struct Ec {
 
     /// What comes next.
     pub continuation: Cell<Continuation>,
-    /// Kind.
-    pub kind: EcKind,
-    /// Whether the EC may use the FPU.
-    pub fpu: bool,
     /// A recall is pending.
     pub recall: AtomicBool,
-    /// CPU it is bound to.
-    pub cpu: CpuNumber,
-    /// Its own reference.
-    pub reference: Ref<Ec>,
     /// Who called this local thread and waits for its reply.
     pub caller: Cell<Option<&'static Ec>>,
     /// The local thread that this EC called or waits to call.
     pub callee: Cell<Option<&'static Ec>>,
-    /// UTCB of a host EC, vAPIC page of a guest EC.
-    pub utcb: Frame,
-    /// First selector of its event portals.
-    pub event_base: u64,
-    /// Protection domain.
-    pub pd: &'static Pd,
-    /// Object space in which its selectors are looked up.
-    pub objects: &'static ObjectSpace,
-    /// Host space.
-    pub space: &'static HostSpace,
     /// A scheduling context was bound once.
     pub bound: AtomicBool,
 
@@ -124,10 +131,16 @@ pub struct Ec {
     pub fault_address: Cell<u64>,
     /// Pages done of a preempted ctrl_pd.
     pub progress: Cell<u64>,
-    /// FPU state while it is not in the registers.
-    pub fpu_state: Option<Frame>,
-    /// What a guest EC has beyond a host EC.
-    pub guest: Option<&'static GuestState>,
+    binding: Binding,
+}
+
+impl Deref for Ec {
+    type Target = Binding;
+
+    #[inline(always)]
+    fn deref(&self) -> &Binding {
+        &self.binding
+    }
 }
 
 // SAFETY: cells of an EC are touched by its CPU only; what other CPUs touch is atomic.
@@ -152,63 +165,27 @@ pub const FRAME_END: usize = 192;
 /// Flags of RFLAGS that user programs control: status flags, DF, TF, RF, AC, ID. Bit 1 is always set, IF too.
 const RFLAGS_USER: u64 = 0x25_0dd5;
 
-/// What a new EC is made of.
-pub struct EcParameters {
-    /// Its own reference.
-    pub reference: Ref<Ec>,
-    /// Kind.
-    pub kind: EcKind,
-    /// May use the FPU.
-    pub fpu: bool,
-    /// CPU number.
-    pub cpu: CpuNumber,
-    /// Address of the CPU's stack top.
-    pub stack: u64,
-    /// Protection domain.
-    pub pd: &'static Pd,
-    /// Its object space.
-    pub objects: &'static ObjectSpace,
-    /// Its host space.
-    pub space: &'static HostSpace,
-    /// UTCB or vAPIC page.
-    pub utcb: Frame,
-    /// First selector of its event portals.
-    pub event_base: u64,
-    /// Initial stack pointer.
-    pub rsp: u64,
-    /// Area for FPU state.
-    pub fpu_state: Option<Frame>,
-    /// Guest state of a vCPU.
-    pub guest: Option<&'static GuestState>,
-}
-
 impl Ec {
-    /// A new EC that waits to be called (local) or for a scheduling context.
-    pub fn new(p: EcParameters) -> Self {
-        let continuation = if p.kind == EcKind::Local { Continuation::Idle } else { Continuation::Startup };
-        let ec = Self {
+    /// A new EC with stack pointer `rsp` that waits to be called (local) or for a scheduling context.
+    pub fn new(binding: Binding, rsp: u64) -> Self {
+        let continuation = match binding.kind {
+            EcKind::Local => Continuation::Idle,
+            EcKind::Global | EcKind::Guest => Continuation::Startup,
+        };
+        Self {
             gprs: Owned::new(Gprs([0; 16])),
-            stack: p.stack,
+            stack: core::ptr::from_ref(binding.cpu) as u64,
             vector: Cell::new(0),
             error: Cell::new(0),
             rip: Cell::new(0),
             cs: Cell::new(crate::descriptors::USER_CS as u64),
             rflags: Cell::new(0x202),
-            rsp: Cell::new(p.rsp),
+            rsp: Cell::new(rsp),
             ss: Cell::new(crate::descriptors::USER_SS as u64),
             continuation: Cell::new(continuation),
-            kind: p.kind,
-            fpu: p.fpu,
             recall: AtomicBool::new(false),
-            cpu: p.cpu,
-            reference: p.reference,
             caller: Cell::new(None),
             callee: Cell::new(None),
-            utcb: p.utcb,
-            event_base: p.event_base,
-            pd: p.pd,
-            objects: p.objects,
-            space: p.space,
             bound: AtomicBool::new(false),
             parked: Owned::new(Fifo::new()),
             link: LinkCell::new(),
@@ -216,11 +193,8 @@ impl Ec {
             waits_on: Cell::new(None),
             fault_address: Cell::new(0),
             progress: Cell::new(0),
-            fpu_state: p.fpu_state,
-            guest: p.guest,
-        };
-        ec.gprs.get().0[4] = p.rsp;
-        ec
+            binding,
+        }
     }
 
     /// General register by encoding.

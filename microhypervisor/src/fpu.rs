@@ -89,7 +89,7 @@ pub fn reset_area(area: *mut u8) {
 /// Before user mode: TS clear only for an owner with the FPU right.
 #[inline(always)]
 pub fn prepare_user(cpu: &Cpu, ec: &Ec) {
-    let clear = ec.fpu && core::ptr::eq(cpu.fpu_owner.get(), ec);
+    let clear = ec.fpu_state.is_some() && core::ptr::eq(cpu.fpu_owner.get(), ec);
     if clear {
         clear_ts();
     } else if cpu.ts_clear.get() {
@@ -100,8 +100,8 @@ pub fn prepare_user(cpu: &Cpu, ec: &Ec) {
 
 /// #NM in user mode: true if `ec` may use the FPU and now owns it.
 pub fn switch(cpu: &Cpu, ec: &Ec) -> bool {
-    if ec.fpu {
+    if ec.fpu_state.is_some() {
         acquire(cpu, ec);
     }
-    ec.fpu
+    ec.fpu_state.is_some()
 }

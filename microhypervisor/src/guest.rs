@@ -104,7 +104,7 @@ pub fn leave(cpu: &Cpu) {
 pub extern "C" fn vcpu_exit(ec: *mut Gprs) -> ! {
     // SAFETY: the pointer that `enter` passed.
     let ec: &'static Ec = unsafe { &*ec.cast::<Ec>() };
-    let cpu = Cpu::of(ec);
+    let cpu = ec.cpu;
     let Some(guest) = ec.guest else { portal::kill(cpu, ec, format_args!("not a vCPU")) };
     ec.continuation.set(Continuation::EnterGuest);
     match guest.vcpu().exit(ec.gprs.get()) {

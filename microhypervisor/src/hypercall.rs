@@ -27,7 +27,7 @@ pub struct Call {
 
 /// SYSCALL from user mode. `ec` holds all registers that the call preserves.
 pub extern "C" fn hypercall(ec: &'static Ec) -> ! {
-    let cpu = Cpu::of(ec);
+    let cpu = ec.cpu;
     let rdi = ec.gpr(gpr::RDI);
     let call = Call { selector: rdi >> 8, flags: rdi as u8 >> 4 };
     ec.continuation.set(crate::ec::Continuation::ReturnHypercall);

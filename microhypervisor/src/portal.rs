@@ -58,7 +58,7 @@ pub fn call(cpu: &'static Cpu, caller: &'static Ec, no_help: bool) -> Result<(),
     caller.callee.set(None);
     let (portal, _) = caller.objects.get::<Pt>(caller.gpr(gpr::RDI) >> 8, Permissions::CALL)?;
     let callee = portal.ec.get().ok_or(Status::Aborted)?;
-    if callee.cpu != caller.cpu {
+    if !core::ptr::eq(callee.cpu, caller.cpu) {
         return Err(Status::BadCpu);
     }
     match callee.continuation.get() {
@@ -81,7 +81,7 @@ pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
         Err(_) => kill(cpu, ec, format_args!("no portal for event {event:#x}")),
     };
     let callee = match portal.ec.get() {
-        Some(callee) if callee.cpu == ec.cpu && callee.continuation.get() != Continuation::Dead => callee,
+        Some(callee) if core::ptr::eq(callee.cpu, ec.cpu) && callee.continuation.get() != Continuation::Dead => callee,
         _ => kill(cpu, ec, format_args!("the handler of event {event:#x} is gone")),
     };
     if callee.continuation.get() != Continuation::Idle {

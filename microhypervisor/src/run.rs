@@ -149,7 +149,7 @@ pub fn switch_space(cpu: &Cpu, ec: &Ec) {
 
 /// Exceptions and interrupts from user mode. `ec` holds the complete state.
 extern "C" fn user_interrupt(ec: &'static Ec) -> ! {
-    let cpu = Cpu::of(ec);
+    let cpu = ec.cpu;
     ec.continuation.set(Continuation::ReturnInterrupt);
     let vector = ec.vector.get();
     match vector {

@@ -81,7 +81,7 @@ impl Sm {
     /// Counts down, or blocks `ec` until an up, or until `timeout` if that is not 0.
     pub fn down(&'static self, cpu: &'static Cpu, ec: &'static Ec, zero: bool, timeout: u64) -> Result<(), Status> {
         if let Some(gsi) = self.interrupt() {
-            if self.route.load(Ordering::Relaxed) != ec.cpu as u32 {
+            if self.route.load(Ordering::Relaxed) != ec.cpu.number as u32 {
                 return Err(Status::BadCpu);
             }
             crate::interrupt::unmask_level(gsi);

@@ -245,7 +245,8 @@ impl HostSpace {
         }
         let account = self.pd.account();
         let full = |_| Status::MemCap;
-        let frames = [account.draft(0).map_err(full)?, account.draft(0).map_err(full)?, account.draft(0).map_err(full)?];
+        let frames =
+            [account.draft(0).map_err(full)?, account.draft(0).map_err(full)?, account.draft(0).map_err(full)?];
         let [pdpt, pd, pt] = frames.map(|draft| draft.keep().physical());
         let mut tables = Tables(account);
         fill_window(pt, bitmap);

@@ -1,7 +1,7 @@
 //! The narrow door between the kernel and the two virtualization extensions: above it nobody asks which vendor it is.
 //!
 //! A [`Processor`] is what a CPU has (one per CPU), a [`VirtualCpu`] what a guest EC has. Both stay at one address from
-//! their first use until [`VirtualCpu::release`], and are used on their own CPU only, with interrupts off.
+//! their first use on, and are used on their own CPU only, with interrupts off.
 //!
 //! The round trip: [`VirtualCpu::enter`] runs the guest. When the guest stops, the entry stub leaves the general
 //! registers in [`Gprs`] (which begins the EC), takes the stack pointer at [`STACK_OFFSET`] and calls `vcpu_exit` with
@@ -164,7 +164,7 @@ pub struct PhysPage {
     pub va: *mut u8,
 }
 
-/// The zeroed frames of a vCPU; they belong to it until `release`.
+/// The zeroed frames of a vCPU; they belong to it.
 #[derive(Clone, Copy, Debug)]
 pub struct VcpuPages {
     /// VMCS or VMCB.
@@ -195,13 +195,11 @@ pub trait VirtualCpu {
     /// Makes the CPU ready to run user programs: syscall MSRs and GDT limit are the host's again. TR keeps the limit
     /// that the exit gave it (0x67 on VMX). Cheap if nothing has to be done.
     fn restore_host(&mut self);
-    /// Gives up the pages, which can then be freed, and all references to this vCPU.
-    fn release(&mut self);
     /// Enters the guest until it exits or, if the CPU can do that, the TSC reaches `deadline`.
     ///
     /// # Safety
     /// `gprs` begins a live EC with a stack pointer at [`STACK_OFFSET`]; nothing on the current stack is needed again;
-    /// the host CR3 is set and the assigned spaces are valid until the vCPU is released or assigned others.
+    /// the host CR3 is set and the assigned spaces are valid until the vCPU is assigned others.
     unsafe fn enter(&mut self, gprs: *mut Gprs, deadline: u64) -> !;
 }
 

@@ -121,7 +121,7 @@ impl Svm {
         let this: *mut Self = self;
         let previous = self.cpu.current.replace(this);
         if previous != this {
-            // SAFETY: a vCPU in `current` stays where it is until its release, which takes it from there.
+            // SAFETY: a vCPU stays where it is for ever: nothing is destroyed yet.
             if let Some(previous) = unsafe { previous.as_mut() } {
                 previous.common.foreign.leave();
             }
@@ -298,12 +298,6 @@ impl VirtualCpu for Svm {
     }
 
     fn restore_host(&mut self) {}
-
-    fn release(&mut self) {
-        if core::ptr::eq(self.cpu.current.get(), self) {
-            self.cpu.current.set(core::ptr::null_mut());
-        }
-    }
 
     unsafe fn enter(&mut self, gprs: *mut Gprs, _deadline: u64) -> ! {
         self.make_current();

@@ -141,7 +141,7 @@ impl Vmx {
             // SAFETY: `current` says so.
             return unsafe { Current::assume() };
         }
-        // SAFETY: a vCPU in `current` stays where it is until its release, which takes it from there.
+        // SAFETY: a vCPU stays where it is for ever: nothing is destroyed yet.
         if let Some(previous) = unsafe { previous.as_mut() } {
             previous.park_fast();
             previous.park_slow();
@@ -409,19 +409,6 @@ impl VirtualCpu for Vmx {
 
     fn restore_host(&mut self) {
         self.park_fast();
-    }
-
-    fn release(&mut self) {
-        if self.initialized {
-            self.current();
-            self.park_fast();
-            self.park_slow();
-            self.cpu.current.set(core::ptr::null_mut());
-            self.initialized = false;
-            self.launched = false;
-            // SAFETY: the page is this vCPU's own.
-            unsafe { vmcs::vmclear(self.pages.control.pa) };
-        }
     }
 
     unsafe fn enter(&mut self, gprs: *mut Gprs, deadline: u64) -> ! {

@@ -15,6 +15,9 @@ pub trait PhysicalMemory {
     fn read(&self, address: u64, buffer: &mut [u8]) -> bool;
 }
 
+/// Type of memory-map entries that are RAM.
+const RAM: u32 = 1;
+
 /// What a boot loader handed over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BootInformation {
@@ -24,21 +27,6 @@ pub struct BootInformation {
     pub rsdp: Option<u64>,
     /// Bytes of RAM that the loader's memory map lists; 0 without such a map.
     pub ram: u64,
-    /// UEFI memory map.
-    pub uefi_map: Option<UefiMap>,
-}
-
-/// A UEFI memory map, as the information page describes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UefiMap {
-    /// Physical address.
-    pub address: u64,
-    /// Size in bytes.
-    pub size: u32,
-    /// Size of a descriptor.
-    pub descriptor_size: u32,
-    /// Version of the descriptors.
-    pub descriptor_version: u32,
 }
 
 /// What is wrong with a boot loader's information.
@@ -63,6 +51,24 @@ impl fmt::Display for Malformed {
             Self::Module(start, end) => write!(f, "the first module ranges from {start:#x} to {end:#x}"),
         }
     }
+}
+
+/// The range of a module, if it has an end behind its start.
+fn module(start: u64, end: u64) -> Result<Option<(u64, u64)>, Malformed> {
+    if start < end { Ok(Some((start, end))) } else { Err(Malformed::Module(start, end)) }
+}
+
+/// Bytes of RAM in a memory map with entries of `entry_size` bytes. Both loaders have base, length and type in them.
+fn ram(map: &Window<impl PhysicalMemory>, entry_size: u64) -> Result<u64, Malformed> {
+    let (mut ram, mut offset) = (0u64, 0);
+    while let Some(entry) = map.part(offset, entry_size.max(24)) {
+        match entry.u64(8).zip(entry.u32(16)).ok_or(Malformed::Unreadable(entry.start))? {
+            (len, RAM) => ram = ram.saturating_add(len),
+            _ => {}
+        }
+        offset += entry.len;
+    }
+    Ok(ram)
 }
 
 /// A range of physical memory. Offsets count from its start; whatever lies outside reads as `None`.
@@ -127,13 +133,10 @@ impl<T: Copy + Default, const N: usize> List<T, N> {
 
     /// False if there is no room.
     fn push(&mut self, item: T) -> bool {
-        let slot = self.items.get_mut(self.len);
-        let room = slot.is_some();
-        if let Some(slot) = slot {
-            *slot = item;
-            self.len += 1;
-        }
-        room
+        let Some(slot) = self.items.get_mut(self.len) else { return false };
+        *slot = item;
+        self.len += 1;
+        true
     }
 
     fn as_slice(&self) -> &[T] {

@@ -11,17 +11,9 @@ pub const fn elapsed(start: u32, now: u32, wide: bool) -> u32 {
 
 /// Frequency in Hz of a counter that advanced by `count` during `ticks` of the power-management timer; 0 if no tick
 /// passed.
-pub const fn frequency(count: u64, ticks: u32) -> u64 {
-    scale(count, PM_TIMER_HZ as u64, ticks as u64)
-}
-
-/// `value` * `numerator` / `denominator`, rounded down; at most `u64::MAX`, and 0 if the denominator is.
-pub const fn scale(value: u64, numerator: u64, denominator: u64) -> u64 {
-    if denominator == 0 {
-        return 0;
-    }
-    let scaled = value as u128 * numerator as u128 / denominator as u128;
-    if scaled > u64::MAX as u128 { u64::MAX } else { scaled as u64 }
+pub fn frequency(count: u64, ticks: u32) -> u64 {
+    let hz = (u128::from(count) * u128::from(PM_TIMER_HZ)).checked_div(ticks.into()).unwrap_or(0);
+    u64::try_from(hz).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -44,10 +36,10 @@ mod tests {
         }
 
         #[test]
-        fn scaling_is_exact(value in any::<u64>(), numerator in any::<u64>(), denominator in 1..u64::MAX) {
-            let exact = u128::from(value) * u128::from(numerator) / u128::from(denominator);
-            prop_assert_eq!(scale(value, numerator, denominator), u64::try_from(exact).unwrap_or(u64::MAX));
-            prop_assert_eq!(scale(value, numerator, 0), 0);
+        fn frequencies_are_exact(count in any::<u64>(), ticks in 1..u32::MAX) {
+            let exact = u128::from(count) * u128::from(PM_TIMER_HZ) / u128::from(ticks);
+            prop_assert_eq!(frequency(count, ticks), u64::try_from(exact).unwrap_or(u64::MAX));
+            prop_assert_eq!(frequency(count, 0), 0);
         }
     }
 }

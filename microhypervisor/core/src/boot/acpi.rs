@@ -1,4 +1,4 @@
-//! The firmware's tables, as far as the kernel needs them: interrupt controllers, processors, timer, power registers
+//! The firmware's tables, as far as the kernel needs them: interrupt controllers, timer, power registers
 //! (ACPI Specification 6.5, 5.2).
 //!
 //! A broken table is ignored and complained about; what it would have told is missing then.
@@ -16,6 +16,8 @@ const LENGTH_MAX: u64 = 1 << 20;
 const HEADER: u64 = 36;
 const SIGNATURE: u64 = 0;
 const LENGTH: u64 = 4;
+/// Type of the MADT's entries for I/O APICs (5.2.12).
+const MADT_IOAPIC: u8 = 1;
 /// Start and end of the BIOS area that can hold the root pointer (5.2.5.1).
 const BIOS_AREA: (u64, u64) = (0xe_0000, 0x10_0000);
 /// Address of the segment of the extended BIOS data area.
@@ -30,28 +32,6 @@ pub struct IoApic {
     pub address: u64,
     /// Global system interrupt of its first pin.
     pub gsi_base: u32,
-}
-
-/// An entry of the MADT (5.2.12).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MadtEntry {
-    /// A processor that is or can be enabled, by the id of its LAPIC or x2APIC.
-    Processor(u32),
-    /// An I/O APIC.
-    IoApic(IoApic),
-    /// An ISA interrupt (`source`) that is another global system interrupt, with polarity and trigger mode (5.2.12.5).
-    Override {
-        /// ISA interrupt.
-        source: u8,
-        /// Global system interrupt.
-        gsi: u32,
-        /// Bits 1:0 polarity, 3:2 trigger mode.
-        flags: u16,
-    },
-    /// Physical address of the LAPICs, in place of the one in the table's header.
-    LapicAddress(u64),
-    /// Anything else.
-    Other(u8),
 }
 
 /// What the kernel needs of the FADT (5.2.9). Ports that do not exist are 0.
@@ -144,9 +124,7 @@ pub struct Tables {
     pub rsdp: Option<u64>,
     /// Fixed hardware.
     pub fadt: Option<Fadt>,
-    /// Physical address of the LAPICs.
-    pub lapic: Option<u64>,
-    madt: Option<(u64, u64)>,
+    has_madt: bool,
     ioapics: List<IoApic, IOAPICS_MAX>,
     complaints: List<Complaint, COMPLAINTS_MAX>,
 }
@@ -162,12 +140,6 @@ impl Tables {
         self.complaints.as_slice()
     }
 
-    /// The entries of the MADT, up to the first malformed one.
-    pub fn madt<'a, M: PhysicalMemory>(&self, memory: &'a M) -> impl Iterator<Item = MadtEntry> + use<'a, M> {
-        let table = self.madt.and_then(|(start, len)| Window::new(memory, start, len));
-        table.into_iter().flat_map(madt_entries).map_while(Result::ok)
-    }
-
     fn complain(&mut self, table: &[u8; 4], address: u64, problem: Problem) {
         // What does not fit is the tail of a long list of complaints.
         let _ = self.complaints.push(Complaint { table: *table, address, problem });
@@ -176,8 +148,7 @@ impl Tables {
 
 /// Finds the tables through the root pointer at physical address `rsdp`, or by searching the BIOS's areas for one.
 pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
-    let mut tables =
-        Tables { rsdp: None, fadt: None, lapic: None, madt: None, ioapics: List::new(), complaints: List::new() };
+    let mut tables = Tables { rsdp: None, fadt: None, has_madt: false, ioapics: List::new(), complaints: List::new() };
     let given = rsdp.and_then(|address| match root_pointer(memory, address) {
         Ok(roots) => Some((address, roots)),
         Err(problem) => {
@@ -202,7 +173,7 @@ pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
             Err(problem) => tables.complain(signature, address, problem),
         }
     }
-    for (signature, missing) in [(b"APIC", tables.madt.is_none()), (b"FACP", tables.fadt.is_none())] {
+    for (signature, missing) in [(b"APIC", !tables.has_madt), (b"FACP", tables.fadt.is_none())] {
         if missing {
             tables.complain(signature, 0, Problem::Absent);
         }
@@ -269,7 +240,7 @@ fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool
         let signature: Option<[u8; 4]> =
             Window::new(root.memory, address, HEADER).and_then(|header| header.array(SIGNATURE));
         let (wanted, result) = match signature.as_ref() {
-            Some(b"APIC") if tables.madt.is_none() => (b"APIC", read_madt(tables, root.memory, address)),
+            Some(b"APIC") if !tables.has_madt => (b"APIC", read_madt(tables, root.memory, address)),
             Some(b"FACP") if tables.fadt.is_none() => (b"FACP", read_fadt(tables, root.memory, address)),
             Some(_) => continue,
             None => (b"????", Err(Problem::Unreadable)),
@@ -283,44 +254,27 @@ fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool
 /// Reads the MADT; what stands before a malformed entry counts.
 fn read_madt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) -> Result<(), Problem> {
     let madt = table(memory, address, b"APIC")?;
-    tables.lapic = Some(madt.u32(36).ok_or(Problem::Length)?.into());
-    tables.madt = Some((madt.start, madt.len));
-    for entry in madt_entries(madt) {
-        match entry? {
-            MadtEntry::LapicAddress(address) => tables.lapic = Some(address),
-            MadtEntry::IoApic(ioapic) if !tables.ioapics.push(ioapic) => return Err(Problem::TooMany),
-            _ => {}
+    // Behind the header: address of the LAPICs and flags, neither of which the kernel needs.
+    let mut offset = HEADER + 8;
+    tables.has_madt = offset <= madt.len;
+    if !tables.has_madt {
+        return Err(Problem::Length);
+    }
+    while offset < madt.len {
+        let entry = madt.u8(offset + 1).and_then(|len| madt.part(offset, len.into())).filter(|entry| entry.len >= 2);
+        // Nothing behind a malformed entry has a known place.
+        let entry = entry.ok_or(Problem::Entry)?;
+        if entry.u8(0) == Some(MADT_IOAPIC) && !tables.ioapics.push(ioapic(&entry).ok_or(Problem::Entry)?) {
+            return Err(Problem::TooMany);
         }
+        offset += entry.len;
     }
     Ok(())
 }
 
-fn madt_entries<M: PhysicalMemory>(madt: Window<M>) -> impl Iterator<Item = Result<MadtEntry, Problem>> {
-    let mut offset = 44;
-    core::iter::from_fn(move || {
-        if offset >= madt.len {
-            return None;
-        }
-        let entry = madt.u8(offset + 1).and_then(|len| madt.part(offset, len.into())).filter(|entry| entry.len >= 2);
-        let parsed = entry.as_ref().and_then(madt_entry).ok_or(Problem::Entry);
-        // Nothing behind a malformed entry has a known place.
-        offset = entry.filter(|_| parsed.is_ok()).map_or(madt.len, |entry| offset + entry.len);
-        Some(parsed)
-    })
-}
-
-/// `None` if the entry is too short for its type.
-fn madt_entry(entry: &Window<impl PhysicalMemory>) -> Option<MadtEntry> {
-    // Flags: enabled, or can be enabled later.
-    let processor = |id, flags: u32| if flags & 3 != 0 { MadtEntry::Processor(id) } else { MadtEntry::Other(0) };
-    Some(match entry.u8(0)? {
-        0 => processor(entry.u8(3)?.into(), entry.u32(4)?),
-        1 => MadtEntry::IoApic(IoApic { id: entry.u8(2)?, address: entry.u32(4)?.into(), gsi_base: entry.u32(8)? }),
-        2 => MadtEntry::Override { source: entry.u8(3)?, gsi: entry.u32(4)?, flags: entry.u16(8)? },
-        5 => MadtEntry::LapicAddress(entry.u64(4)?),
-        9 => processor(entry.u32(4)?, entry.u32(8)?),
-        other => MadtEntry::Other(other),
-    })
+/// `None` if the entry is too short.
+fn ioapic(entry: &Window<impl PhysicalMemory>) -> Option<IoApic> {
+    Some(IoApic { id: entry.u8(2)?, address: entry.u32(4)?.into(), gsi_base: entry.u32(8)? })
 }
 
 /// Reads the FADT; ACPI 1.0's, of 116 bytes, lacks the extended fields.

@@ -100,14 +100,9 @@ fn complaints(tables: &Tables) -> Vec<String> {
     tables.complaints().iter().map(Complaint::to_string).collect()
 }
 
-fn check_madt(tables: &Tables, ram: &Ram) {
+fn check_ioapics(tables: &Tables) {
     let chips = [(8, 0xfec0_0000, 0), (9, 0xfec1_0000, 24)];
     assert_eq!(tables.ioapics(), chips.map(|(id, address, gsi_base)| IoApic { id, address, gsi_base }));
-    assert_eq!(tables.lapic, Some(0xfee1_0000));
-    let processors: Vec<_> = tables.madt(ram).filter(|entry| matches!(entry, MadtEntry::Processor(_))).collect();
-    assert_eq!(processors, [0, 4, 256].map(MadtEntry::Processor));
-    let moved: Vec<_> = tables.madt(ram).filter(|entry| matches!(entry, MadtEntry::Override { .. })).collect();
-    assert_eq!(moved, [MadtEntry::Override { source: 9, gsi: 20, flags: 13 }]);
 }
 
 #[test]
@@ -115,7 +110,7 @@ fn old_tables_are_found_by_searching() {
     let ram = old_machine();
     let tables = find(&ram, None);
     assert_eq!((tables.rsdp, complaints(&tables)), (Some(RSDP), vec![]));
-    check_madt(&tables, &ram);
+    check_ioapics(&tables);
     let fadt = tables.fadt.unwrap();
     assert_eq!((fadt.pm1a_control, fadt.pm1b_control, fadt.pm2_control, fadt.smi_command), (0xb004, 0, 0, 0xb2));
     assert_eq!((fadt.pm_timer(), fadt.reset_port()), (Some((0xb008, false)), None));
@@ -129,7 +124,7 @@ fn new_tables_are_found_where_the_loader_says() {
     let ram = new_machine();
     let tables = find(&ram, Some(0x8000));
     assert_eq!((tables.rsdp, complaints(&tables)), (Some(0x8000), vec![]));
-    check_madt(&tables, &ram);
+    check_ioapics(&tables);
     let fadt = tables.fadt.unwrap();
     assert_eq!((fadt.pm1a_control, fadt.pm1b_control, fadt.pm2_control, fadt.smi_command), (0x704, 0, 0x50, 0xb2));
     assert_eq!((fadt.pm_timer(), fadt.reset_port()), (Some((0x608, true)), Some((0xcf9, 6))));
@@ -151,7 +146,7 @@ fn broken_tables_are_ignored_and_reported() {
     let ram = old_machine().and(0x8000, vec![0; 64]);
     let tables = find(&ram, Some(0x8000));
     assert_eq!(complaints(&tables), ["table RSDP at 0x8000 has another signature"]);
-    check_madt(&tables, &ram);
+    check_ioapics(&tables);
 
     // A bad XSDT: the RSDT serves.
     let mut bad = root(b"XSDT", &[FADT, MADT]);
@@ -159,7 +154,7 @@ fn broken_tables_are_ignored_and_reported() {
     let ram = replaced(new_machine(), XSDT, bad).and(RSDT, root(b"RSDT", &[MADT, FADT]));
     let tables = find(&ram, Some(0x8000));
     assert_eq!(complaints(&tables), ["table XSDT at 0x101000 has a wrong checksum"]);
-    check_madt(&tables, &ram);
+    check_ioapics(&tables);
 
     let with_madt = |madt: Vec<u8>| {
         let ram = replaced(old_machine(), MADT, madt);
@@ -220,7 +215,6 @@ proptest! {
         }
         let tables = find(&ram, new.then_some(0x8000));
         prop_assert!(ram.reads.get() < 50_000);
-        prop_assert!(!tables.complaints().is_empty() || (tables.fadt.is_some() && tables.lapic.is_some()));
-        prop_assert!(tables.madt(&ram).count() < 200);
+        prop_assert!(!tables.complaints().is_empty() || tables.fadt.is_some());
     }
 }

@@ -81,6 +81,7 @@ pub const TESTS: &[Test] = &[
         Checks(&[instructions::FIRST, instructions::CHECKS, devices::CHECKS, apic::CHECKS]),
         "everything that is quick",
     ),
+    Test::new("refused", Checks(&[instructions::REFUSED]), "values that control registers refuse, but not in QEMU"),
     Test::new("mmio", Checks(&[devices::MMIO]), "device accesses by many kinds of instructions"),
     Test::new("badmmio", Checks(&[devices::NOTHING]), "accesses where there is neither RAM nor a device"),
     Test::new(

@@ -5,7 +5,6 @@
 use core::arch::asm;
 
 use super::Outcome;
-use super::instructions::is_translated;
 use crate::interrupts::{attempt, count};
 use crate::random::Random;
 use crate::words::Words;
@@ -200,8 +199,8 @@ fn control(random: &mut Random) -> Attempted {
     let kind = random.below(6);
     // CR3's flags that choose caching and, without CR4.PCIDE, mean nothing else.
     let cr3_flags = value & 0x18;
-    // What refuses nothing must not be asked for what would end paging: PG and PE, LA57 and PAE.
-    let (kept0, kept4) = if is_translated() { (1 << 31 | 1, 1 << 12 | 1 << 5) } else { (0, 0) };
+    // QEMU without acceleration refuses nothing, not even what ends 64-bit mode: PG and PE, LA57 and PAE.
+    let (kept0, kept4) = (1 << 31 | 1, 1 << 12 | 1 << 5);
     let result = attempt(|| {
         // SAFETY: what keeps this program running raises an exception when changed, or is restored.
         unsafe {

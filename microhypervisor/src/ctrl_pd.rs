@@ -76,7 +76,7 @@ fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
         }
         (Kind::HostSpace, Kind::HostSpace) => memory(cpu, ec, source, space::<HostSpace>(destination)?),
         (Kind::HostSpace, Kind::GuestSpace) => memory(cpu, ec, source, space::<GuestSpace>(destination)?),
-        (Kind::PioSpace, Kind::PioSpace) => ports(ec, source, space::<PioSpace>(destination)?),
+        (Kind::PioSpace, Kind::PioSpace) => ports(cpu, ec, source, space::<PioSpace>(destination)?),
         (Kind::MsrSpace, Kind::MsrSpace) => msrs(ec, source, space::<MsrSpace>(destination)?),
         _ => Err(Status::BadCap),
     }
@@ -156,7 +156,7 @@ fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpac
     result
 }
 
-fn ports(ec: &Ec, source: Entry, to: &PioSpace) -> Result<(), Status> {
+fn ports(cpu: &Cpu, ec: &Ec, source: Entry, to: &PioSpace) -> Result<(), Status> {
     let request = Request::decode(ec)?;
     request.within(1 << 16, 1 << 16)?;
     if request.source != request.destination {
@@ -170,6 +170,7 @@ fn ports(ec: &Ec, source: Entry, to: &PioSpace) -> Result<(), Status> {
             crate::console::release_uart();
         }
     }
+    to.changed(cpu);
     Ok(())
 }
 

@@ -233,7 +233,8 @@ impl HostSpace {
     pub fn map_kernel_page(&self, address: u64, physical: u64, permissions: Permissions) -> Result<(), Status> {
         let _guard = self.lock.lock();
         self.space
-            .map(&mut Tables(self.pd.account()), address, physical, 0, permissions, Cacheability::WriteBack)
+            .map_step(&mut Tables(self.pd.account()), address, physical, 1, permissions, Cacheability::WriteBack)
+            .map(drop)
             .map_err(|_| Status::MemObj)
     }
 
@@ -363,6 +364,13 @@ impl PioSpace {
             self.word(port).fetch_or(bit, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// The host space may have got its own window: stale translations of the old one must go.
+    pub fn changed(&self, cpu: &crate::cpu::Cpu) {
+        if self.first {
+            self.pd.host.get().inspect(|host| host.changed(cpu));
+        }
     }
 }
 

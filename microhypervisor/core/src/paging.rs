@@ -32,10 +32,16 @@ const PERMISSIONS: Permissions = abi::capability::MEMORY_ALL;
 pub trait Format {
     /// Bits that refer to a table, beside its address.
     const TABLE: u64;
-    /// Bits of a leaf of level `level`, beside its address, with at least one of the four memory permissions.
-    fn leaf(level: u8, permissions: Permissions, cacheability: Cacheability) -> u64;
-    /// The cacheability of a leaf of level `level`.
-    fn cacheability(entry: u64, level: u8) -> Cacheability;
+    /// Bits of any leaf, beside its address: it is readable.
+    const LEAF: u64;
+    /// Bits of a leaf that is writable, too.
+    const WRITE: u64;
+    /// Bits of a leaf that is executable, too.
+    const EXECUTE: u64;
+    /// Bits of a leaf that is not executable.
+    const NO_EXECUTE: u64;
+    /// The memory type in a leaf of level `level`, by cacheability in its numeric order: WB, WT, WC, UC, WP.
+    fn memory_types(level: u8) -> [u64; 5];
 }
 
 /// Four-level paging for user pages (Intel SDM vol. 3A, 4.5; AMD APM vol. 2, 5.3). What is mapped is readable;
@@ -48,7 +54,20 @@ pub struct Host;
 /// Nested paging (AMD APM vol. 2, 15.25): host format; every nested access counts as a user access.
 pub type Npt = Host;
 
-/// Facts of [`Host`] entries.
+impl Format for Host {
+    const TABLE: u64 = host::PRESENT | host::WRITE | host::USER | host::ACCESSED;
+    const LEAF: u64 = host::PRESENT | host::USER | host::ACCESSED | host::DIRTY;
+    const WRITE: u64 = host::WRITE;
+    const EXECUTE: u64 = 0;
+    const NO_EXECUTE: u64 = host::NO_EXECUTE;
+
+    fn memory_types(level: u8) -> [u64; 5] {
+        let pat = if level == 0 { host::PAT_SMALL } else { host::PAT_LARGE };
+        [0, host::WRITE_THROUGH, pat, host::CACHE_DISABLE | host::WRITE_THROUGH, pat | host::WRITE_THROUGH]
+    }
+}
+
+/// Bits of [`Host`] entries.
 mod host {
     pub const PRESENT: u64 = 1 << 0;
     pub const WRITE: u64 = 1 << 1;
@@ -60,38 +79,6 @@ mod host {
     pub const PAT_SMALL: u64 = 1 << 7;
     pub const PAT_LARGE: u64 = 1 << 12;
     pub const NO_EXECUTE: u64 = 1 << 63;
-
-    pub const fn pat(level: u8) -> u64 {
-        if level == 0 { PAT_SMALL } else { PAT_LARGE }
-    }
-}
-
-impl Format for Host {
-    const TABLE: u64 = host::PRESENT | host::WRITE | host::USER | host::ACCESSED;
-
-    fn leaf(level: u8, permissions: Permissions, cacheability: Cacheability) -> u64 {
-        let large = if level == 0 { 0 } else { LARGE };
-        let write = if permissions.contains(Permissions::WRITE) { host::WRITE } else { 0 };
-        let execute = if permissions.intersects(EXECUTE) { 0 } else { host::NO_EXECUTE };
-        let memory_type = match cacheability {
-            Cacheability::WriteBack => 0,
-            Cacheability::WriteThrough => host::WRITE_THROUGH,
-            Cacheability::Uncacheable => host::CACHE_DISABLE | host::WRITE_THROUGH,
-            Cacheability::WriteCombining => host::pat(level),
-            Cacheability::WriteProtected => host::pat(level) | host::WRITE_THROUGH,
-        };
-        host::PRESENT | host::USER | host::ACCESSED | host::DIRTY | large | write | execute | memory_type
-    }
-
-    fn cacheability(entry: u64, level: u8) -> Cacheability {
-        match (entry & host::pat(level) != 0, entry & host::CACHE_DISABLE != 0, entry & host::WRITE_THROUGH != 0) {
-            (false, false, false) => Cacheability::WriteBack,
-            (false, false, true) => Cacheability::WriteThrough,
-            (_, true, _) => Cacheability::Uncacheable,
-            (true, false, false) => Cacheability::WriteCombining,
-            (true, false, true) => Cacheability::WriteProtected,
-        }
-    }
 }
 
 /// Extended page tables (Intel SDM vol. 3C, 29.3). What is mapped is readable (writable alone would be a
@@ -99,47 +86,26 @@ impl Format for Host {
 #[derive(Debug)]
 pub struct Ept;
 
-/// Facts of [`Ept`] entries.
+impl Format for Ept {
+    const TABLE: u64 = ept::READ | ept::WRITE | ept::EXECUTE;
+    const LEAF: u64 = ept::READ | ept::IGNORE_PAT;
+    const WRITE: u64 = ept::WRITE;
+    const EXECUTE: u64 = ept::EXECUTE;
+    const NO_EXECUTE: u64 = 0;
+
+    fn memory_types(_level: u8) -> [u64; 5] {
+        // Encoded as in the MTRRs (Intel SDM vol. 3A, 12.11).
+        [6, 4, 1, 0, 5].map(|number| number << ept::TYPE_SHIFT)
+    }
+}
+
+/// Bits of [`Ept`] entries.
 mod ept {
     pub const READ: u64 = 1 << 0;
     pub const WRITE: u64 = 1 << 1;
     pub const EXECUTE: u64 = 1 << 2;
     pub const TYPE_SHIFT: u32 = 3;
-    pub const TYPE_MASK: u64 = 7;
-    pub const UNCACHEABLE: u64 = 0;
-    pub const WRITE_COMBINING: u64 = 1;
-    pub const WRITE_THROUGH: u64 = 4;
-    pub const WRITE_PROTECTED: u64 = 5;
-    pub const WRITE_BACK: u64 = 6;
     pub const IGNORE_PAT: u64 = 1 << 6;
-}
-
-impl Format for Ept {
-    const TABLE: u64 = ept::READ | ept::WRITE | ept::EXECUTE;
-
-    fn leaf(level: u8, permissions: Permissions, cacheability: Cacheability) -> u64 {
-        let large = if level == 0 { 0 } else { LARGE };
-        let write = if permissions.contains(Permissions::WRITE) { ept::WRITE } else { 0 };
-        let execute = if permissions.intersects(EXECUTE) { ept::EXECUTE } else { 0 };
-        let memory_type = match cacheability {
-            Cacheability::WriteBack => ept::WRITE_BACK,
-            Cacheability::WriteThrough => ept::WRITE_THROUGH,
-            Cacheability::WriteCombining => ept::WRITE_COMBINING,
-            Cacheability::Uncacheable => ept::UNCACHEABLE,
-            Cacheability::WriteProtected => ept::WRITE_PROTECTED,
-        };
-        ept::READ | write | execute | memory_type << ept::TYPE_SHIFT | ept::IGNORE_PAT | large
-    }
-
-    fn cacheability(entry: u64, _level: u8) -> Cacheability {
-        match entry >> ept::TYPE_SHIFT & ept::TYPE_MASK {
-            ept::WRITE_BACK => Cacheability::WriteBack,
-            ept::WRITE_THROUGH => Cacheability::WriteThrough,
-            ept::WRITE_COMBINING => Cacheability::WriteCombining,
-            ept::WRITE_PROTECTED => Cacheability::WriteProtected,
-            _ => Cacheability::Uncacheable,
-        }
-    }
 }
 
 const EXECUTE: Permissions = Permissions::EXECUTE_USER.union(Permissions::EXECUTE_SUPERVISOR);
@@ -202,11 +168,6 @@ impl<F: Format> Space<F> {
         self.root
     }
 
-    /// What the page at `va` is mapped to.
-    pub fn lookup(&self, tables: &impl Tables, va: u64) -> Option<Leaf> {
-        self.lookup_run(tables, va).0
-    }
-
     /// What the page at `va` is mapped to, and the number of pages from it on, at least one, for which the same leaf,
     /// or the same absent entry, answers.
     pub fn lookup_run(&self, tables: &impl Tables, va: u64) -> (Option<Leaf>, u64) {
@@ -226,37 +187,10 @@ impl<F: Format> Space<F> {
                 address: leaf_address(entry, level) + (offset << abi::PAGE_BITS),
                 level,
                 permissions: permissions(entry),
-                cacheability: F::cacheability(entry, level),
+                cacheability: cacheability::<F>(entry, level),
             });
             return (leaf, pages(level) - offset);
         }
-    }
-
-    /// Maps 2^`order` pages from `va` on to those from `pa` on, as a whole or, if tables run out, up to some page.
-    /// Otherwise like [`Space::map_step`].
-    pub fn map(
-        &self,
-        tables: &mut impl Tables,
-        va: u64,
-        pa: u64,
-        order: u32,
-        permissions: Permissions,
-        cacheability: Cacheability,
-    ) -> Result<(), MapError> {
-        let total = 1u64.checked_shl(order).ok_or(MapError::OutOfRange)?;
-        let mut done = 0;
-        while done < total {
-            let offset = done << abi::PAGE_BITS;
-            done += self.map_step(
-                tables,
-                va.wrapping_add(offset),
-                pa.wrapping_add(offset),
-                total - done,
-                permissions,
-                cacheability,
-            )?;
-        }
-        Ok(())
     }
 
     /// Maps the first of `count` pages from `va` on to those from `pa` on, and as many behind it as one leaf can,
@@ -318,7 +252,7 @@ impl<F: Format> Space<F> {
     fn insert_table(&self, tables: &mut impl Tables, table: u64, index: usize, entry: u64, level: u8) -> Option<u64> {
         let below = tables.alloc()?;
         if entry != 0 {
-            let (permissions, cacheability) = (permissions(entry), F::cacheability(entry, level));
+            let (permissions, cacheability) = (permissions(entry), cacheability::<F>(entry, level));
             for part in 0..ENTRIES {
                 let address = leaf_address(entry, level) + ((part as u64 * pages(level - 1)) << abi::PAGE_BITS);
                 replace(tables, below, part, leaf::<F>(address, level - 1, permissions, cacheability));
@@ -364,7 +298,20 @@ const fn permissions(entry: u64) -> Permissions {
 }
 
 fn leaf<F: Format>(address: u64, level: u8, permissions: Permissions, cacheability: Cacheability) -> u64 {
-    address | F::leaf(level, permissions, cacheability) | u64::from(permissions.bits()) << PERMISSIONS_SHIFT
+    let large = if level == 0 { 0 } else { LARGE };
+    let write = if permissions.contains(Permissions::WRITE) { F::WRITE } else { 0 };
+    let execute = if permissions.intersects(EXECUTE) { F::EXECUTE } else { F::NO_EXECUTE };
+    let memory_type = F::memory_types(level)[cacheability as usize];
+    let software = u64::from(permissions.bits()) << PERMISSIONS_SHIFT;
+    address | F::LEAF | large | write | execute | memory_type | software
+}
+
+/// The cacheability of a leaf of level `level`.
+fn cacheability<F: Format>(entry: u64, level: u8) -> Cacheability {
+    let types = F::memory_types(level);
+    let mask = types.into_iter().fold(0, core::ops::BitOr::bitor);
+    let found = types.iter().position(|&bits| bits == entry & mask).and_then(|n| Cacheability::from_bits(n as u32));
+    found.unwrap_or(Cacheability::Uncacheable)
 }
 
 /// Writes an entry, keeps the table's count of entries in use and returns the entry that was there.

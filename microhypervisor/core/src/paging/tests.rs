@@ -186,7 +186,7 @@ fn agrees_with_map<F: Format>(leaf_level: u8, budget: usize, ops: Vec<Op>, decod
             let (leaf, run) = space.lookup_run(&memory, page << 12 | 0xabc);
             let found = leaf.map(|leaf| (leaf.address, leaf.permissions, leaf.cacheability));
             assert_eq!(found, model.get(&page).copied());
-            assert_eq!(space.lookup(&memory, page << 12), leaf);
+            assert_eq!(space.lookup_run(&memory, page << 12), (leaf, run));
             for offset in 1..run.min(1500) {
                 let expected = found.map(|(pa, permissions, ca)| (pa + offset * 4096, permissions, ca));
                 assert_eq!(model.get(&(page + offset)).copied(), expected);
@@ -238,11 +238,12 @@ fn large_pages_are_used_split_and_replaced() {
     // One page less: 511 leaves of 2 MiB and 511 of 4 KiB remain.
     assert_eq!(space.map_step(&mut memory, gib + 0x5000, 0, 1, Permissions::empty(), WB), Ok(1));
     assert_eq!(memory.tables.iter().flatten().count(), 4);
-    assert_eq!(space.lookup(&memory, gib + 0x5000), None);
-    assert_eq!(space.lookup(&memory, gib + 0x6000), Some(Leaf { address: 4 * gib + 0x6000, level: 0, ..leaf }));
-    assert_eq!(space.lookup(&memory, gib + 0x200000), Some(Leaf { address: 4 * gib + 0x200000, level: 1, ..leaf }));
+    let lookup = |va| space.lookup_run(&memory, va).0;
+    assert_eq!(lookup(gib + 0x5000), None);
+    assert_eq!(lookup(gib + 0x6000), Some(Leaf { address: 4 * gib + 0x6000, level: 0, ..leaf }));
+    assert_eq!(lookup(gib + 0x200000), Some(Leaf { address: 4 * gib + 0x200000, level: 1, ..leaf }));
     // Back to one leaf: the tables below go.
-    assert_eq!(space.map(&mut memory, gib, 4 * gib, 18, ALL, WB), Ok(()));
+    assert_eq!(space.map_step(&mut memory, gib, 4 * gib, 1 << 18, ALL, WB), Ok(1 << 18));
     assert_eq!(memory.tables.iter().flatten().count(), 2);
     // Aligned differently: no large leaf is possible.
     assert_eq!(space.map_step(&mut memory, gib, 4 * gib + 0x1000, 1 << 18, ALL, WB), Ok(1));
@@ -253,7 +254,7 @@ fn failed_steps_change_nothing() {
     for budget in 0..3 {
         let space: Space<Host> = Space::new(ROOT, 2);
         let mut memory = Memory::new(budget);
-        assert_eq!(space.map(&mut memory, 0x1000, 0x1000, 0, ALL, WB), Err(MapError::OutOfTables));
+        assert_eq!(space.map_step(&mut memory, 0x1000, 0x1000, 1, ALL, WB), Err(MapError::OutOfTables));
         assert_eq!((memory.budget, memory.tables.iter().flatten().count()), (budget, 1));
     }
 }
@@ -271,6 +272,5 @@ fn ranges_are_checked() {
     assert_eq!(step((1 << 48) - 4096, (1 << 52) - 4096, 1, ALL), Ok(1));
     assert_eq!(step((1 << 48) - 4096, u64::MAX, 1, Permissions::empty()), Ok(1));
     assert_eq!(step(0, 0, 1 << 36, Permissions::empty()), Ok(1 << 27));
-    assert_eq!(space.map(&mut memory, 0, 0, 64, ALL, WB), Err(MapError::OutOfRange));
     assert_eq!(space.lookup_run(&memory, u64::MAX), (None, 1));
 }

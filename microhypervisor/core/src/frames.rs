@@ -20,30 +20,20 @@ const INNER: u8 = 0;
 #[repr(transparent)]
 pub struct FrameNumber(pub u32);
 
-/// What is known of a frame; 16 bytes. The public fields belong to whoever allocated the block that the frame begins.
+/// What is known of a frame; 12 bytes. The public field belongs to whoever allocated the block that the frame begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct FrameMeta {
     next: u32,
     prev: u32,
     state: u8,
-    /// What the kernel uses the block for.
-    pub kind: u8,
     /// Page tables: number of entries in use.
     pub live: u16,
-    /// Who pays for the block.
-    pub owner: u32,
 }
 
 impl FrameMeta {
     /// A frame that nobody may allocate yet: all bits zero.
-    pub const RESERVED: Self = Self { next: 0, prev: 0, state: INNER, kind: 0, live: 0, owner: 0 };
-}
-
-impl Default for FrameMeta {
-    fn default() -> Self {
-        Self::RESERVED
-    }
+    pub const RESERVED: Self = Self { next: 0, prev: 0, state: INNER, live: 0 };
 }
 
 /// Why a frame could not be freed: it does not begin an allocated block (freed twice, or never allocated).
@@ -55,7 +45,6 @@ pub struct NotAllocated;
 pub struct Frames<'a> {
     meta: &'a mut [FrameMeta],
     heads: [u32; ORDERS],
-    free: u32,
 }
 
 impl<'a> Frames<'a> {
@@ -64,30 +53,23 @@ impl<'a> Frames<'a> {
     pub fn new(meta: &'a mut [FrameMeta], first_free: u32) -> Self {
         meta.fill(FrameMeta::RESERVED);
         let end = meta.len().min(1 << 31) as u32;
-        let mut frames = Self { meta, heads: [NIL; ORDERS], free: 0 };
+        let mut frames = Self { meta, heads: [NIL; ORDERS] };
         let mut frame = first_free;
         while frame < end {
             let order = frame.trailing_zeros().min((end - frame).ilog2()).min(ORDERS as u32 - 1) as u8;
             frames.push(frame, order);
-            frames.free += 1 << order;
             frame += 1 << order;
         }
         frames
     }
 
-    /// Number of free frames.
-    pub fn free_frames(&self) -> u32 {
-        self.free
-    }
-
-    /// Allocates a block of 2^`order` frames, aligned to its size. Its `kind`, `live` and `owner` are 0.
+    /// Allocates a block of 2^`order` frames, aligned to its size. Its `live` is 0.
     pub fn alloc(&mut self, order: u8) -> Option<FrameNumber> {
         let (frame, mut found) = (order..ORDERS as u8).find_map(|o| Some((self.pop(o)?, o)))?;
         while found > order {
             found -= 1;
             self.push(frame + (1 << found), found);
         }
-        self.free -= 1 << order;
         *self.meta.get_mut(frame as usize)? = FrameMeta { state: ALLOCATED | order, ..FrameMeta::RESERVED };
         Some(FrameNumber(frame))
     }
@@ -95,7 +77,6 @@ impl<'a> Frames<'a> {
     /// Frees the block that begins with `frame` and returns its order.
     pub fn free(&mut self, frame: FrameNumber) -> Result<u8, NotAllocated> {
         let order = self.order(frame).ok_or(NotAllocated)?;
-        self.free += 1 << order;
         let (mut block, mut merged) = (frame.0, order);
         while let Some(meta) = self.meta.get_mut(block as usize) {
             meta.state = INNER;
@@ -115,11 +96,6 @@ impl<'a> Frames<'a> {
     pub fn order(&self, frame: FrameNumber) -> Option<u8> {
         let state = self.state(frame.0);
         (state & ALLOCATED != 0).then_some(state & 0xf)
-    }
-
-    /// Metadata of the allocated block that begins with `frame`.
-    pub fn meta(&self, frame: FrameNumber) -> Option<&FrameMeta> {
-        self.meta.get(frame.0 as usize).filter(|meta| meta.state & ALLOCATED != 0)
     }
 
     /// Metadata of the allocated block that begins with `frame`, to change.
@@ -150,7 +126,7 @@ impl<'a> Frames<'a> {
     /// Takes a free block out of its list and makes it part of no block; false if there is no such frame.
     fn unlink(&mut self, frame: u32, order: u8) -> bool {
         let Some(meta) = self.meta.get_mut(frame as usize) else { return false };
-        let FrameMeta { next, prev, .. } = core::mem::take(meta);
+        let FrameMeta { next, prev, .. } = core::mem::replace(meta, FrameMeta::RESERVED);
         if let Some(meta) = self.meta.get_mut(next as usize) {
             meta.prev = prev;
         }

@@ -48,21 +48,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    const fn from_raw(raw: u8) -> Self {
-        match raw {
-            1 => Self::Pd,
-            2 => Self::ObjectSpace,
-            3 => Self::HostSpace,
-            4 => Self::GuestSpace,
-            5 => Self::DmaSpace,
-            6 => Self::PioSpace,
-            7 => Self::MsrSpace,
-            8 => Self::Ec,
-            9 => Self::Sc,
-            10 => Self::Pt,
-            11 => Self::Sm,
-            _ => Self::Null,
-        }
+    fn from_raw(raw: u8) -> Self {
+        use Kind::*;
+        const BY_NUMBER: [Kind; 12] =
+            [Null, Pd, ObjectSpace, HostSpace, GuestSpace, DmaSpace, PioSpace, MsrSpace, Ec, Sc, Pt, Sm];
+        BY_NUMBER.get(usize::from(raw)).copied().unwrap_or(Null)
     }
 }
 
@@ -132,7 +122,7 @@ pub struct Header {
     kind: AtomicU8,
     state: AtomicU8,
     object: AtomicU32,
-    /// Free: next free header. Else: see [`Header::owner`].
+    /// While the header is free: the next free one.
     link: AtomicU32,
 }
 
@@ -154,16 +144,6 @@ impl Header {
             link: AtomicU32::new(0),
         }
     }
-
-    /// The value given to [`Header::set_owner`] since the header was allocated; at first 0.
-    pub fn owner(&self) -> u32 {
-        self.link.load(Relaxed)
-    }
-
-    /// Records who pays for the object. Only while the header is allocated.
-    pub fn set_owner(&self, owner: u32) {
-        self.link.store(owner, Relaxed);
-    }
 }
 
 /// All headers, with a lock-free stack of the free ones.
@@ -183,7 +163,7 @@ impl<'a> HeaderTable<'a> {
     }
 
     /// The header with index `index`.
-    pub fn header(&self, index: u32) -> Option<&'a Header> {
+    fn header(&self, index: u32) -> Option<&'a Header> {
         self.headers.get(index as usize)
     }
 
@@ -194,7 +174,6 @@ impl<'a> HeaderTable<'a> {
         let generation = header.generation.load(Relaxed).max(1);
         header.kind.store(kind as u8, Relaxed);
         header.object.store(object, Relaxed);
-        header.link.store(0, Relaxed);
         header.state.store(LIVE, Relaxed);
         header.generation.store(generation, Release);
         Some(Reference { index, generation })

@@ -76,6 +76,13 @@ proptest! {
 }
 
 #[test]
+fn kinds_have_their_numbers() {
+    for number in 0..=u8::MAX {
+        assert_eq!(Kind::from_raw(number) as u8, if number <= Kind::Sm as u8 { number } else { 0 });
+    }
+}
+
+#[test]
 fn impossible_entries_are_null() {
     assert_eq!(Entry::NULL.to_raw(), 0);
     assert_eq!(Entry::new(Reference { index: HEADERS_MAX, generation: 1 }, Permissions::all()), Entry::NULL);

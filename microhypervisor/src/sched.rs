@@ -49,7 +49,7 @@ impl Sc {
             budget,
             left: Cell::new(budget),
             consumed: Cell::new(0),
-            link: LinkCell::new(),
+            link: LinkCell::unlinked(),
         }
     }
 

@@ -45,7 +45,7 @@ impl Sm {
     /// A semaphore with an initial counter.
     pub const fn new(counter: u64) -> Self {
         Self {
-            state: Mutex::new(State { counter, queue: Fifo::new() }),
+            state: Mutex::new(State { counter, queue: Fifo::empty() }),
             interrupt: NO_INTERRUPT,
             route: AtomicU32::new(0),
         }

@@ -21,19 +21,13 @@ impl LinkCell {
     const UNLINKED: u32 = NIL - 1;
 
     /// A cell that is in no queue.
-    pub const fn new() -> Self {
+    pub const fn unlinked() -> Self {
         Self { next: Cell::new(Self::UNLINKED), prev: Cell::new(Self::UNLINKED) }
     }
 
     /// Whether the cell is in a queue.
     pub fn is_linked(&self) -> bool {
         self.next.get() != Self::UNLINKED
-    }
-}
-
-impl Default for LinkCell {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -52,7 +46,7 @@ pub struct Fifo {
 
 impl Fifo {
     /// An empty queue.
-    pub const fn new() -> Self {
+    pub const fn empty() -> Self {
         Self { head: NIL, tail: NIL }
     }
 
@@ -110,12 +104,6 @@ impl Fifo {
     }
 }
 
-impl Default for Fifo {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// A CPU's runnable scheduling contexts: one [`Fifo`] per priority, and a bitmap of those that are not empty.
 #[derive(Debug)]
 pub struct ReadyQueue {
@@ -125,8 +113,8 @@ pub struct ReadyQueue {
 
 impl ReadyQueue {
     /// An empty queue.
-    pub const fn new() -> Self {
-        Self { occupied: 0, queues: [const { Fifo::new() }; PRIORITIES] }
+    pub const fn empty() -> Self {
+        Self { occupied: 0, queues: [const { Fifo::empty() }; PRIORITIES] }
     }
 
     /// The highest priority that has an object.
@@ -162,12 +150,6 @@ impl ReadyQueue {
         let bit = 1 << priority;
         self.occupied = if queue.front().is_some() { self.occupied | bit } else { self.occupied & !bit };
         changed
-    }
-}
-
-impl Default for ReadyQueue {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -22,7 +22,7 @@ pub struct TimeoutNode {
 
 impl TimeoutNode {
     /// A node that is in no heap.
-    pub const fn new() -> Self {
+    pub const fn unlinked() -> Self {
         Self {
             deadline: Cell::new(0),
             left: Cell::new(NIL),
@@ -35,12 +35,6 @@ impl TimeoutNode {
     /// The deadline that the node waits for; `None` if it is in no heap.
     pub fn deadline(&self) -> Option<u64> {
         (self.rank.get() != 0).then_some(self.deadline.get())
-    }
-}
-
-impl Default for TimeoutNode {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -58,7 +52,7 @@ pub struct TimeoutQueue {
 
 impl TimeoutQueue {
     /// An empty heap.
-    pub const fn new() -> Self {
+    pub const fn empty() -> Self {
         Self { root: NIL }
     }
 
@@ -109,12 +103,6 @@ impl TimeoutQueue {
     pub fn pop_expired(&mut self, nodes: &impl TimeoutNodes, now: u64) -> Option<u32> {
         let (_, id) = self.first(nodes).filter(|&(deadline, _)| deadline <= now)?;
         self.remove(nodes, id).then_some(id)
-    }
-}
-
-impl Default for TimeoutQueue {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -34,8 +34,8 @@ fn op() -> impl Strategy<Value = Op> {
 proptest! {
     #[test]
     fn agrees_with_deques(ops in prop::collection::vec(op(), 0..200)) {
-        let objects = Objects(Default::default());
-        let mut queue = ReadyQueue::new();
+        let objects = Objects([const { LinkCell::unlinked() }; 12]);
+        let mut queue = ReadyQueue::empty();
         let mut model: Vec<VecDeque<u32>> = (0..PRIORITIES).map(|_| VecDeque::new()).collect();
         for op in ops {
             let queued = |model: &[VecDeque<u32>], id| model.iter().position(|deque| deque.contains(&id));

@@ -14,7 +14,7 @@ impl TimeoutNodes for Objects {
 
 impl Objects {
     fn new(count: u32) -> Self {
-        Self((0..count).map(|_| TimeoutNode::new()).collect())
+        Self((0..count).map(|_| TimeoutNode::unlinked()).collect())
     }
 
     /// Checks order, links and ranks below `id` and returns the number of nodes. (A left spine can be long.)
@@ -57,7 +57,7 @@ proptest! {
     #[test]
     fn agrees_with_a_sorted_set(ops in prop::collection::vec(op(), 0..200)) {
         let objects = Objects::new(40);
-        let mut queue = TimeoutQueue::new();
+        let mut queue = TimeoutQueue::empty();
         let mut model: BTreeSet<(u64, u32)> = BTreeSet::new();
         for op in ops {
             match op {
@@ -106,7 +106,7 @@ fn every_step_is_logarithmic() {
     for deadline in orders {
         for victim in orders {
             let nodes = Counting(Objects::new(COUNT), Cell::new(0));
-            let mut queue = TimeoutQueue::new();
+            let mut queue = TimeoutQueue::empty();
             for id in 0..COUNT {
                 nodes.1.set(0);
                 assert!(queue.insert(&nodes, id, deadline(id).into()));

@@ -49,6 +49,7 @@ pub fn storm(words: Words) -> Outcome {
     let mut random = Random(seed);
     let mut refused = 0u64;
     lapic::enable();
+    let strict = words.number("strict").is_some();
     let trace = words.number("trace").is_some();
     for round in 0..rounds {
         let kind = random.below(16);
@@ -63,7 +64,7 @@ pub fn storm(words: Words) -> Outcome {
             12 => attempt(|| {
                 cpu::cpuid(random.any() as u32, random.any() as u32);
             }),
-            13..15 => control(&mut random),
+            13..15 => control(&mut random, strict),
             _ => instruction(&mut random),
         };
         refused += u64::from(result.is_err());
@@ -140,22 +141,23 @@ fn register(random: &mut Random) -> Attempted {
         if random.below(8) == 0 { random.next() as u32 } else { first + (random.next() as u32) % (last - first + 1) };
     let value = random.any();
     let write = random.below(2) == 0;
-    attempt(|| {
-        let old = cpu::read_msr(index);
-        let value = match index {
-            // The clock pages go where they may.
-            0x4b56_4d00 | 0x4b56_4d01 | 0x11 | 0x12 => ((&raw const SCRATCH as u64 & !63) + 64) | value & 1,
-            // The start of this program's own page tables and of its code depends on these.
-            cpu::MSR_EFER => old ^ (value & 0x3000),
-            0x830 => command(value as u32).into(),
-            0x83f => 0x30 | value & 0xc0,
-            _ => value,
-        };
-        if write {
-            // SAFETY: what remains concerns nothing that this program uses.
-            unsafe { cpu::write_msr(index, value) };
-        }
-    })
+    if !write {
+        return attempt(|| _ = cpu::read_msr(index));
+    }
+    let value = match index {
+        // The clock pages go where they may.
+        0x11 | 0x12 | 0x4b56_4d00 | 0x4b56_4d01 => ((&raw const SCRATCH as u64 & !63) + 64) | value & 1,
+        // 64-bit mode stays.
+        cpu::MSR_EFER => 0x500 ^ value & 0x3000,
+        // Interrupt command, self-IPI.
+        0x830 => command(value as u32).into(),
+        0x83f => 0x30 | value & 0xc0,
+        // The local vector table could be told to send INIT, too.
+        0x82f..0x838 => value & !0x0500,
+        _ => value,
+    };
+    // SAFETY: what remains concerns nothing that this program uses.
+    attempt(|| unsafe { cpu::write_msr(index, value) })
 }
 
 /// An interrupt command without INIT, SIPI and SMI, which would rightly stop the CPU.
@@ -193,20 +195,38 @@ fn memory(random: &mut Random) -> Attempted {
     })
 }
 
-fn control(random: &mut Random) -> Attempted {
+/// CR0: MP, EM, TS, NE, WP, AM.
+const CR0_BITS: u64 = 0x5_002e;
+/// Everything but CD and NW.
+const STRICT0: u64 = !(1 << 30 | 1 << 29);
+/// Everything but PCIDE, which CR3's flags would mean something else with.
+const STRICT4: u64 = !(1 << 17);
+
+/// The bits of CR4 that this CPU has, without those that this program's mapping depends on.
+fn cr4_bits() -> u64 {
+    // VME, PVI, TSD, DE, PSE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT.
+    const ALWAYS: u64 = 0x7df;
+    let features = cpu::cpuid(7, 0);
+    let bit = |register: u32, feature: u32, bit: u32| u64::from(register >> feature & 1) << bit;
+    let (fsgsbase, smep, smap) = (bit(features.ebx, 0, 16), bit(features.ebx, 7, 20), bit(features.ebx, 20, 21));
+    ALWAYS | bit(features.ecx, 2, 11) | fsgsbase | smep | smap
+}
+
+/// Control registers. QEMU without acceleration takes values that hardware refuses, and then the next entry into the
+/// virtual machine fails: only with `strict` do all bits change.
+fn control(random: &mut Random, strict: bool) -> Attempted {
     let (cr0, cr3, cr4) = (cpu::cr0(), cpu::cr3(), cpu::cr4());
     let value = random.any();
     let kind = random.below(6);
     // CR3's flags that choose caching and, without CR4.PCIDE, mean nothing else.
     let cr3_flags = value & 0x18;
-    // QEMU without acceleration refuses nothing, not even what ends 64-bit mode: PG and PE, LA57 and PAE.
-    let (kept0, kept4) = (1 << 31 | 1, 1 << 12 | 1 << 5);
+    let (changed0, changed4) = if strict { (STRICT0, STRICT4) } else { (CR0_BITS, cr4_bits()) };
     let result = attempt(|| {
         // SAFETY: what keeps this program running raises an exception when changed, or is restored.
         unsafe {
             match kind {
-                0 => cpu::write_cr0(cr0 ^ value & !(1 << 30 | 1 << 29 | kept0)),
-                1 => cpu::write_cr4(cr4 ^ value & !(1 << 17 | kept4)),
+                0 => cpu::write_cr0(cr0 ^ value & changed0),
+                1 => cpu::write_cr4(cr4 ^ value & changed4),
                 2 => cpu::write_cr8(value & 0xf),
                 3 => cpu::write_cr3(cr3 | cr3_flags),
                 4 => cpu::write_cr2(value),

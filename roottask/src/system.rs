@@ -167,8 +167,7 @@ impl Workshop {
     }
 
     fn build(&mut self, plan: &SystemPlan) {
-        let serial = self.file("programs/serial");
-        let monitor = self.file("programs/vmm");
+        let serial = self.file(&plan::program_path("serial"));
         // Each serial program waits on one semaphore for everything.
         let work = self.semaphore();
         let channel_work = self.semaphore();
@@ -211,7 +210,7 @@ impl Workshop {
         }
         for (vm, rings) in plan.vms.iter().zip(&rings) {
             let who = format!("vm {}", vm.config.name);
-            must(&who, self.monitor(vm, rings, monitor));
+            must(&who, self.monitor(vm, rings));
         }
     }
 
@@ -256,8 +255,9 @@ impl Workshop {
         Ok(())
     }
 
-    fn monitor(&mut self, vm: &VmPlan, rings: &VmRings, program: &'static [u8]) -> Result<(), Failure> {
+    fn monitor(&mut self, vm: &VmPlan, rings: &VmRings) -> Result<(), Failure> {
         let config = &vm.config;
+        let program = self.file(&plan::program_path(&vm.monitor));
         let kernel = self.file(&vm.kernel);
         let initrds: Vec<_> = vm.initrd.iter().map(|path| self.file(path)).collect();
         let id = self.next_child();

@@ -47,7 +47,7 @@ mod layout {
 }
 
 /// Scheduling of the vCPU: below all host threads, so that drivers and consoles go first; equal among machines.
-const SCD: Scd = Scd { budget: 10, priority: 30, cos: 0 };
+const PRIORITY: u8 = 30;
 
 /// Builds the machine and starts it. A machine that cannot be built is reported, not a fault of this program.
 pub fn run() {
@@ -73,6 +73,7 @@ fn build() -> Result<(), String> {
     let spaces = create_spaces(&memory)?;
     let shared = Shared::new(layout::VCPU).map_err(kernel("a semaphore"))?;
     let vcpu = create_machine(&config, &memory);
+    let scd = Scd { budget: config.slice, priority: PRIORITY, cos: 0 };
     let mtds: Vec<_> = (0..EVENTS).map(|number| (number, vcpu.portal_mtd(number))).collect();
     let monitor = Monitor {
         vcpu,
@@ -99,7 +100,7 @@ fn build() -> Result<(), String> {
     syscall::create_ec(layout::VCPU, pd, EcKind::Guest, page, manifest().cpu, 0, layout::PORTALS)
         .map_err(kernel("the virtual CPU"))?;
     threads::spawn(&shared).map_err(kernel("a thread"))?;
-    syscall::create_sc(layout::VCPU + 1, pd, layout::VCPU, SCD)
+    syscall::create_sc(layout::VCPU + 1, pd, layout::VCPU, scd)
         .map_err(kernel("the virtual CPU's scheduling context"))?;
     runtime::sync::park()
 }

@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -15,13 +16,24 @@ use serde::{Deserialize, Serialize};
 /// Path of the encoded plan in the boot archive.
 pub const ARCHIVE_PATH: &str = "plan";
 /// Version of every type in this crate; a decoder accepts only its own.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most virtual machines in one system.
 pub const VMS_MAX: usize = 8;
 /// Smallest memory of a virtual machine in bytes.
 pub const MEMORY_MIN: u64 = 4 << 20;
 /// Granularity of a virtual machine's memory in bytes.
 pub const MEMORY_GRANULE: u64 = 2 << 20;
+
+/// Archive path of the program `name`.
+pub fn program_path(name: &str) -> String {
+    format!("programs/{name}")
+}
+
+/// The program that monitors a virtual machine, unless the plan names another.
+pub const MONITOR: &str = "vmm";
+/// How long a virtual machine runs before another of the same priority, unless the plan says otherwise, in
+/// milliseconds.
+pub const SLICE_MS: u16 = 10;
 
 const PLAN_MAGIC: u32 = u32::from_le_bytes(*b"KNPL");
 const CONFIG_MAGIC: u32 = u32::from_le_bytes(*b"KNVM");
@@ -41,6 +53,8 @@ pub struct SystemPlan {
 pub struct VmPlan {
     /// What its monitor is told.
     pub config: VmConfig,
+    /// Name of the program that is its monitor; see [`program_path`].
+    pub monitor: String,
     /// Archive path of the kernel image.
     pub kernel: String,
     /// Archive paths of the initial RAM disks, loaded one behind the other.
@@ -56,6 +70,8 @@ pub struct VmConfig {
     pub memory: u64,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// How long it runs before another machine of the same CPU, in milliseconds; not 0.
+    pub slice: u16,
     /// Kernel command line.
     pub cmdline: String,
     /// What the kernel image is.
@@ -122,6 +138,8 @@ pub enum PlanError {
     BadMemory(String, u64),
     /// The machine has no CPU, or more than are supported.
     BadCpus(String, u32),
+    /// The time slice of this machine is 0.
+    NoSlice(String),
     /// More than one machine has the exec channel.
     SecondExec(String),
 }
@@ -140,6 +158,7 @@ impl fmt::Display for PlanError {
                 MEMORY_GRANULE >> 20
             ),
             Self::BadCpus(name, cpus) => write!(f, "vm {name}: {cpus} CPUs are not possible, only 1"),
+            Self::NoSlice(name) => write!(f, "vm {name}: a time slice of 0 ms is none"),
             Self::SecondExec(name) => write!(f, "vm {name}: another machine has the exec channel already"),
         }
     }
@@ -180,6 +199,9 @@ impl SystemPlan {
             }
             if config.cpus != 1 {
                 return Err(PlanError::BadCpus(name(), config.cpus));
+            }
+            if config.slice == 0 {
+                return Err(PlanError::NoSlice(name()));
             }
             if config.exec && core::mem::replace(&mut exec, true) {
                 return Err(PlanError::SecondExec(name()));
@@ -236,12 +258,14 @@ mod tests {
                 name: name.to_string(),
                 memory: 512 << 20,
                 cpus: 1,
+                slice: SLICE_MS,
                 cmdline: "console=ttyS0".to_string(),
                 guest: GuestKind::Linux,
                 console: true,
                 exec: false,
                 on_reset: OnReset::Restart,
             },
+            monitor: MONITOR.to_string(),
             kernel: "guests/linux/kernel".to_string(),
             initrd: vec!["guests/linux/initrd".to_string()],
         }
@@ -273,7 +297,7 @@ mod tests {
         assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Malformed));
         bytes[4] = 9;
         assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Version(9)));
-        assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 1");
+        assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 2");
     }
 
     #[test]
@@ -289,6 +313,7 @@ mod tests {
         assert_eq!(with(|c| c.memory = 0), Err(PlanError::BadMemory("a".to_string(), 0)));
         assert_eq!(with(|c| c.memory = (5 << 20) + 4096), Err(PlanError::BadMemory("a".to_string(), 5246976)));
         assert_eq!(with(|c| c.cpus = 0), Err(PlanError::BadCpus("a".to_string(), 0)));
+        assert_eq!(with(|c| c.slice = 0), Err(PlanError::NoSlice("a".to_string())));
         assert_eq!(with(|c| c.name = "A b".to_string()), Err(PlanError::BadName("A b".to_string())));
         let exec = |name| {
             let mut plan = vm(name);

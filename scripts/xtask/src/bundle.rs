@@ -15,8 +15,8 @@ use crate::source::Source;
 use crate::system::{self, Origin, System};
 use crate::workspace;
 
-/// The programs that the root task starts.
-const PROGRAMS: [&str; 2] = ["serial", "vmm"];
+/// The program of every bundle, beside the monitors of its virtual machines.
+const SERIAL: &str = "serial";
 
 /// What can be booted.
 pub struct Built {
@@ -54,9 +54,14 @@ pub fn load(system: &str, exec: Option<&str>) -> Result<System> {
     Ok(system)
 }
 
+/// The programs that the root task starts.
+fn started(system: &System) -> BTreeSet<String> {
+    system.plan.vms.iter().map(|vm| vm.monitor.clone()).chain([SERIAL.into()]).collect()
+}
+
 /// The workspace's programs that a system's bundle is made of.
 fn needed(system: &System) -> Result<BTreeSet<String>> {
-    let mut needed: BTreeSet<String> = PROGRAMS.map(String::from).into();
+    let mut needed = started(system);
     needed.insert("roottask".into());
     for origin in system.files.values() {
         if let Origin::Recipe(name) = origin {
@@ -116,8 +121,8 @@ fn kernel_file(kernel: Option<&Path>, programs: &Programs) -> Result<PathBuf> {
 fn assemble(system: &System, programs: &Programs) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.page_aligned_file(plan::ARCHIVE_PATH, &system.plan.encode());
-    for program in PROGRAMS {
-        archive.page_aligned_file(&format!("programs/{program}"), &programs.stripped(program)?);
+    for program in started(system) {
+        archive.page_aligned_file(&plan::program_path(&program), &programs.stripped(&program)?);
     }
     for (path, origin) in &system.files {
         let content = content(origin, programs)?;

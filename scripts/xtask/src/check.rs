@@ -62,7 +62,7 @@ fn lints(arguments: &[&str]) -> Result<()> {
 
 fn freestanding() -> Vec<&'static str> {
     let mut arguments = vec!["--release", "--target", TARGET];
-    for package in programs::ALL {
+    for package in programs::PACKAGES {
         arguments.extend(["--package", package]);
     }
     arguments

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 
@@ -11,7 +12,10 @@ use crate::workspace;
 pub const TARGET: &str = "x86_64-unknown-none";
 
 /// Every package that is built for [`TARGET`].
-pub const ALL: [&str; 6] = ["microhypervisor", "roottask", "serial", "vmm", "agent", "micro"];
+pub const PACKAGES: [&str; 6] = ["microhypervisor", "roottask", "serial", "vmm", "agent", "micro"];
+/// Programs for tests that are examples, and how cargo builds them.
+const EXAMPLES: [(&str, [&str; 6]); 1] =
+    [("faulty", ["--package", "runtime", "--features", "freestanding", "--example", "faulty"])];
 
 /// Where the built programs lie.
 pub struct Programs {
@@ -19,35 +23,50 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Builds the named packages, optimized.
-    pub fn build<P: AsRef<str>>(packages: impl IntoIterator<Item = P>) -> Result<Self> {
+    /// Builds everything that a test may boot.
+    pub fn all() -> Result<Self> {
+        Self::build(PACKAGES.into_iter().chain(EXAMPLES.map(|(name, _)| name)))
+    }
+
+    /// Builds the named programs, optimized.
+    pub fn build<P: AsRef<str>>(programs: impl IntoIterator<Item = P>) -> Result<Self> {
         let folder = workspace::target().join(TARGET).join("release");
-        let mut packages = packages.into_iter().peekable();
-        if packages.peek().is_none() {
-            return Ok(Self { folder });
+        let mut packages = Vec::new();
+        for program in programs {
+            match EXAMPLES.iter().find(|(name, _)| *name == program.as_ref()) {
+                Some((_, arguments)) => cargo_build(arguments)?,
+                None => packages.extend(["--package".to_string(), program.as_ref().to_string()]),
+            }
         }
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(workspace::root()).args(["build", "--release", "--quiet", "--target", TARGET]);
-        for package in packages {
-            cargo.args(["--package", package.as_ref()]);
+        if !packages.is_empty() {
+            cargo_build(&packages)?;
         }
-        run(&mut cargo, "building the freestanding programs")?;
         Ok(Self { folder })
     }
 
     /// The ELF file of a program, debug information included.
     pub fn file(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        let example = EXAMPLES.iter().any(|(example, _)| *example == name);
+        if example { self.folder.join("examples").join(name) } else { self.folder.join(name) }
     }
 
     /// A program as it goes into a bundle: with its symbols, which reports need, and without debug information.
     pub fn stripped(&self, name: &str) -> Result<Vec<u8>> {
-        let stripped = workspace::folder("bundle")?.join(format!("{name}.{}", std::process::id()));
+        // Tests run side by side, in this process and in others.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let stripped = workspace::folder("bundle")?.join(format!("{name}.{}.{number}", std::process::id()));
         strip(&self.file(name), &stripped)?;
         let content = workspace::read(&stripped);
         let _ = std::fs::remove_file(&stripped);
         content
     }
+}
+
+fn cargo_build<A: AsRef<std::ffi::OsStr>>(arguments: &[A]) -> Result<()> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(workspace::root()).args(["build", "--release", "--quiet", "--target", TARGET]).args(arguments);
+    run(&mut cargo, "building the freestanding programs")
 }
 
 fn strip(from: &Path, to: &Path) -> Result<()> {

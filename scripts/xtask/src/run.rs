@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, bail};
 
 use crate::emulator::{Emulator, Machine};
 use crate::exec::{Frame, Frames};
-use crate::session::{Ending, Event, Next, Session};
+use crate::session::{self, Ending, Event, Next, Session};
 use crate::{bundle, setup, terminal, workspace};
 
 /// How long a machine may take to switch itself off after its command has ended.
@@ -105,10 +105,15 @@ fn converse(session: &mut Session, arguments: &Arguments) -> Result<ExitCode> {
     terminal::forward(session.console()?, session.leave());
     let mut frames = Frames::default();
     let mut status = 0;
+    let mut bad_end = None;
     let ending = session.watch(arguments.timeout.map(Duration::from_secs), |event| {
         match event {
             Event::Console(bytes) => show(&mut stdout(), bytes)?,
-            Event::Line(_) => {}
+            Event::Line(line) => {
+                if session::tells_bad_end(line) {
+                    bad_end.get_or_insert_with(|| line.to_string());
+                }
+            }
             // Micro guests tell their verdict there.
             Event::Channel(bytes) => {
                 for frame in frames.append(bytes)? {
@@ -123,7 +128,10 @@ fn converse(session: &mut Session, arguments: &Arguments) -> Result<ExitCode> {
     drop(raw);
     match ending {
         Ending::Finished => Ok(ExitCode::SUCCESS),
-        Ending::PoweredOff => Ok(exit_code(status)),
+        Ending::PoweredOff => match bad_end {
+            None => Ok(exit_code(status)),
+            Some(line) => bail!("{line}"),
+        },
         // A Linux on the bare machine has no root task that would announce the end.
         Ending::Stopped(_) if arguments.bare => Ok(ExitCode::SUCCESS),
         ending => bail!("{}", ending.failure().unwrap_or_default()),

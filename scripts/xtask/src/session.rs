@@ -21,6 +21,12 @@ const FATAL: [&str; 2] = ["kilonova: fatal:", "root: fatal:"];
 /// The line with which the root task ends the machine in good order.
 const ENDED: &str = "root: all VMs ended";
 
+/// Whether the root task says with this line that a virtual machine came to a bad end.
+pub fn tells_bad_end(line: &str) -> bool {
+    let end = line.strip_prefix("vm ").and_then(|rest| rest.split_once(": "));
+    end.is_some_and(|(_, how)| how.starts_with("crashed") || how.starts_with("bad configuration"))
+}
+
 /// How long the lines that follow a fatal one, which explain it, are waited for.
 const REPORT: Duration = Duration::from_millis(500);
 

@@ -17,6 +17,9 @@ use crate::workspace;
 /// RAM in MiB that the kernel, the root task and the programs take at most, beside the virtual machines' own.
 const SYSTEM_MEMORY: u32 = 192;
 
+/// The programs that can be a virtual machine's monitor; the second one goes wrong as its command line says.
+const MONITORS: [&str; 2] = [plan::MONITOR, "faulty"];
+
 /// A system file's content.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +51,8 @@ struct VmTable {
     exec: Option<Spanned<bool>>,
     #[serde(default)]
     on_reset: OnResetWord,
+    slice: Option<Spanned<u16>>,
+    monitor: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -132,6 +137,7 @@ impl System {
                 name: name.get_ref().clone(),
                 memory: u64::from(memory) << 20,
                 cpus: vm.cpus.as_ref().map_or(1, |cpus| *cpus.get_ref()),
+                slice: vm.slice.as_ref().map_or(plan::SLICE_MS, |slice| *slice.get_ref()),
                 cmdline: vm.cmdline,
                 guest,
                 console,
@@ -141,13 +147,15 @@ impl System {
                     OnResetWord::Stop => OnReset::Stop,
                 },
             };
-            vms.push(VmPlan { config, kernel, initrd });
+            let monitor = monitor_of(source, vm.monitor.as_ref())?;
+            vms.push(VmPlan { config, monitor, kernel, initrd });
             // What the plan itself forbids is found with the first machine that breaks it, and shown at that machine.
             let so_far = SystemPlan { name: String::new(), vms: vms.clone() };
             so_far.validate().map_err(|error| {
                 let place = match error {
                     PlanError::BadMemory(..) => Some(vm.memory.span()),
                     PlanError::BadCpus(..) => vm.cpus.as_ref().map(Spanned::span),
+                    PlanError::NoSlice(..) => vm.slice.as_ref().map(Spanned::span),
                     PlanError::SecondExec(..) => vm.exec.as_ref().map(Spanned::span),
                     _ => None,
                 };
@@ -203,6 +211,15 @@ fn kernel_of(source: &Source, name: &Spanned<String>) -> Result<(Origin, GuestKi
         Origin::File(_) | Origin::Bytes(_) => GuestKind::Linux,
     };
     Ok((origin, guest))
+}
+
+fn monitor_of(source: &Source, name: Option<&Spanned<String>>) -> Result<String> {
+    let Some(name) = name else { return Ok(plan::MONITOR.into()) };
+    if !MONITORS.contains(&name.get_ref().as_str()) {
+        let message = format!("no monitor is named {:?}, these are: {}", name.get_ref(), MONITORS.join(", "));
+        return Err(source.error(name.span(), message));
+    }
+    Ok(name.get_ref().clone())
 }
 
 /// A word names a recipe in `guests/`; anything with a slash is a path relative to the system file.

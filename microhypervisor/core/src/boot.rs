@@ -62,9 +62,9 @@ fn module(start: u64, end: u64) -> Result<Option<(u64, u64)>, Malformed> {
 fn ram(map: &Window<impl PhysicalMemory>, entry_size: u64) -> Result<u64, Malformed> {
     let (mut ram, mut offset) = (0u64, 0);
     while let Some(entry) = map.part(offset, entry_size.max(24)) {
-        match entry.u64(8).zip(entry.u32(16)).ok_or(Malformed::Unreadable(entry.start))? {
-            (len, RAM) => ram = ram.saturating_add(len),
-            _ => {}
+        let (len, kind) = entry.u64(8).zip(entry.u32(16)).ok_or(Malformed::Unreadable(entry.start))?;
+        if kind == RAM {
+            ram = ram.saturating_add(len);
         }
         offset += entry.len;
     }

@@ -1,6 +1,6 @@
 //! Queues of objects that are linked through cells inside themselves: [`Fifo`] and the scheduler's [`ReadyQueue`].
 //!
-//! Objects are named by ids, `u32` values below [`LinkCell::UNLINKED`], and found through [`Links`]. A cell is in at
+//! Objects are named by ids, `u32` values below [`NIL`] - 1, and found through [`Links`]. A cell is in at
 //! most one queue at a time; who is in several queues has several cells. All operations take constant time.
 
 use abi::scd::PRIORITY_MAX;

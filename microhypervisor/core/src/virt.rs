@@ -43,13 +43,11 @@ impl fmt::Display for Reason {
 /// Whether VMX can be used, given whether CPUID lists it and IA32_FEATURE_CONTROL; and what that register must be set
 /// to first, if anything.
 pub const fn vmx_usable(feature_control: u64, cpuid_vmx: bool) -> Result<Option<u64>, Reason> {
-    if !cpuid_vmx {
-        return Err(Reason::NoVmx);
-    }
-    match (feature_control & FEATURE_LOCKED != 0, feature_control & FEATURE_VMX != 0) {
-        (true, true) => Ok(None),
-        (true, false) => Err(Reason::VmxLockedOff(feature_control)),
-        (false, _) => Ok(Some(feature_control | FEATURE_VMX | FEATURE_LOCKED)),
+    match (cpuid_vmx, feature_control & FEATURE_LOCKED != 0, feature_control & FEATURE_VMX != 0) {
+        (false, ..) => Err(Reason::NoVmx),
+        (true, true, true) => Ok(None),
+        (true, true, false) => Err(Reason::VmxLockedOff(feature_control)),
+        (true, false, _) => Ok(Some(feature_control | FEATURE_VMX | FEATURE_LOCKED)),
     }
 }
 

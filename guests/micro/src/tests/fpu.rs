@@ -74,10 +74,11 @@ fn enable() -> bool {
     avx
 }
 
-/// Checks for a number of rounds, or until the CPU was away in a number of rounds.
+/// Checks for a number of rounds, or until the CPU was away in a number of rounds, which must be less than 20 times as
+/// many as all.
 pub fn check(words: Words) -> Outcome {
     let preemptions = words.number("preemptions");
-    let rounds = words.number("rounds").unwrap_or(if preemptions.is_some() { u64::MAX } else { 100 });
+    let rounds = words.number("rounds").unwrap_or(preemptions.map_or(100, |wanted| wanted * 20));
     let limit = clock::ticks(words.number("limit").unwrap_or(20));
     let gap = clock::ticks(words.number("gap").unwrap_or(GAP)) / 1000;
     let seed = words.number("seed").unwrap_or(1);
@@ -102,5 +103,7 @@ pub fn check(words: Words) -> Outcome {
     }
     let units = if avx { "x87, SSE, AVX" } else { "x87, SSE" };
     say!("fpu {round} rounds, away in {away}, {units}, seed {seed}");
+    let wanted = preemptions.unwrap_or(0);
+    ensure!(away >= wanted, "the CPU was away in {away} rounds, not {wanted}");
     Ok(())
 }

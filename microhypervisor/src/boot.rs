@@ -3,10 +3,10 @@
 //!
 //! Unsafe: sets control registers, and reads physical memory through the boot page tables.
 //!
-//! 1. Find what the boot loader handed over: the root image and the ACPI tables. 2. Read the tables that the kernel
-//! needs: processors, interrupt controllers, timer. 3. Check the processor. 4. Replace the boot page tables by the
-//! kernel's own. 5. Load descriptor tables and control registers. 6. Measure the clocks. 7. Turn virtualization on.
-//! 8. Create the root protection domain and let it run.
+//! In order: find what the boot loader handed over (the root image and the ACPI tables); read the tables that the kernel
+//! needs (processors, interrupt controllers, timer); check the processor; replace the boot page tables by the kernel's
+//! own; load descriptor tables and control registers; measure the clocks; turn virtualization on; create the root
+//! protection domain and let it run.
 
 use kernel_core::boot::acpi::{self, Tables as AcpiTables};
 use kernel_core::boot::{PhysicalMemory, multiboot2, pvh};
@@ -92,7 +92,7 @@ fn check_processor() -> (u64, u32) {
     }
     let state = raw_cpuid::cpuid!(0xd, 0);
     let supported = state.eax as u64 | (state.edx as u64) << 32;
-    // Only components whose area fits one page are offered; AMX (bits 17, 18) does not.
+    // x87, SSE, AVX, AVX-512: their area fits one page; AMX (bits 17, 18) does not.
     let components = supported & 0xe7 | 1;
     let huge = cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_1gib_pages());
     space::set_largest_page(if huge { 2 } else { 1 });
@@ -129,20 +129,14 @@ fn control_registers() {
 
 /// Silences the legacy interrupt controllers: remapped out of the exceptions' way and masked.
 fn silence_legacy() {
-    for (port, value) in [
-        (0x20, 0x11),
-        (0xa0, 0x11),
-        (0x21, 0xf0),
-        (0xa1, 0xf8),
-        (0x21, 4),
-        (0xa1, 2),
-        (0x21, 1),
-        (0xa1, 1),
-        (0x21, 0xff),
-        (0xa1, 0xff),
-    ] {
-        // SAFETY: initialization and mask words of the 8259A pair (Intel 8259A datasheet).
-        unsafe { Port::<u8>::new(port).write(value) };
+    for (command, vectors, cascade) in [(0x20, 0xf0, 4), (0xa0, 0xf8, 2)] {
+        // SAFETY: initialization words 1 to 4 and the mask of the 8259A pair (Intel 8259A datasheet).
+        unsafe {
+            Port::<u8>::new(command).write(0x11);
+            for value in [vectors, cascade, 1, 0xff] {
+                Port::<u8>::new(command + 1).write(value);
+            }
+        }
     }
 }
 

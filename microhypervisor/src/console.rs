@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Mutex;
 use x86_64::instructions::port::Port;
 
-use crate::memory::StaticFrame;
+use crate::memory::{KERNEL, Shared};
 
 /// First I/O port of COM1.
 pub const UART: u16 = 0x3f8;
@@ -18,16 +18,15 @@ const FRAMES: usize = 4;
 const HEADER: usize = 8;
 const SIZE: u32 = (FRAMES * 4096 - HEADER) as u32;
 
-#[repr(C, align(4096))]
-struct Buffer([StaticFrame; FRAMES]);
-static BUFFER: Buffer = Buffer([const { StaticFrame::new() }; FRAMES]);
+static BUFFER: Shared<[u8; FRAMES * 4096]> = Shared::new([0; FRAMES * 4096]);
 static WRITER: Mutex<u32> = Mutex::new(0);
 static UART_OURS: AtomicBool = AtomicBool::new(true);
 static UART_PRESENT: AtomicBool = AtomicBool::new(false);
 
 /// Physical range of the memory-buffer console.
 pub fn range() -> (u64, u64) {
-    (BUFFER.0[0].physical(), BUFFER.0[0].physical() + (FRAMES * 4096) as u64)
+    let start = BUFFER.get() as u64 - KERNEL;
+    (start, start + (FRAMES * 4096) as u64)
 }
 
 /// Programs the UART for 115200 baud, 8N1, if there is one.
@@ -60,27 +59,23 @@ pub fn take_uart() {
     UART_OURS.store(true, Ordering::Relaxed);
 }
 
+/// Waits for a bit of the line status; not for ever: a dead UART must not hang the kernel.
+fn wait_for(status: u8) {
+    // SAFETY: reads the line status register of COM1.
+    let ready = |_: &u32| unsafe { Port::<u8>::new(UART + 5).read() } & status != 0;
+    let _ = (0..1_000_000).find(ready);
+}
+
 fn uart_write(byte: u8) {
-    // SAFETY: line status and transmit holding register of COM1. The wait is bounded: a dead UART must not hang us.
-    unsafe {
-        for _ in 0..100_000 {
-            if Port::<u8>::new(UART + 5).read() & 0x20 != 0 {
-                break;
-            }
-        }
-        Port::<u8>::new(UART).write(byte);
-    }
+    wait_for(0x20);
+    // SAFETY: the transmit holding register is empty.
+    unsafe { Port::<u8>::new(UART).write(byte) };
 }
 
 /// Waits until the UART has sent everything, so that a machine that stops now has shown it.
 pub fn drain() {
     if UART_PRESENT.load(Ordering::Relaxed) {
-        for _ in 0..1_000_000 {
-            // SAFETY: reads the line status register.
-            if unsafe { Port::<u8>::new(UART + 5).read() } & 0x40 != 0 {
-                break;
-            }
-        }
+        wait_for(0x40);
     }
 }
 
@@ -88,7 +83,7 @@ struct Writer<'a>(&'a mut u32);
 
 impl Writer<'_> {
     fn put(&mut self, byte: u8) {
-        let base = BUFFER.0[0].pointer();
+        let base = BUFFER.get().cast::<u8>();
         // SAFETY: indices stay below SIZE: ours because we keep it, the reader's is only compared and replaced.
         unsafe {
             let (read, write) = (base.cast::<u32>(), base.cast::<u32>().add(1));

@@ -104,7 +104,7 @@ impl CpuBlock {
     /// The block of CPU `number`.
     pub const fn new(number: CpuNumber) -> Self {
         Self {
-            guard: StaticFrame::new(),
+            guard: StaticFrame::zeroed(),
             stack: UnsafeCell::new([0; STACK]),
             cpu: Cpu {
                 current: Cell::new(core::ptr::null()),

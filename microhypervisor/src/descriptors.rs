@@ -11,7 +11,7 @@
 use core::cell::UnsafeCell;
 use core::mem::size_of;
 
-use crate::memory::StaticFrame;
+use crate::memory::{Shared, StaticFrame};
 
 /// Selector of the kernel's code segment.
 pub const KERNEL_CS: u16 = 0x08;
@@ -57,7 +57,7 @@ impl TaskState {
 }
 
 /// The first page of task state segments; its frame is mapped at [`WINDOW`] in every host space.
-static TSS_PAGE: StaticFrame = StaticFrame::new();
+static TSS_PAGE: StaticFrame = StaticFrame::zeroed();
 
 /// Physical address of the page of task state segments.
 pub fn tss_page() -> u64 {
@@ -68,14 +68,8 @@ pub fn tss_page() -> u64 {
 #[repr(C, align(64))]
 pub struct Gdt([u64; 7]);
 
-/// Interrupt descriptor table, the same for all CPUs.
-#[repr(C, align(4096))]
-struct Idt(UnsafeCell<[[u64; 2]; 256]>);
-
-// SAFETY: written once at boot by the first CPU.
-unsafe impl Sync for Idt {}
-
-static IDT: Idt = Idt(UnsafeCell::new([[0; 2]; 256]));
+/// Interrupt descriptor table, the same for all CPUs; written once at boot by the first.
+static IDT: Shared<[[u64; 2]; 256]> = Shared::new([[0; 2]; 256]);
 
 #[repr(C, packed)]
 struct TableRegister {
@@ -110,7 +104,7 @@ impl Gdt {
 /// `ist` names the interrupt stack of each vector, 0 for none.
 pub fn fill_idt(stubs: u64, stride: u64, ist: impl Fn(usize) -> u8) {
     // SAFETY: runs once, before any other CPU or any interrupt uses the table.
-    let table = unsafe { &mut *IDT.0.get() };
+    let table = unsafe { &mut *IDT.get() };
     for (vector, gate) in table.iter_mut().enumerate() {
         let target = stubs + vector as u64 * stride;
         // Interrupt gates with DPL 0 but for #BP and #OF, which INT3 and INTO raise at user level.
@@ -138,7 +132,7 @@ pub unsafe fn load(cpu: usize, gdt: &'static mut Gdt, ist: [u64; 4]) -> &'static
     // SAFETY: word 25 holds the I/O map base in its upper half.
     unsafe { (tss.words.get() as *mut u32).add(25).write(((BITMAP - cpu * TSS_STRIDE) as u32) << 16) };
     let gdtr = TableRegister { limit: size_of::<Gdt>() as u16 - 1, base: core::ptr::from_mut(gdt) as u64 };
-    let idtr = TableRegister { limit: 4095, base: IDT.0.get() as u64 };
+    let idtr = TableRegister { limit: 4095, base: IDT.get() as u64 };
     // SAFETY: the tables are complete and live for ever; the code segment keeps its selector and attributes.
     unsafe {
         core::arch::asm!(

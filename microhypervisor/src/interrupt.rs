@@ -56,17 +56,11 @@ pub fn assign(semaphore: &Sm, cpu: u16, flags: u8) -> Result<(), Status> {
     semaphore.set_route(cpu);
     let level = flags & flag::INT_LEVEL != 0;
     let masked = flags & flag::INT_MASKED != 0;
-    state.store(level as u8 * STATE_LEVEL | masked as u8 * STATE_MASKED, Ordering::Relaxed);
-    let mut mode = 0;
-    if level {
-        mode |= ioapic::LEVEL;
-    }
-    if flags & flag::INT_LOW != 0 {
-        mode |= ioapic::LOW;
-    }
-    if masked {
-        mode |= ioapic::MASKED;
-    }
+    let choose = |condition: bool, bit: u32| if condition { bit } else { 0 };
+    let bits = choose(level, STATE_LEVEL as u32) | choose(masked, STATE_MASKED as u32);
+    state.store(bits as u8, Ordering::Relaxed);
+    let low = choose(flags & flag::INT_LOW != 0, ioapic::LOW);
+    let mode = low | choose(level, ioapic::LEVEL) | choose(masked, ioapic::MASKED);
     ioapic::route(gsi, FIRST_VECTOR + gsi as u8, lapic::id(), mode);
     Ok(())
 }

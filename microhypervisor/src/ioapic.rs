@@ -27,12 +27,10 @@ struct Chip {
     pins: u32,
 }
 
-struct Chips {
-    list: [Option<Chip>; MAX],
-}
+type Chips = [Option<Chip>; MAX];
 
 /// The lock also keeps the pairs of index and data accesses together.
-static CHIPS: Mutex<Chips> = Mutex::new(Chips { list: [None; MAX] });
+static CHIPS: Mutex<Chips> = Mutex::new([None; MAX]);
 
 fn access(chip: usize, register: u32) -> *mut u32 {
     let base = crate::space::DEVICES + (1 + chip as u64) * 4096;
@@ -56,7 +54,7 @@ fn write(chip: usize, register: u32, value: u32) {
 /// Masks all pins of the I/O APIC in slot `index`, whose page is mapped. Returns the end of its global interrupts.
 pub fn init(index: usize, found: &IoApic) -> u32 {
     let mut chips = CHIPS.lock();
-    let Some(slot) = chips.list.get_mut(index) else { return 0 };
+    let Some(slot) = chips.get_mut(index) else { return 0 };
     let pins = (read(index, VERSION) >> 16 & 0xff) + 1;
     let pins = pins.min(MAX_PINS.saturating_sub(found.gsi_base));
     *slot = Some(Chip { first_gsi: found.gsi_base, pins });
@@ -67,7 +65,7 @@ pub fn init(index: usize, found: &IoApic) -> u32 {
 }
 
 fn find(chips: &Chips, gsi: u32) -> Option<(usize, u32)> {
-    chips.list.iter().enumerate().find_map(|(index, chip)| {
+    chips.iter().enumerate().find_map(|(index, chip)| {
         let chip = (*chip)?;
         let pin = gsi.checked_sub(chip.first_gsi)?;
         (pin < chip.pins).then_some((index, pin))

@@ -24,17 +24,32 @@ pub const POOL_FRAMES: usize = 8192;
 /// Difference between virtual and physical addresses of image and pool.
 pub const KERNEL: u64 = 0xffff_ffff_8000_0000;
 
-/// A frame inside the kernel image.
+/// Memory whose users keep out of each other's way by rules of their own, said where it is used.
 #[repr(C, align(4096))]
-pub struct StaticFrame(UnsafeCell<[u8; FRAME]>);
+pub struct Shared<T>(UnsafeCell<T>);
 
-// SAFETY: users synchronize by themselves; the type only reserves memory.
-unsafe impl Sync for StaticFrame {}
+// SAFETY: access needs `get` and an unsafe block, which says why nobody else is there.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// Wraps `value`.
+    pub const fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    /// Where the value is.
+    pub const fn get(&self) -> *mut T {
+        self.0.get()
+    }
+}
+
+/// A frame inside the kernel image.
+pub type StaticFrame = Shared<[u8; FRAME]>;
 
 impl StaticFrame {
     /// A zeroed frame.
-    pub const fn new() -> Self {
-        Self(UnsafeCell::new([0; FRAME]))
+    pub const fn zeroed() -> Self {
+        Self::new([0; FRAME])
     }
 
     /// Its physical address.
@@ -44,31 +59,24 @@ impl StaticFrame {
 
     /// Its address.
     pub fn pointer(&self) -> *mut u8 {
-        self.0.get().cast()
+        self.get().cast()
     }
 }
 
-#[repr(C, align(4096))]
-struct PoolMemory(UnsafeCell<[u8; POOL_FRAMES * FRAME]>);
-// SAFETY: frames are handed out exclusively by the allocator.
-unsafe impl Sync for PoolMemory {}
-
+/// Frames are handed out exclusively by the allocator.
 #[unsafe(link_section = ".pool")]
-static POOL: PoolMemory = PoolMemory(UnsafeCell::new([0; POOL_FRAMES * FRAME]));
+static POOL: Shared<[u8; POOL_FRAMES * FRAME]> = Shared::new([0; POOL_FRAMES * FRAME]);
 
-struct Metadata(UnsafeCell<[FrameMeta; POOL_FRAMES]>);
-// SAFETY: taken once, by `init`, into the allocator behind its lock.
-unsafe impl Sync for Metadata {}
-
+/// Taken once, by `init`, into the allocator behind its lock.
 #[unsafe(link_section = ".metadata")]
-static METADATA: Metadata = Metadata(UnsafeCell::new([FrameMeta::RESERVED; POOL_FRAMES]));
+static METADATA: Shared<[FrameMeta; POOL_FRAMES]> = Shared::new([FrameMeta::RESERVED; POOL_FRAMES]);
 
 static FRAMES: Mutex<Option<Frames<'static>>> = Mutex::new(None);
 
 /// Hands all pool frames to the allocator. Once, at boot.
 pub fn init() {
     // SAFETY: called once; nothing else refers to the metadata.
-    let meta = unsafe { &mut *METADATA.0.get() };
+    let meta = unsafe { &mut *METADATA.get() };
     *FRAMES.lock() = Some(Frames::new(meta, 0));
 }
 
@@ -87,12 +95,12 @@ impl Frame {
     #[inline(always)]
     pub fn pointer(self) -> *mut u8 {
         // SAFETY: frame numbers come from the allocator and are inside the pool.
-        unsafe { POOL.0.get().cast::<u8>().add(self.0 as usize * FRAME) }
+        unsafe { POOL.get().cast::<u8>().add(self.0 as usize * FRAME) }
     }
 
     /// The frame at physical address `physical`, which must be one that the pool gave out.
     fn from_physical(physical: u64) -> Option<Self> {
-        let offset = physical.checked_sub(POOL.0.get() as u64 - KERNEL)? as usize / FRAME;
+        let offset = physical.checked_sub(POOL.get() as u64 - KERNEL)? as usize / FRAME;
         (offset < POOL_FRAMES).then_some(Self(offset as u32))
     }
 }
@@ -132,16 +140,14 @@ struct Slab {
     prev: u32,
 }
 
-struct Slabs(UnsafeCell<[Slab; POOL_FRAMES]>);
-// SAFETY: the entry of a frame is touched only under the lock of the account that owns the frame.
-unsafe impl Sync for Slabs {}
+/// The entry of a frame is touched only under the lock of the account that owns the frame.
 #[unsafe(link_section = ".metadata")]
-static SLABS: Slabs = Slabs(UnsafeCell::new([Slab { free: 0, next: 0, prev: 0 }; POOL_FRAMES]));
+static SLABS: Shared<[Slab; POOL_FRAMES]> = Shared::new([Slab { free: 0, next: 0, prev: 0 }; POOL_FRAMES]);
 
 #[allow(clippy::mut_from_ref)]
 fn slab(frame: u32) -> &'static mut Slab {
-    // SAFETY: frame numbers are in bounds; exclusive under the owning account's lock, see `Slabs`.
-    unsafe { &mut (*SLABS.0.get())[frame as usize] }
+    // SAFETY: frame numbers are in bounds; exclusive under the owning account's lock, see `SLABS`.
+    unsafe { &mut (*SLABS.get())[frame as usize] }
 }
 
 /// Puts `frame` at the head of a list.

@@ -8,7 +8,6 @@
 //! Objects are shared and mutable inside: fields of an EC or SC belong to its CPU alone, the others are atomic or behind
 //! a lock.
 
-use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::mem::size_of;
 
@@ -16,23 +15,20 @@ use abi::Status;
 use abi::capability::Permissions;
 use kernel_core::slots::{Entry, Header, HeaderTable, Kind, Reference};
 
-use crate::memory::{Account, KERNEL};
+use crate::memory::{Account, KERNEL, Shared};
 
 /// Number of object headers.
 const HEADERS: usize = 1 << 16;
 
-struct HeaderMemory(UnsafeCell<[Header; HEADERS]>);
-// SAFETY: headers consist of atomics.
-unsafe impl Sync for HeaderMemory {}
 #[unsafe(link_section = ".metadata")]
-static HEADER_MEMORY: HeaderMemory = HeaderMemory(UnsafeCell::new([const { Header::new() }; HEADERS]));
+static HEADER_MEMORY: Shared<[Header; HEADERS]> = Shared::new([const { Header::new() }; HEADERS]);
 
 static TABLE: spin::Once<HeaderTable<'static>> = spin::Once::new();
 
 fn table() -> &'static HeaderTable<'static> {
     TABLE.call_once(|| {
         // SAFETY: headers are atomics; this is the only reference to the array.
-        HeaderTable::new(unsafe { &*HEADER_MEMORY.0.get() })
+        HeaderTable::new(unsafe { &*HEADER_MEMORY.get() })
     })
 }
 

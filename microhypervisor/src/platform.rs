@@ -41,12 +41,15 @@ pub fn physical_pages() -> u64 {
     PLATFORM.get().map_or(0, |platform| platform.physical_pages)
 }
 
+fn fadt() -> Option<&'static Fadt> {
+    PLATFORM.get()?.fadt.as_ref()
+}
+
 /// I/O ports that the kernel protects: power management and system management (NOVA 8.2.2).
 pub fn protected_ports() -> impl Iterator<Item = u16> {
-    let fadt = PLATFORM.get().and_then(|platform| platform.fadt.as_ref());
-    let control = fadt.into_iter().flat_map(|fadt| [fadt.pm1a_control, fadt.pm1b_control, fadt.pm2_control]);
+    let control = fadt().into_iter().flat_map(|fadt| [fadt.pm1a_control, fadt.pm1b_control, fadt.pm2_control]);
     let control = control.filter(|port| *port != 0).flat_map(|port| [port, port.saturating_add(1)]);
-    control.chain(fadt.map(|fadt| fadt.smi_command).filter(|port| *port != 0))
+    control.chain(fadt().map(|fadt| fadt.smi_command).filter(|port| *port != 0))
 }
 
 /// ctrl_hw.
@@ -67,7 +70,7 @@ fn sleep(descriptor: u64) -> Result<(), Status> {
         return Err(Status::BadPar);
     }
     let (state, a, b) = (descriptor & 7, (descriptor >> 3 & 7) as u16, (descriptor >> 6 & 7) as u16);
-    let fadt = PLATFORM.get().and_then(|platform| platform.fadt.as_ref()).ok_or(Status::BadFtr)?;
+    let fadt = fadt().ok_or(Status::BadFtr)?;
     match state {
         5 if fadt.pm1a_control != 0 => {
             crate::console::drain();

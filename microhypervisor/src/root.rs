@@ -45,7 +45,7 @@ impl Image {
     }
 }
 
-static HIP: StaticFrame = StaticFrame::new();
+static HIP: StaticFrame = StaticFrame::zeroed();
 
 fn must<T>(result: Result<T, Status>) -> T {
     result.unwrap_or_else(|status| fatal(format_args!("cannot create the root protection domain: {status:?}")))

@@ -393,24 +393,10 @@ pub const fn canonical(address: u64) -> u64 {
     ((address << 16) as i64 >> 16) as u64
 }
 
-/// `value` if XSETBV accepts it and the kernel can save all of it, else `None` (Intel SDM vol. 1, 13.3).
+/// `value` if XSETBV accepts it and the kernel can save all of it, else `None` (Intel SDM vol. 1, 13.3): x87, then SSE,
+/// then AVX, then the three components of AVX-512 together.
 pub fn legal_xcr0(value: u64) -> Option<u64> {
-    const SSE: u64 = 1 << 1;
-    const AVX: u64 = 1 << 2;
-    const MPX: u64 = 3 << 3;
-    const AVX512: u64 = 7 << 5;
-    const AMX: u64 = 3 << 17;
-    const fn all_or_none(value: u64, mask: u64) -> bool {
-        value & mask == 0 || value & mask == mask
-    }
-    let legal = value & !crate::fpu::components() == 0
-        && value & 1 != 0
-        && (value & AVX == 0 || value & SSE != 0)
-        && all_or_none(value, MPX)
-        && all_or_none(value, AVX512)
-        && (value & AVX512 == 0 || value & AVX != 0)
-        && all_or_none(value, AMX);
-    legal.then_some(value)
+    (matches!(value, 0x1 | 0x3 | 0x7 | 0xe7) && value & !crate::fpu::components() == 0).then_some(value)
 }
 
 /// EFER as the hardware must have it: the bits that a guest can set, and LMA in agreement with LME and CR0.PG.

@@ -115,7 +115,7 @@ fn objects(cpu: &'static Cpu, ec: &'static Ec, from: &ObjectSpace, to: &ObjectSp
 
 fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpace) -> Result<(), Status> {
     let request = Request::decode(ec)?;
-    let nova = is_nova_host(source);
+    let nova = is(&NOVA_HOST, source);
     let from: &HostSpace = space(source)?;
     let attributes = Cacheability::from_bits(request.attributes & 7).filter(|_| request.attributes >> 3 == 0);
     let attributes = if nova { attributes.ok_or(Status::BadPar)? } else { Cacheability::WriteBack };
@@ -166,7 +166,7 @@ fn ports(cpu: &Cpu, ec: &Ec, source: Entry, to: &PioSpace) -> Result<(), Status>
     for port in request.source..request.source + request.pages {
         let access = from.allows(port) && request.mask.contains(Permissions::ACCESS);
         to.set(port, access)?;
-        if access && port == crate::console::UART as u64 && is_nova_pio(source) {
+        if access && port == crate::console::UART as u64 && is(&NOVA_PIO, source) {
             crate::console::release_uart();
         }
     }
@@ -197,12 +197,8 @@ pub fn set_nova_spaces(host: Entry, pio: Entry) {
     NOVA_PIO.call_once(|| pio);
 }
 
-fn is_nova_host(entry: Entry) -> bool {
-    NOVA_HOST.get().is_some_and(|nova| nova.reference() == entry.reference())
-}
-
-fn is_nova_pio(entry: Entry) -> bool {
-    NOVA_PIO.get().is_some_and(|nova| nova.reference() == entry.reference())
+fn is(nova: &Once<Entry>, entry: Entry) -> bool {
+    nova.get().is_some_and(|nova| nova.reference() == entry.reference())
 }
 
 /// What the NOVA host space holds at physical page `page`: everything but what the kernel protects. Also the number of

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::Lab;
 use crate::emulator::{Boot, Emulator, Machine};
@@ -11,6 +11,9 @@ use crate::exec::{Frame, Frames};
 use crate::session::{Ending, Event, Next, Session};
 use crate::system::Origin;
 use crate::{bundle, workspace};
+
+/// What belongs to a line of the console may still be on its way over the other serial line.
+const OTHER_LINE: Duration = Duration::from_secs(2);
 
 /// A machine that a test describes.
 pub struct Trial<'a> {
@@ -21,6 +24,7 @@ pub struct Trial<'a> {
     memory: Option<u32>,
     timeout: u64,
     until: Option<&'a str>,
+    lines: Vec<(&'a str, String)>,
     replaced: Option<(&'a str, Vec<u8>)>,
     alter: Option<&'a dyn Fn(Vec<u8>) -> Vec<u8>>,
 }
@@ -53,6 +57,7 @@ impl Lab<'_> {
             memory: None,
             timeout,
             until: None,
+            lines: Vec::new(),
             replaced: None,
             alter: None,
         }
@@ -63,6 +68,12 @@ impl<'a> Trial<'a> {
     /// With a command for its Linux.
     pub fn exec(mut self, command: &'a str) -> Self {
         self.exec = Some(command);
+        self
+    }
+
+    /// With another command line for a virtual machine.
+    pub fn command_line(mut self, machine: &'a str, line: &str) -> Self {
+        self.lines.push((machine, line.into()));
         self
     }
 
@@ -84,7 +95,7 @@ impl<'a> Trial<'a> {
         self
     }
 
-    /// Ends well as soon as a line of the console contains this.
+    /// Ends well soon after a line of the console contains this.
     pub fn until(mut self, text: &'a str) -> Self {
         self.until = Some(text);
         self
@@ -113,6 +124,10 @@ impl<'a> Trial<'a> {
             let mut system = bundle::load(self.system, self.exec)?;
             // Tests run side by side, and two may use the same system.
             system.plan.name = name.clone();
+            for (name, line) in &self.lines {
+                let machine = system.plan.vms.iter_mut().find(|vm| vm.config.name == *name);
+                machine.with_context(|| format!("{} has no {name}", self.system))?.config.cmdline.clone_from(line);
+            }
             if let Some((path, content)) = self.replaced.take() {
                 system.files.insert(path.into(), Origin::Bytes(content));
             }
@@ -159,7 +174,7 @@ impl<'a> Trial<'a> {
                 Event::Line(line) => {
                     outcome.lines.push(line.to_string());
                     if self.until.is_some_and(|text| line.contains(text)) {
-                        return Ok(Next::Finish(Duration::ZERO));
+                        return Ok(Next::Finish(OTHER_LINE));
                     }
                 }
                 Event::Channel(bytes) => {

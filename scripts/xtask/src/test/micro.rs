@@ -4,9 +4,31 @@ use anyhow::Result;
 
 use super::{Lab, Test};
 
-pub const TESTS: &[Test] = &[Test::new("micro::hello", hello)];
+pub const TESTS: &[Test] = &[
+    Test::new("micro::hello", hello),
+    Test::new("micro::everything that is quick", quick),
+    Test::new("micro::random accesses do no harm", hostile),
+    Test::new("micro::a reset is told", reset),
+];
 
 /// Port output, CPUID and HLT in a 64-bit guest.
 fn hello(lab: &Lab) -> Result<()> {
-    lab.boot("micro").run()?.status(0).map(|_| ())
+    let outcome = lab.boot("micro").run()?;
+    outcome.status(0)?;
+    outcome.says("vm micro: powered off").map(|_| ())
+}
+
+fn quick(lab: &Lab) -> Result<()> {
+    lab.boot("micro").command_line("micro", "basic mmio badmmio").run()?.status(0).map(|_| ())
+}
+
+fn hostile(lab: &Lab) -> Result<()> {
+    lab.boot("micro").command_line("micro", "hostile rounds=2000").run()?.status(0).map(|_| ())
+}
+
+fn reset(lab: &Lab) -> Result<()> {
+    let outcome = lab.boot("two-micro").command_line("first", "reset").run()?;
+    outcome.ended()?;
+    outcome.says("vm first: reset")?;
+    outcome.says("vm second: powered off").map(|_| ())
 }

@@ -125,13 +125,14 @@ pub fn pending() -> bool {
 
 /// Waits until the UART at `base` has sent everything, at most `ms` milliseconds.
 pub fn drain_uart(base: u16, ms: u64) {
+    /// Looks, a millisecond apart, that must all find the UART idle: between two fillings of its buffer it is, too.
+    const LOOKS: u32 = 10;
     let end = time::now() + time::ticks_from_ms(ms);
-    while time::now() < end {
+    let mut idle = 0;
+    while idle < LOOKS && time::now() < end {
         // SAFETY: the UART touches no memory.
         let status = unsafe { port::read(base + LINE_STATUS) };
-        if status & SENT != 0 {
-            return;
-        }
+        idle = if status & SENT != 0 { idle + 1 } else { 0 };
         runtime::sync::sleep_until(time::now() + time::ticks_from_ms(1));
     }
 }

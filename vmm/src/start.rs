@@ -18,7 +18,7 @@ use machine::clock::WallClock;
 use machine::cpuid::Vendor;
 use machine::event_name::event_name;
 use machine::memory::{GuestMemory, HIGH_RAM_BASE};
-use machine::vcpu::Vcpu;
+use machine::vcpu::{Hardware, PriorityExit, Vcpu};
 use plan::VmConfig;
 use runtime::manifest::selector;
 use runtime::parent::Ended;
@@ -122,7 +122,9 @@ fn create_machine(config: &VmConfig, memory: &HostMemory) -> Vcpu {
     const NEXT_RIP: u32 = 1 << 3;
     let svm = manifest().platform_features & abi::hip::FEATURE_SVM != 0;
     let lengths_told = !svm || host(SVM_FEATURES, 0)[3] & NEXT_RIP != 0;
-    let vcpu = Vcpu::new(&board, &host, lengths_told, time::now());
+    let priority_exit = if svm { PriorityExit::Window } else { PriorityExit::Threshold };
+    let hardware = Hardware { lengths_told, priority_exit };
+    let vcpu = Vcpu::new(&board, &host, hardware, time::now());
     let vendor = match vcpu.vendor() {
         Vendor::Intel => "Intel",
         Vendor::Amd => "AMD",

@@ -57,8 +57,11 @@ pub const INITIAL: Mtd = EVERYTHING
     .union(Mtd::KERNEL_GS)
     .union(Mtd::TSC)
     .union(Mtd::DR)
+    .union(Mtd::TPR)
     .union(Mtd::TLB);
 
+/// The task priority sank below the threshold (Intel SDM vol. 3D, appendix C).
+const TPR_BELOW_THRESHOLD: u16 = 0x2b;
 /// RFLAGS.IF.
 const INTERRUPT_FLAG: u64 = 1 << 9;
 /// Interruptibility: blocked by STI or MOV SS.
@@ -86,6 +89,26 @@ pub enum Next {
     Crash(Cause),
 }
 
+/// What the virtualization hardware does by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hardware {
+    /// It tells the length of an instruction that exits.
+    pub lengths_told: bool,
+    /// How it tells that the task priority sank.
+    pub priority_exit: PriorityExit,
+}
+
+/// How an interrupt that only the task priority holds back is told that its time has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PriorityExit {
+    /// An exit when the priority sinks below the TPR threshold (VMX).
+    Threshold,
+    /// The interrupt window opens only below the TPR threshold (SVM, where the kernel sets V_INTR_PRIO from it).
+    Window,
+    /// Not at all: the monitor looks every millisecond.
+    Polled,
+}
+
 /// One virtual CPU with its machine.
 pub struct Vcpu {
     /// The devices.
@@ -103,12 +126,15 @@ pub struct Vcpu {
     deadline: u64,
     touched: bool,
     window_requested: bool,
+    priority_exit: PriorityExit,
+    /// Class of the vector that only the task priority holds back; 0: none.
+    awaited_class: u8,
     mark: Option<u32>,
 }
 
 impl Vcpu {
-    /// A machine just powered on. `lengths_told`: the hardware tells instruction lengths.
-    pub fn new(config: &Config, host: &impl HostCpuid, lengths_told: bool, now: u64) -> Self {
+    /// A machine just powered on.
+    pub fn new(config: &Config, host: &impl HostCpuid, hardware: Hardware, now: u64) -> Self {
         let board = Board::new(config, now);
         let clocks = Clocks {
             tsc: config.stc_frequency,
@@ -127,23 +153,26 @@ impl Vcpu {
             cpuid,
             kvmclock: KvmClock::new(clock, config.wall_clock, now),
             clock: (clock, *config),
-            lengths_told,
+            lengths_told: hardware.lengths_told,
             xcr0: 1,
             deadline: u64::MAX,
             touched: true,
             window_requested: false,
+            priority_exit: hardware.priority_exit,
+            awaited_class: 0,
             mark: None,
         }
     }
 
-    /// RESET: devices and registers start anew; counters and history stay.
+    /// RESET: devices, registers and statistics start anew; the history stays.
     pub fn reset(&mut self, now: u64) {
         self.board.reset(now);
         self.msrs.reset();
         self.kvmclock = KvmClock::new(self.clock.0, self.clock.1.wall_clock, now);
         self.xcr0 = 1;
         self.window_requested = false;
-        self.touched = true;
+        self.awaited_class = 0;
+        self.statistics = Statistics::default();
         self.refresh_deadline(now);
     }
 
@@ -188,7 +217,7 @@ impl Vcpu {
             | guest::GETSEC
             | guest::VMCLEAR..=guest::VMXON
             | guest::INVLPG => Mtd::RIP,
-            number if number == event::GUEST_ARCH + event::RECALL => {
+            number if number == event::GUEST_ARCH + event::RECALL || number == TPR_BELOW_THRESHOLD => {
                 Mtd::INJ | Mtd::STA | Mtd::RFLAGS | Mtd::CR | Mtd::RIP
             }
             number if number == event::GUEST_ARCH + event::STARTUP => Mtd::empty(),
@@ -225,6 +254,9 @@ impl Vcpu {
 
     fn refresh_deadline(&mut self, now: u64) {
         self.deadline = self.board.next_deadline(now).unwrap_or(u64::MAX);
+        if self.awaited_class != 0 && self.priority_exit == PriorityExit::Polled {
+            self.deadline = self.deadline.min(now + self.clock.0.frequency() / 1000);
+        }
     }
 
     fn dispatch(
@@ -251,6 +283,10 @@ impl Vcpu {
             guest::PAGE_FAULT => self.memory_access(have, state, memory, now),
             guest::XSETBV => {
                 let value = state.gpr[gpr::RDX] << 32 | state.gpr[gpr::RAX] & 0xffff_ffff;
+                if have.contains(Mtd::CR) && state.cr4 & crate::walk::cr4::OSXSAVE == 0 {
+                    // VMX has checked it; not every SVM does before it exits.
+                    return self.raise(UNDEFINED_OPCODE, None, state, Mtd::empty());
+                }
                 if state.gpr[gpr::RCX] as u32 != 0 || !self.cpuid.accepts_xcr0(value) {
                     return self.raise(GENERAL_PROTECTION, Some(0), state, Mtd::empty());
                 }
@@ -276,7 +312,9 @@ impl Vcpu {
             guest::CR_ACCESS => self.control_register(state, memory),
             guest::TRIPLE_FAULT => Next::Crash(Cause::TripleFault),
             guest::INVALID_STATE => Next::Crash(Cause::InvalidState),
-            number if number == event::GUEST_ARCH + event::RECALL => self.recalled(state, now),
+            number if number == event::GUEST_ARCH + event::RECALL || number == TPR_BELOW_THRESHOLD => {
+                self.recalled(state, now)
+            }
             _ => Next::Crash(Cause::Unexpected(number)),
         }
     }
@@ -332,7 +370,9 @@ impl Vcpu {
             state.interruption_info |= ERROR_CODE;
             state.interruption_error = code;
         }
-        self.window_requested = self.board.pending_interrupt().is_some();
+        if self.wants_window() {
+            return Next::Resume(reply | self.request_window(state));
+        }
         if self.window_requested {
             state.interruption_info |= INTERRUPT_WINDOW;
         }

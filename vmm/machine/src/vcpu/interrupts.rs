@@ -7,7 +7,7 @@ use abi::event::guest;
 use abi::mtd::injection::{INTERRUPT_WINDOW, NMI_WINDOW, TYPE_EXTERNAL, TYPE_NMI, VALID};
 use abi::utcb::Architectural;
 
-use super::{BLOCKED_BY_INSTRUCTION, INTERRUPT_FLAG, Next, Vcpu};
+use super::{BLOCKED_BY_INSTRUCTION, INTERRUPT_FLAG, Next, PriorityExit, Vcpu};
 use crate::memory::GuestMemory;
 use crate::report::Cause;
 
@@ -26,11 +26,40 @@ enum Readiness {
 }
 
 impl Vcpu {
-    /// Input or time came while the vCPU ran. Needs INJ, STA, RFLAGS, CR.
+    /// The task priority is the guest's to change without an exit: takes it over from the hardware. Needs CR.
+    pub(super) fn sync_priority(&mut self, state: &Architectural) {
+        let priority = state.cr8 as u8 & 15;
+        // Bits 3:0 of the LAPIC's register are not in CR8.
+        if self.board.cr8() != priority {
+            self.board.set_cr8(priority);
+        }
+    }
+
+    /// The guest wrote the task priority by an exit: gives it to the hardware. A threshold above it must not stay.
+    pub(super) fn priority_written(&mut self, state: &mut Architectural) -> Mtd {
+        state.cr8 = self.board.cr8().into();
+        state.tpr_threshold = 0;
+        let awaited = core::mem::take(&mut self.awaited_class) != 0;
+        if awaited && self.priority_exit != PriorityExit::Polled { Mtd::CR | Mtd::TPR } else { Mtd::CR }
+    }
+
+    /// The vector that would be taken if the task priority were zero.
+    fn pending_at_any_priority(&self) -> Option<u8> {
+        if self.board.cr8() == 0 {
+            return self.board.pending_interrupt();
+        }
+        self.board.pending_interrupt().or_else(|| {
+            let mut lapic = self.board.lapic().clone();
+            lapic.set_cr8(0);
+            lapic.pending()
+        })
+    }
+
+    /// Input or time came while the vCPU ran, or its task priority sank. Needs INJ, STA, RFLAGS, CR.
     pub(super) fn recalled(&mut self, state: &mut Architectural, now: u64) -> Next {
         self.board.advance(now);
         self.touched = true;
-        self.board.set_cr8(state.cr8 as u8);
+        self.sync_priority(state);
         let readiness = if state.interruption_info & VALID != 0 {
             Readiness::Busy
         } else if state.rflags & INTERRUPT_FLAG != 0 && state.interruptibility & BLOCKED_BY_INSTRUCTION == 0 {
@@ -43,7 +72,15 @@ impl Vcpu {
 
     /// The window that was asked for is open. Needs INJ, CR.
     pub(super) fn window_opened(&mut self, state: &mut Architectural) -> Next {
-        self.board.set_cr8(state.cr8 as u8);
+        self.sync_priority(state);
+        if self.priority_exit == PriorityExit::Window
+            && self.awaited_class != 0
+            && self.board.pending_interrupt().is_none()
+        {
+            // It opened too early: this kernel does not take the threshold into account.
+            self.priority_exit = PriorityExit::Polled;
+            self.awaited_class = 0;
+        }
         self.window_requested = true;
         let readiness = if state.interruption_info & VALID != 0 { Readiness::Busy } else { Readiness::Open };
         Next::Resume(self.deliver(readiness, state))
@@ -54,34 +91,58 @@ impl Vcpu {
         if !self.touched {
             return Next::Resume(reply);
         }
-        let wanted = self.board.pending_interrupt().is_some() || self.board.nmi_pending();
-        if !wanted || self.window_requested {
+        let nmi = self.board.nmi_pending();
+        if !nmi && !self.wants_window() {
             return Next::Resume(reply);
         }
-        state.interruption_info = 0;
-        Next::Resume(reply | self.deliver(Readiness::Closed, state))
+        state.interruption_info = if nmi { NMI_WINDOW } else { 0 };
+        Next::Resume(reply | self.request_window(state))
+    }
+
+    /// Whether an interrupt waits for which no window has been asked. The priority that the board knows may be old, so
+    /// that only the window's exit can tell whether the vector passes; one that waits for the priority does not ask
+    /// again.
+    pub(super) fn wants_window(&self) -> bool {
+        let requested = self.window_requested && self.awaited_class == 0;
+        !requested && self.pending_at_any_priority().is_some_and(|vector| vector >> 4 > self.awaited_class)
+    }
+
+    /// Adds the request for a window, at any priority, to the interruption information.
+    pub(super) fn request_window(&mut self, state: &mut Architectural) -> Mtd {
+        state.interruption_info |= INTERRUPT_WINDOW;
+        self.window_requested = true;
+        if self.priority_exit == PriorityExit::Window && core::mem::take(&mut self.awaited_class) != 0 {
+            state.tpr_threshold = 0;
+            return Mtd::INJ | Mtd::TPR;
+        }
+        Mtd::INJ
     }
 
     /// Output was taken from a device after the exit was handled, which may have raised an interrupt: adds what it needs
     /// to `reply`.
     pub fn recheck(&mut self, state: &mut Architectural, reply: Mtd, now: u64) -> Mtd {
         self.refresh_deadline(now);
-        if self.window_requested || self.board.pending_interrupt().is_none() {
+        if !self.wants_window() {
             return reply;
         }
-        self.window_requested = true;
-        let info = if reply.contains(Mtd::INJ) { state.interruption_info } else { 0 };
-        state.interruption_info = info | INTERRUPT_WINDOW;
-        reply | Mtd::INJ
+        if !reply.contains(Mtd::INJ) {
+            state.interruption_info = 0;
+        }
+        reply | self.request_window(state)
     }
 
     /// HLT. Needs RFLAGS, STA, CR and what [`Vcpu::skip`] needs.
     pub(super) fn halt(&mut self, have: Mtd, state: &mut Architectural, memory: &impl GuestMemory, now: u64) -> Next {
+        let before = state.rip;
         self.skip(guest::HLT, have, state, memory);
         state.interruptibility &= !BLOCKED_BY_INSTRUCTION;
         state.interruption_info = 0;
-        self.board.set_cr8(state.cr8 as u8);
-        self.wake(state, now)
+        self.sync_priority(state);
+        let next = self.wake(state, now);
+        if matches!(next, Next::Crash(_)) {
+            state.rip = before; // for the report
+        }
+        next
     }
 
     /// Whether a halted vCPU goes on: time has passed or input has come. `state` is that of its HLT.
@@ -125,10 +186,28 @@ impl Vcpu {
         if self.window_requested {
             info |= INTERRUPT_WINDOW;
         }
+        let priority = self.await_priority(state);
+        if self.awaited_class != 0 && self.priority_exit == PriorityExit::Window {
+            self.window_requested = true;
+            info |= INTERRUPT_WINDOW;
+        }
         if info == kept && !before && !self.window_requested {
-            return Mtd::empty();
+            return priority;
         }
         state.interruption_info = info;
-        Mtd::INJ
+        priority | Mtd::INJ
+    }
+
+    /// A vector that only the task priority holds back waits for an exit when the priority sinks.
+    fn await_priority(&mut self, state: &mut Architectural) -> Mtd {
+        let held = self.pending_at_any_priority().filter(|_| self.board.pending_interrupt().is_none());
+        let class = held.map_or(0, |vector| vector >> 4);
+        if class == self.awaited_class {
+            return Mtd::empty();
+        }
+        self.awaited_class = class;
+        self.touched = true;
+        state.tpr_threshold = class as u32;
+        if self.priority_exit == PriorityExit::Polled { Mtd::empty() } else { Mtd::TPR }
     }
 }

@@ -54,16 +54,20 @@ impl Vcpu {
             Err(why) => return Next::Crash(Cause::Undecodable(why)),
         };
         self.touched = true;
+        self.sync_priority(state);
         let mut devices = OnBoard { board: &mut self.board, now, effect: Effect::None };
         let result = Emulator::new(state, memory, &mut devices).run(&instruction);
         let effect = devices.effect;
-        let reply = Mtd::GPR_0_7 | Mtd::GPR_8_15 | Mtd::RFLAGS | Mtd::RIP;
+        let mut reply = Mtd::GPR_0_7 | Mtd::GPR_8_15 | Mtd::RFLAGS | Mtd::RIP;
+        if u64::from(self.board.cr8()) != state.cr8 {
+            reply |= self.priority_written(state);
+        }
         match result {
             Ok(()) => match self.effect(effect) {
                 Some(next) => next,
                 // An event whose delivery the access interrupted is queued again; nothing may replace it.
                 None if have.contains(EVERYTHING) && state.interruption_info & abi::mtd::injection::VALID != 0 => {
-                    Next::Resume(reply)
+                    Next::Resume(if self.wants_window() { reply | self.request_window(state) } else { reply })
                 }
                 None => self.resume_after_instruction(state, reply),
             },

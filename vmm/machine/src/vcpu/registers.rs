@@ -12,6 +12,8 @@ use crate::walk::{cr0, efer};
 
 /// x2APIC task priority: the same register as CR8.
 const MSR_TPR: u32 = 0x808;
+/// Registers that show it: task priority, processor priority.
+const PRIORITY_MSRS: [u32; 2] = [MSR_TPR, 0x80a];
 
 impl Vcpu {
     pub(super) fn read_msr(
@@ -30,11 +32,11 @@ impl Vcpu {
             Some(Rule::Zero) => Some(0),
             Some(Rule::Tsc) => Some(now),
             Some(Rule::Board) => {
-                if index == MSR_TPR {
+                if PRIORITY_MSRS.contains(&index) {
                     if !have.contains(Mtd::CR) {
                         return Next::More(Mtd::CR);
                     }
-                    self.board.set_cr8(state.cr8 as u8);
+                    self.sync_priority(state);
                 }
                 self.touched = true;
                 self.board.read_msr(index, now).ok()
@@ -74,13 +76,14 @@ impl Vcpu {
             }
             Some(Rule::Zero) => value == 0,
             Some(Rule::ReadOnly(_) | Rule::Tsc) | None => false,
-            Some(Rule::Board) if index == MSR_TPR && !have.contains(Mtd::CR) => return Next::More(Mtd::CR),
+            Some(Rule::Board) if PRIORITY_MSRS.contains(&index) && !have.contains(Mtd::CR) => {
+                return Next::More(Mtd::CR);
+            }
             Some(Rule::Board) => {
                 self.touched = true;
                 let result = self.board.write_msr(index, value, now);
                 if index == MSR_TPR {
-                    state.cr8 = self.board.cr8() as u64;
-                    reply = Mtd::CR;
+                    reply = self.priority_written(state);
                 }
                 match result.map(|effect| self.effect(effect)) {
                     Ok(Some(next)) => return next,
@@ -102,11 +105,12 @@ impl Vcpu {
         let qualification = state.qualification[0];
         let register = (qualification >> 8 & 15) as usize;
         let have = super::EVERYTHING;
+        let mut reply = Mtd::CR | Mtd::EFER | Mtd::GPR_0_7 | Mtd::GPR_8_15;
         match (qualification & 15, qualification >> 4 & 3) {
             (8, 0) => {
                 self.board.set_cr8(state.gpr[register] as u8 & 15);
-                state.cr8 = state.gpr[register] & 15;
                 self.touched = true;
+                reply |= self.priority_written(state);
             }
             (8, 1) => state.gpr[register] = state.cr8,
             (0, 0) => {
@@ -122,7 +126,6 @@ impl Vcpu {
             (0, 2) => state.cr0 &= !(1 << 3), // CLTS
             _ => return Next::Crash(Cause::Unexpected(guest::CR_ACCESS)),
         }
-        let reply = Mtd::CR | Mtd::EFER | Mtd::GPR_0_7 | Mtd::GPR_8_15;
         self.complete(guest::CR_ACCESS, have, state, memory, reply)
     }
 }

@@ -18,6 +18,8 @@ fn host(leaf: u32, _: u32) -> [u32; 4] {
     }
 }
 
+const HARDWARE: Hardware = Hardware { lengths_told: true, priority_exit: PriorityExit::Threshold };
+
 struct Fixture {
     vcpu: Vcpu,
     memory: VecMemory,
@@ -37,7 +39,7 @@ impl Fixture {
         let mut state = Architectural::default();
         // Flat 64-bit mode without paging, which no CPU has: linear addresses are physical.
         (state.cs.access, state.efer, state.rip, state.rflags) = (0xa9b, 1 << 10, CODE, 0x202);
-        Self { vcpu: Vcpu::new(&config, &host, true, 0), memory: VecMemory::new(1 << 20), state, now: 0 }
+        Self { vcpu: Vcpu::new(&config, &host, HARDWARE, 0), memory: VecMemory::new(1 << 20), state, now: 0 }
     }
 
     fn exit(&mut self, number: u16, have: Mtd) -> Next {
@@ -141,12 +143,62 @@ fn a_recall_injects_or_waits_for_the_window() {
     assert_eq!(f.state.interruption_info, VALID | 0x0e | INTERRUPT_WINDOW);
 }
 
+/// A vector below the task priority waits for the threshold, then for nothing.
+#[test]
+fn the_task_priority_holds_interrupts_back() {
+    let mut f = Fixture::new();
+    f.timer(0x51, u64::MAX);
+    let send = |f: &mut Fixture| f.wrmsr(0x83f, 0x51);
+    let requested = Next::Resume(Mtd::INJ | Mtd::RIP);
+    assert_eq!(send(&mut f), requested);
+    // CR8 was raised without an exit.
+    f.state.cr8 = 7;
+    f.state.interruption_info = 0;
+    assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ | Mtd::TPR));
+    assert_eq!((f.state.interruption_info, f.state.tpr_threshold), (0, 5));
+    // The same vector again asks for nothing.
+    assert_eq!(send(&mut f), Next::Resume(Mtd::RIP));
+    f.state.cr8 = 4;
+    let have = f.vcpu.portal_mtd(TPR_BELOW_THRESHOLD);
+    assert_eq!(f.exit(TPR_BELOW_THRESHOLD, have), Next::Resume(Mtd::INJ | Mtd::TPR));
+    assert_eq!((f.state.interruption_info, f.state.tpr_threshold), (VALID | 0x51, 0));
+    assert_eq!(f.vcpu.board.cr8(), 4);
+}
+
+/// Where the window itself waits for the priority; and where it should and does not.
+#[test]
+fn the_window_waits_for_the_task_priority() {
+    let mut f = Fixture::new();
+    f.vcpu.priority_exit = PriorityExit::Window;
+    f.timer(0x51, u64::MAX);
+    f.wrmsr(0x83f, 0x51);
+    f.state.cr8 = 7;
+    f.state.interruption_info = 0;
+    assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ | Mtd::TPR));
+    assert_eq!((f.state.interruption_info, f.state.tpr_threshold), (INTERRUPT_WINDOW, 5));
+    // A vector of a higher class takes the window over.
+    assert_eq!(f.wrmsr(0x83f, 0x61), Next::Resume(Mtd::INJ | Mtd::TPR | Mtd::RIP));
+    assert_eq!((f.state.interruption_info, f.state.tpr_threshold), (INTERRUPT_WINDOW, 0));
+    f.state.interruption_info = 0;
+    assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ | Mtd::TPR));
+    assert_eq!((f.state.interruption_info, f.state.tpr_threshold), (INTERRUPT_WINDOW, 6));
+    assert_eq!(f.vcpu.deadline(), u64::MAX);
+    // Too early: from now on it is polled.
+    f.state.interruption_info = 0;
+    assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ));
+    assert_eq!((f.state.interruption_info, f.vcpu.deadline()), (0, 1_000_000));
+    (f.now, f.state.cr8) = (1_000_000, 5);
+    let have = f.vcpu.portal_mtd(GUEST_ARCH + RECALL);
+    assert_eq!(f.exit(GUEST_ARCH + RECALL, have), Next::Resume(Mtd::INJ));
+    assert_eq!(f.state.interruption_info, VALID | 0x61);
+}
+
 #[test]
 fn a_dead_guest_is_noticed() {
     let mut f = Fixture::new();
     f.state.rflags = 2;
     assert_eq!(f.exit(guest::HLT, EVERY), Next::Crash(Cause::HaltedForever));
-    f.state.rip = CODE;
+    assert_eq!(f.state.rip, CODE);
     assert_eq!(f.instruction(guest::HLT, 1), Next::More(EVERYTHING));
     f.state.qualification = [4, 0, 0xd000_0000];
     assert_eq!(f.exit(guest::PAGE_FAULT, EVERY), Next::Crash(Cause::FetchOutsideRam(0xd000_0000)));

@@ -92,7 +92,7 @@ pub const TESTS: &[Test] = &[
     Test::new("spin", Number(measure::spin, Some(0)), "loops with interrupts off: spin=MS, or for ever"),
     Test::new("count", Number(measure::count, None), "count=MS: iterations of a loop in a time"),
     Test::new("exits", Number(measure::exits, None), "exits=N: TSC ticks of exits of several kinds"),
-    Test::new("hostile", With(hostile::storm), "random accesses: rounds=N seed=S trace=1 strict=1"),
+    Test::new("hostile", With(hostile::storm), "random accesses: rounds=N seed=S trace=N strict=1"),
     Test::new("halt", End(cpu::stop), "halts with interrupts off"),
     Test::new("poweroff", End(power_off), "powers off at once"),
     Test::new("reset", End(ending::reset), "resets the machine"),

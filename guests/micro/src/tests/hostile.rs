@@ -50,10 +50,10 @@ pub fn storm(words: Words) -> Outcome {
     let mut refused = 0u64;
     lapic::enable();
     let strict = words.number("strict").is_some();
-    let trace = words.number("trace").is_some();
+    let trace = words.number("trace").unwrap_or(u64::MAX);
     for round in 0..rounds {
         let kind = random.below(16);
-        if trace {
+        if round >= trace {
             say!("hostile round {round}: kind {kind}, random state {:#x}", random.0);
         }
         let result = match kind {

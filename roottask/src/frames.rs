@@ -28,6 +28,11 @@ impl PhysRange {
         self.end - self.start
     }
 
+    /// Whether `address` is inside.
+    pub const fn contains(&self, address: u64) -> bool {
+        self.start <= address && address < self.end
+    }
+
     /// The smallest range of whole pages around this one.
     pub const fn pages_around(&self) -> Self {
         Self::new(self.start & !(PAGE - 1), self.end.saturating_add(PAGE - 1) & !(PAGE - 1))

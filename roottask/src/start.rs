@@ -47,6 +47,8 @@ pub struct Boot {
     pub hip: Hip,
     /// Memory that nobody has.
     pub free: FreeMemory,
+    /// The boot module: the root task's own ELF file and the archive behind it.
+    pub module: PhysRange,
     /// Usable memory of the machine in bytes.
     pub total: u64,
     manifest: Manifest,
@@ -82,8 +84,8 @@ fn read_hip(hip: *const Hip) -> Hip {
     hip
 }
 
-extern "C" fn early(magic: u64, info: u64, hip: *const Hip) -> ! {
-    let hip = read_hip(hip);
+extern "C" fn early(magic: u64, info: u64, page: *const Hip) -> ! {
+    let hip = read_hip(page);
     if let Err(status) = authority::take() {
         // Without authority there is no console either: the kernel's fault report shows the status.
         // SAFETY: raises #UD.
@@ -98,15 +100,19 @@ extern "C" fn early(magic: u64, info: u64, hip: *const Hip) -> ! {
     }
     power::learn(hip.acpi_rsdp);
     let mut free = FreeMemory::new();
-    if let Err(error) = memory_map(magic, info, &mut free) {
-        power::fatal(format_args!("{error}"));
-    }
+    // The kernel need not count as the root image what follows the last segment; the boot loader knows the whole file.
+    let image = PhysRange::new(hip.root_start, hip.root_end);
+    let module = match memory_map(magic, info, hip.root_start, &mut free) {
+        Ok(module) => module.unwrap_or(image),
+        Err(error) => power::fatal(format_args!("{error}")),
+    };
     let total = free.total();
     free.remove(PhysRange::new(0, LOW_MEMORY));
     free.remove(PhysRange::new(hip.nova_start, hip.nova_end));
     free.remove(PhysRange::new(hip.mbuf_start, hip.mbuf_end));
-    free.remove(PhysRange::new(hip.root_start, hip.root_end));
-    let manifest = match own_memory(&hip, &mut free) {
+    free.remove(image);
+    free.remove(module);
+    let manifest = match own_memory(&hip, page as u64, &mut free) {
         Ok(Some(manifest)) => manifest,
         Ok(None) => {
             let need = (HEAP_LENGTH + STACK_COUNT * STACK_SIZE as u64) >> 10;
@@ -115,33 +121,46 @@ extern "C" fn early(magic: u64, info: u64, hip: *const Hip) -> ! {
         }
         Err(status) => power::fatal(format_args!("the kernel refuses memory to the root task: {status:?}")),
     };
-    *BOOT.lock() = Some(Boot { hip, free, total, manifest });
+    *BOOT.lock() = Some(Boot { hip, module, free, total, manifest });
     let stack = layout::STACKS + STACK_SLOT as u64 - STACK_RESERVE as u64;
     // SAFETY: the stack was mapped by `own_memory`; nothing on the old one is used again.
     unsafe { asm!("mov rsp, {}", "xor ebp, ebp", "call {}", "ud2", in(reg) stack, sym late, options(noreturn)) }
 }
 
-fn memory_map(magic: u64, info: u64, free: &mut FreeMemory) -> Result<(), MapError> {
+/// Adds the usable memory to `free`; the boot module that contains the physical address `root`, if the loader tells.
+fn memory_map(magic: u64, info: u64, root: u64, free: &mut FreeMemory) -> Result<Option<PhysRange>, MapError> {
     let read = |start: u64, length: usize| {
         let end = start.checked_add(length as u64).ok_or(MapError::Malformed)?;
         window::bytes(PhysRange::new(start, end)).map_err(|_| MapError::Malformed)
     };
     match magic {
         memory_map::MULTIBOOT2_MAGIC => {
-            let length = memory_map::multiboot2_length(read(info, 8)?)?;
-            memory_map::multiboot2(read(info, length)?, free)
+            let info = read(info, memory_map::multiboot2_length(read(info, 8)?)?)?;
+            memory_map::multiboot2(info, free)?;
+            Ok(memory_map::multiboot2_module(info, root))
+        }
+        memory_map::MULTIBOOT1_MAGIC => {
+            let info = read(info, memory_map::MULTIBOOT1_LENGTH)?;
+            let (map, length) = memory_map::multiboot1_map(info)?;
+            memory_map::multiboot1(read(map, length)?, free)?;
+            let Some((list, count)) = memory_map::multiboot1_modules(info) else { return Ok(None) };
+            let list = read(list, count * memory_map::MULTIBOOT1_MODULE_LENGTH)?;
+            Ok(memory_map::multiboot1_module(list, root))
         }
         memory_map::PVH_MAGIC => {
-            let (map, entries) = memory_map::pvh_map(read(info, memory_map::PVH_LENGTH)?)?;
+            let info = read(info, memory_map::PVH_LENGTH)?;
+            let (map, entries) = memory_map::pvh_map(info)?;
             memory_map::pvh(read(map, entries * memory_map::PVH_ENTRY_LENGTH)?, free);
-            Ok(())
+            let Some((list, count)) = memory_map::pvh_modules(info) else { return Ok(None) };
+            Ok(memory_map::pvh_module(read(list, count * memory_map::PVH_MODULE_LENGTH)?, root))
         }
         _ => Err(MapError::UnknownLoader(magic)),
     }
 }
 
 /// Heap and stacks for the root task itself, and the manifest that describes them; `None` if memory is short.
-fn own_memory(hip: &Hip, free: &mut FreeMemory) -> Result<Option<Manifest>, abi::Status> {
+/// `page`: where the information page is mapped; the main EC's UTCB is the page below (NOVA 6.2.3.2).
+fn own_memory(hip: &Hip, page: u64, free: &mut FreeMemory) -> Result<Option<Manifest>, abi::Status> {
     let mut take = |address: u64, length: u64| {
         let Some(memory) = free.allocate(length, PAGE) else { return Ok(false) };
         window::fill(memory, &[], 0)?;
@@ -161,9 +180,11 @@ fn own_memory(hip: &Hip, free: &mut FreeMemory) -> Result<Option<Manifest>, abi:
     manifest.sel_hst_arch = hip.sel_hst_arch;
     manifest.sel_gst_arch = hip.sel_gst_arch;
     manifest.sel_gst_nova = hip.sel_gst_nova;
-    manifest.neutral_events = (hip.extension.features & abi::extension::FEATURE_NEUTRAL_EVENTS != 0) as u16;
+    // The specification numbers guest events as VMX does; only where SVM is does the kernel have to say so.
+    let neutral = hip.extension.features & abi::extension::FEATURE_NEUTRAL_EVENTS != 0;
+    manifest.neutral_events = (neutral || hip.platform_features & abi::hip::FEATURE_VMX != 0) as u16;
     manifest.platform_features = hip.platform_features;
-    manifest.main_utcb = abi::ROOT_UTCB_ADDRESS;
+    manifest.main_utcb = page - PAGE;
     manifest.heap = Range { address: layout::HEAP, length: HEAP_LENGTH };
     manifest.stacks = Range { address: layout::STACKS, length: STACK_COUNT * STACK_SLOT as u64 };
     manifest.utcbs = Range { address: layout::UTCBS, length: layout::UTCB_PAGES * PAGE };

@@ -82,7 +82,7 @@ fn must_kernel<T>(result: Result<T, Status>) -> T {
 
 /// Runs the system to its end.
 pub fn run(boot: Boot) -> ! {
-    let Boot { hip, free, total, .. } = boot;
+    let Boot { hip, module, free, total, .. } = boot;
     announce(&hip, total, free.total());
     must_kernel(syscall::create_sm(selector::EVENTS, runtime::manifest::selector::PROTECTION_DOMAIN, 0));
     for lock in [selector::LOCK_CONSOLE, selector::LOCK_CHILDREN] {
@@ -90,7 +90,7 @@ pub fn run(boot: Boot) -> ! {
     }
     must_kernel(service::start(hip.cpu_bsp as u32));
     must_kernel(kernel_log::start(PhysRange::new(hip.mbuf_start, hip.mbuf_end)));
-    let archive = archive(&hip);
+    let archive = archive(module);
     let plan = read_plan(&archive);
     if hip.platform_features & (FEATURE_VMX | FEATURE_SVM) == 0 {
         power::fatal(format_args!("this CPU offers neither VMX nor SVM: virtual machines are impossible"));
@@ -117,8 +117,8 @@ fn announce(hip: &Hip, total: u64, free: u64) {
     log!("root: {} MiB of memory, {} MiB free", total >> 20, free >> 20);
 }
 
-fn archive(hip: &Hip) -> Archive<'static> {
-    let image = match window::bytes(PhysRange::new(hip.root_start, hip.root_end)) {
+fn archive(module: PhysRange) -> Archive<'static> {
+    let image = match window::bytes(module) {
         Ok(image) => image,
         Err(status) => power::fatal(format_args!("cannot map the root image: {status:?}")),
     };

@@ -122,7 +122,7 @@ fn create_machine(config: &VmConfig, memory: &HostMemory) -> Vcpu {
     const NEXT_RIP: u32 = 1 << 3;
     let svm = manifest().platform_features & abi::hip::FEATURE_SVM != 0;
     let lengths_told = !svm || host(SVM_FEATURES, 0)[3] & NEXT_RIP != 0;
-    let priority_exit = if svm { PriorityExit::Window } else { PriorityExit::Threshold };
+    let priority_exit = if svm { PriorityExit::Write } else { PriorityExit::Threshold };
     let hardware = Hardware { lengths_told, priority_exit };
     let vcpu = Vcpu::new(&board, &host, hardware, time::now());
     let vendor = match vcpu.vendor() {

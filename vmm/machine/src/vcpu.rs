@@ -103,10 +103,9 @@ pub struct Hardware {
 pub enum PriorityExit {
     /// An exit when the priority sinks below the TPR threshold (VMX).
     Threshold,
-    /// The interrupt window opens only below the TPR threshold (SVM, where the kernel sets V_INTR_PRIO from it).
-    Window,
-    /// Not at all: the monitor looks every millisecond.
-    Polled,
+    /// An exit at writes of CR8, asked for while it is needed, and, should the kernel not offer that for this
+    /// processor, a look every millisecond (SVM).
+    Write,
 }
 
 /// One virtual CPU with its machine.
@@ -254,7 +253,7 @@ impl Vcpu {
 
     fn refresh_deadline(&mut self, now: u64) {
         self.deadline = self.board.next_deadline(now).unwrap_or(u64::MAX);
-        if self.awaited_class != 0 && self.priority_exit == PriorityExit::Polled {
+        if self.awaited_class != 0 && self.priority_exit == PriorityExit::Write {
             self.deadline = self.deadline.min(now + self.clock.0.frequency() / 1000);
         }
     }

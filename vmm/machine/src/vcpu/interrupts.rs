@@ -11,6 +11,8 @@ use super::{BLOCKED_BY_INSTRUCTION, INTERRUPT_FLAG, Next, PriorityExit, Vcpu};
 use crate::memory::GuestMemory;
 use crate::report::Cause;
 
+/// Primary execution controls: writes of CR8 exit (Intel SDM vol. 3C, table 25-6).
+const CR8_LOAD_EXITING: u32 = 1 << 19;
 /// Vector of the non-maskable interrupt.
 const NMI: u32 = 2;
 
@@ -38,9 +40,7 @@ impl Vcpu {
     /// The guest wrote the task priority by an exit: gives it to the hardware. A threshold above it must not stay.
     pub(super) fn priority_written(&mut self, state: &mut Architectural) -> Mtd {
         state.cr8 = self.board.cr8().into();
-        state.tpr_threshold = 0;
-        let awaited = core::mem::take(&mut self.awaited_class) != 0;
-        if awaited && self.priority_exit != PriorityExit::Polled { Mtd::CR | Mtd::TPR } else { Mtd::CR }
+        Mtd::CR | self.await_class(0, state)
     }
 
     /// The vector that would be taken if the task priority were zero.
@@ -73,14 +73,6 @@ impl Vcpu {
     /// The window that was asked for is open. Needs INJ, CR.
     pub(super) fn window_opened(&mut self, state: &mut Architectural) -> Next {
         self.sync_priority(state);
-        if self.priority_exit == PriorityExit::Window
-            && self.awaited_class != 0
-            && self.board.pending_interrupt().is_none()
-        {
-            // It opened too early: this kernel does not take the threshold into account.
-            self.priority_exit = PriorityExit::Polled;
-            self.awaited_class = 0;
-        }
         self.window_requested = true;
         let readiness = if state.interruption_info & VALID != 0 { Readiness::Busy } else { Readiness::Open };
         Next::Resume(self.deliver(readiness, state))
@@ -111,10 +103,6 @@ impl Vcpu {
     pub(super) fn request_window(&mut self, state: &mut Architectural) -> Mtd {
         state.interruption_info |= INTERRUPT_WINDOW;
         self.window_requested = true;
-        if self.priority_exit == PriorityExit::Window && core::mem::take(&mut self.awaited_class) != 0 {
-            state.tpr_threshold = 0;
-            return Mtd::INJ | Mtd::TPR;
-        }
         Mtd::INJ
     }
 
@@ -187,10 +175,6 @@ impl Vcpu {
             info |= INTERRUPT_WINDOW;
         }
         let priority = self.await_priority(state);
-        if self.awaited_class != 0 && self.priority_exit == PriorityExit::Window {
-            self.window_requested = true;
-            info |= INTERRUPT_WINDOW;
-        }
         if info == kept && !before && !self.window_requested {
             return priority;
         }
@@ -201,13 +185,27 @@ impl Vcpu {
     /// A vector that only the task priority holds back waits for an exit when the priority sinks.
     fn await_priority(&mut self, state: &mut Architectural) -> Mtd {
         let held = self.pending_at_any_priority().filter(|_| self.board.pending_interrupt().is_none());
-        let class = held.map_or(0, |vector| vector >> 4);
+        self.await_class(held.map_or(0, |vector| vector >> 4), state)
+    }
+
+    fn await_class(&mut self, class: u8, state: &mut Architectural) -> Mtd {
         if class == self.awaited_class {
             return Mtd::empty();
         }
         self.awaited_class = class;
         self.touched = true;
-        state.tpr_threshold = class as u32;
-        if self.priority_exit == PriorityExit::Polled { Mtd::empty() } else { Mtd::TPR }
+        match self.priority_exit {
+            PriorityExit::Threshold => {
+                state.tpr_threshold = class.into();
+                Mtd::TPR
+            }
+            PriorityExit::Write => {
+                state.exec_controls_1 = if class == 0 { 0 } else { CR8_LOAD_EXITING };
+                (state.exec_controls_2, state.exec_controls_3) = (0, 0);
+                (state.cr0_intercepts, state.cr4_intercepts, state.exception_intercepts) = (0, 0, 0);
+                (state.page_fault_mask, state.page_fault_match) = (0, 0);
+                Mtd::CTRL
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ use abi::event::guest;
 use abi::utcb::{Architectural, gpr};
 
 use super::{GENERAL_PROTECTION, Next, Vcpu};
+use crate::decode;
 use crate::memory::GuestMemory;
 use crate::msr::Rule;
 use crate::report::Cause;
@@ -103,7 +104,16 @@ impl Vcpu {
     /// MOV to and from control registers that the kernel or the monitor intercepts (Intel SDM vol. 3C, table 28-3).
     pub(super) fn control_register(&mut self, state: &mut Architectural, memory: &impl GuestMemory) -> Next {
         let qualification = state.qualification[0];
-        let register = (qualification >> 8 & 15) as usize;
+        let mut register = (qualification >> 8 & 15) as usize;
+        if state.instruction_length == 0 {
+            // Without decode assists the qualification does not tell the general register either.
+            let Ok(instruction) = decode::instruction(state, memory) else {
+                return Next::Crash(Cause::Unexpected(guest::CR_ACCESS));
+            };
+            state.instruction_length = instruction.len() as u32;
+            let operands = [instruction.op0_register(), instruction.op1_register()];
+            register = operands.iter().find(|operand| operand.is_gpr()).map_or(0, |operand| operand.number());
+        }
         let have = super::EVERYTHING;
         let mut reply = Mtd::CR | Mtd::EFER | Mtd::GPR_0_7 | Mtd::GPR_8_15;
         match (qualification & 15, qualification >> 4 & 3) {

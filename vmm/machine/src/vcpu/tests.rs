@@ -165,32 +165,37 @@ fn the_task_priority_holds_interrupts_back() {
     assert_eq!(f.vcpu.board.cr8(), 4);
 }
 
-/// Where the window itself waits for the priority; and where it should and does not.
+/// Without a threshold, writes of CR8 exit meanwhile; and it looks every millisecond.
 #[test]
-fn the_window_waits_for_the_task_priority() {
+fn writes_of_the_task_priority_are_awaited() {
     let mut f = Fixture::new();
-    f.vcpu.priority_exit = PriorityExit::Window;
+    f.vcpu.priority_exit = PriorityExit::Write;
     f.timer(0x51, u64::MAX);
     f.wrmsr(0x83f, 0x51);
-    f.state.cr8 = 7;
+    (f.state.cr8, f.state.interruption_info) = (7, 0);
+    assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ | Mtd::CTRL));
+    assert_eq!((f.state.interruption_info, f.state.exec_controls_1), (0, 1 << 19));
+    assert_eq!(f.vcpu.deadline(), 1_000_000);
+    // A vector of a higher class asks for a window of its own.
+    assert_eq!(f.wrmsr(0x83f, 0x81), Next::Resume(Mtd::INJ | Mtd::RIP));
     f.state.interruption_info = 0;
-    assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ | Mtd::TPR));
-    assert_eq!((f.state.interruption_info, f.state.tpr_threshold), (INTERRUPT_WINDOW, 5));
-    // A vector of a higher class takes the window over.
-    assert_eq!(f.wrmsr(0x83f, 0x61), Next::Resume(Mtd::INJ | Mtd::TPR | Mtd::RIP));
-    assert_eq!((f.state.interruption_info, f.state.tpr_threshold), (INTERRUPT_WINDOW, 0));
+    assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ | Mtd::CTRL));
+    assert_eq!((f.state.interruption_info, f.state.exec_controls_1), (VALID | 0x81, 0));
+    // When that is over, the first one waits for the priority again.
+    assert_eq!(f.wrmsr(0x80b, 0), Next::Resume(Mtd::INJ | Mtd::RIP));
     f.state.interruption_info = 0;
-    assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ | Mtd::TPR));
-    assert_eq!((f.state.interruption_info, f.state.tpr_threshold), (INTERRUPT_WINDOW, 6));
-    assert_eq!(f.vcpu.deadline(), u64::MAX);
-    // Too early: from now on it is polled.
+    assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ | Mtd::CTRL));
+    // mov cr8, r9; the register comes from the instruction.
+    f.memory.write(CODE, &[0x45, 0x0f, 0x22, 0xc1]).unwrap();
+    (f.state.rip, f.state.instruction_length, f.state.gpr[9]) = (CODE, 0, 2);
+    f.state.qualification[0] = 8;
+    let Next::Resume(reply) = f.exit(guest::CR_ACCESS, EVERY) else { panic!() };
+    assert!(reply.contains(Mtd::CR | Mtd::CTRL | Mtd::INJ | Mtd::RIP));
+    assert_eq!((f.state.cr8, f.state.exec_controls_1, f.state.rip), (2, 0, CODE + 4));
+    assert_eq!(f.state.interruption_info, INTERRUPT_WINDOW);
     f.state.interruption_info = 0;
     assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ));
-    assert_eq!((f.state.interruption_info, f.vcpu.deadline()), (0, 1_000_000));
-    (f.now, f.state.cr8) = (1_000_000, 5);
-    let have = f.vcpu.portal_mtd(GUEST_ARCH + RECALL);
-    assert_eq!(f.exit(GUEST_ARCH + RECALL, have), Next::Resume(Mtd::INJ));
-    assert_eq!(f.state.interruption_info, VALID | 0x61);
+    assert_eq!(f.state.interruption_info, VALID | 0x51);
 }
 
 #[test]

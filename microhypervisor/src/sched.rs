@@ -106,7 +106,7 @@ pub fn check(cpu: &'static Cpu) {
     let expired = now() >= cpu.slice_end.get();
     let urgent = cpu.ready.get().highest().is_some_and(|priority| priority > current.priority);
     if !expired && !urgent {
-        return;
+        return timer::program(cpu);
     }
     suspend(cpu);
     let (priority, id) = (current.priority, object::id(current));

@@ -25,7 +25,8 @@ pub fn frequency() -> u64 {
 #[inline]
 pub fn program(cpu: &Cpu) {
     let timeout = cpu.timeouts.get().first(&EcTimeouts).map_or(u64::MAX, |(deadline, _)| deadline);
-    let deadline = timeout.min(cpu.slice_end.get());
+    // A budget that is used up already has nothing more to say: asking again would only interrupt, for ever.
+    let deadline = if cpu.reschedule.get() { timeout } else { timeout.min(cpu.slice_end.get()) };
     if deadline < cpu.deadline.get() {
         cpu.deadline.set(deadline);
         lapic::set_timer(now(), deadline);

@@ -46,13 +46,7 @@ pub extern "C" fn hypercall(ec: &'static Ec) -> ! {
         Hypercall::CtrlSm => ctrl_sm(cpu, ec, call),
         Hypercall::CtrlHw => platform::control(ec, call),
         Hypercall::AssignInt => assign_int(ec, call),
-        Hypercall::AssignDev => {
-            if ec.pd.root {
-                Err(Status::BadDev)
-            } else {
-                Err(Status::BadHyp)
-            }
-        }
+        Hypercall::AssignDev => Err(if ec.pd.root { Status::BadDev } else { Status::BadHyp }),
         Hypercall::Extension => extension(ec, call),
     };
     run::finish(ec, result.err().unwrap_or(Status::Success));

@@ -91,7 +91,7 @@ fn build() -> Result<(), String> {
     let server = Server::at(layout::HANDLER, manifest().cpu, monitor).map_err(kernel("the handler"))?;
     for (number, mtd) in mtds {
         // Only events that exist: the others would cost the kernel memory.
-        if number >= GUEST_ARCH || number < 0x40 || !event_name(number).is_empty() {
+        if !(0x40..GUEST_ARCH).contains(&number) || !event_name(number).is_empty() {
             server.portal(layout::PORTALS + number as u64, number as u64, mtd).map_err(kernel("an event portal"))?;
         }
     }

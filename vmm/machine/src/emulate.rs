@@ -156,7 +156,7 @@ impl<'a, M: GuestMemory, D: Devices> Emulator<'a, M, D> {
     fn sum_flags(carries: u64, bytes: usize) -> u64 {
         let top = bytes * 8 - 1;
         let (into, out) = (carries >> (top - 1) & 1, carries >> top & 1);
-        out * CF | (carries >> 3 & 1) * AF | (into ^ out) * OF
+        (out * CF) | ((carries >> 3 & 1) * AF) | ((into ^ out) * OF)
     }
 
     /// Two operands, result to the first if `keep`.

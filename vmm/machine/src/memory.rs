@@ -1,7 +1,7 @@
 //! Guest-physical memory: where RAM lies, and checked copies from and to it.
 //!
 //! Nothing in this crate ever holds a reference into guest memory: the guest may change it at any time. The monitor
-//! implements [`GuestMemory`] by raw volatile copies; tests use [`VecMemory`].
+//! implements [`GuestMemory`] by raw volatile copies; tests use `VecMemory`.
 
 use core::fmt;
 

@@ -161,11 +161,9 @@ impl Registers {
                 state.efer = value;
                 return Ok(());
             }
-            StateRegister::Pat => {
-                // Types 2 and 3 and everything above 7 are reserved.
-                if value.to_le_bytes().iter().any(|&kind| kind > 7 || kind == 2 || kind == 3) {
-                    return Err(Fault);
-                }
+            // Types 2 and 3 and everything above 7 are reserved.
+            StateRegister::Pat if value.to_le_bytes().iter().any(|&kind| kind > 7 || kind == 2 || kind == 3) => {
+                return Err(Fault);
             }
             StateRegister::TscAux if value >> 32 != 0 => return Err(Fault),
             StateRegister::Lstar

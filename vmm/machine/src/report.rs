@@ -179,8 +179,8 @@ pub fn lines(cause: Cause, state: &Architectural, history: &History, memory: &im
     ];
     for row in 0..4 {
         let mut line = String::new();
-        for index in row * 4..row * 4 + 4 {
-            let _ = write!(line, "{} {:016x} ", NAMES[index], state.gpr[index]);
+        for (name, value) in NAMES.iter().zip(state.gpr).skip(row * 4).take(4) {
+            let _ = write!(line, "{name} {value:016x} ");
         }
         lines.push(line);
     }

@@ -4,6 +4,7 @@
 //! Protocol") and `zero-page.rst`.
 
 use alloc::format;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Entry, Fields, Images, LoadError, Mode};
@@ -76,11 +77,12 @@ pub enum RangeType {
 
 /// The memory map that the guest is told: address, length, type.
 pub fn memory_map(ram: Ram) -> Vec<(u64, u64, RangeType)> {
-    let mut map = Vec::new();
-    map.push((0, LOW_END, RangeType::Ram));
-    map.push((LOW_END, 0xa_0000 - LOW_END, RangeType::Reserved));
-    map.push((FIRMWARE, FIRMWARE_END - FIRMWARE, RangeType::Reserved));
-    map.push((FIRMWARE_END, ram.below_4g().saturating_sub(FIRMWARE_END), RangeType::Ram));
+    let mut map = vec![
+        (0, LOW_END, RangeType::Ram),
+        (LOW_END, 0xa_0000 - LOW_END, RangeType::Reserved),
+        (FIRMWARE, FIRMWARE_END - FIRMWARE, RangeType::Reserved),
+        (FIRMWARE_END, ram.below_4g().saturating_sub(FIRMWARE_END), RangeType::Ram),
+    ];
     if ram.above_4g() != 0 {
         map.push((HIGH_RAM_BASE, ram.above_4g(), RangeType::Ram));
     }
@@ -92,7 +94,7 @@ pub fn identity_map(memory: &impl GuestMemory, at: u64) -> Result<(), LoadError>
     const TABLE: u64 = 0b11; // present, writable
     const LARGE: u64 = 1 << 7 | TABLE;
     memory.clear(at, 6 * 0x1000)?;
-    memory.write(at, &(at + 0x1000 | TABLE).to_le_bytes())?;
+    memory.write(at, &((at + 0x1000) | TABLE).to_le_bytes())?;
     for gigabyte in 0..4 {
         let directory = at + 0x2000 + gigabyte * 0x1000;
         memory.write(at + 0x1000 + gigabyte * 8, &(directory | TABLE).to_le_bytes())?;

@@ -2,11 +2,15 @@
 //! on every emulator it is meant for.
 
 mod boot;
+mod crash;
+mod endings;
 mod fault;
 mod front;
 mod host;
+mod isolation;
 mod linux;
 mod micro;
+mod written;
 
 use std::collections::VecDeque;
 use std::process::ExitCode;
@@ -17,7 +21,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::emulator::Emulator;
-use crate::programs::{self, Programs};
+use crate::programs::Programs;
 use crate::{setup, workspace};
 
 /// What `test` was asked to do.
@@ -83,7 +87,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::everything()?;
     let filter = arguments.filter.as_deref().unwrap_or_default();
     let mut count = host::run(filter)?;
-    let topics = [micro::TESTS, linux::TESTS, fault::TESTS, front::TESTS];
+    let topics =
+        [micro::TESTS, linux::TESTS, fault::TESTS, front::TESTS, isolation::TESTS, crash::TESTS, endings::TESTS];
     let jobs: VecDeque<(&Test, Emulator)> = topics
         .into_iter()
         .flatten()
@@ -107,7 +112,7 @@ fn title(test: &Test, emulator: Emulator) -> String {
 
 fn in_emulators(jobs: VecDeque<(&Test, Emulator)>) -> Result<Count> {
     println!("running {} tests of whole systems", jobs.len());
-    let programs = Programs::build(programs::ALL)?;
+    let programs = Programs::all()?;
     workspace::folder("run")?;
     let jobs = Mutex::new(jobs);
     let count = Mutex::new(Count::default());

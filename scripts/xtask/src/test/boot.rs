@@ -21,6 +21,7 @@ pub struct Trial<'a> {
     system: &'a str,
     exec: Option<&'a str>,
     cpu_model: Option<&'a str>,
+    instructions: Option<u32>,
     memory: Option<u32>,
     timeout: u64,
     until: Option<&'a str>,
@@ -54,6 +55,7 @@ impl Lab<'_> {
             system,
             exec: None,
             cpu_model: None,
+            instructions: None,
             memory: None,
             timeout,
             until: None,
@@ -80,6 +82,13 @@ impl<'a> Trial<'a> {
     /// With another CPU.
     pub fn cpu_model(mut self, model: &'a str) -> Self {
         self.cpu_model = Some(model);
+        self
+    }
+
+    /// With virtual time that is a function of the executed instructions, one each 2^`shift` ns, as it always is in
+    /// Bochs. Without, QEMU's is the host's, and a host with other work takes time away from everything in the machine.
+    pub fn time_by_instructions(mut self, shift: u32) -> Self {
+        self.instructions = Some(shift);
         self
     }
 
@@ -143,7 +152,10 @@ impl<'a> Trial<'a> {
             memory: self.memory.unwrap_or(memory),
             cpus,
             cpu_model: self.cpu_model.map(String::from),
-            further: Vec::new(),
+            further: match (emulator, self.instructions) {
+                (Emulator::Qemu, Some(shift)) => vec!["-icount".into(), format!("shift={shift},sleep=off")],
+                _ => Vec::new(),
+            },
             folder,
         };
         let log = workspace::folder("run")?.join(format!("{name}.log"));

@@ -41,7 +41,7 @@ fn monitor(memory: u64) -> Shape {
         heap: 8 << 20,
         stacks: 8,
         spaces: true,
-        kernel_frames: 2048 + memory / PAGE / 256,
+        kernel_frames: 512 + memory / PAGE / 256,
         priority: 60,
     }
 }

@@ -1,5 +1,6 @@
 //! Guest files from the recipes in `guests/`: kernels and user spaces from Debian's packages, and programs of ours.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::PathBuf;
@@ -70,9 +71,10 @@ pub enum Kernel {
 pub struct Initramfs {
     package: String,
     busybox: String,
-    init: String,
     #[serde(default)]
     programs: Vec<String>,
+    /// Path in the archive, and file beside the recipe.
+    files: BTreeMap<String, String>,
 }
 
 fn folder() -> PathBuf {
@@ -163,11 +165,16 @@ impl Initramfs {
         archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
         archive.file("etc/group", 0o644, b"root:x:0:\n");
         archive.file("etc/profile", 0o644, b"PS1='\\w # '\n");
-        archive.file("init", 0o755, &workspace::read(&folder().join(&self.init))?);
+        for (path, file) in &self.files {
+            archive.file(path, 0o755, &workspace::read(&folder().join(file))?);
+        }
         let busybox = Package { name: &self.package, depends: None }.file(&self.busybox)?;
         archive.file("bin/busybox", 0o755, &workspace::read(&busybox)?);
         for applet in applets(&busybox)? {
-            archive.link(&format!("bin/{applet}"), "busybox");
+            let path = format!("bin/{applet}");
+            if !self.files.contains_key(&path) {
+                archive.link(&path, "busybox");
+            }
         }
         for program in &self.programs {
             archive.file(&format!("bin/{program}"), 0o755, &programs.stripped(program)?);

@@ -210,7 +210,8 @@ impl Vcpu {
             guest::HLT => Mtd::RFLAGS | Mtd::STA | Mtd::CR | decode,
             guest::INVD | guest::WBINVD => decode,
             guest::INTERRUPT_WINDOW | guest::NMI_WINDOW => Mtd::INJ | Mtd::CR | Mtd::RIP,
-            guest::MWAIT
+            guest::RSM
+            | guest::MWAIT
             | guest::MONITOR
             | guest::RDPMC
             | guest::GETSEC
@@ -304,7 +305,7 @@ impl Vcpu {
             // Caches are coherent: nothing to write back, nothing to lose.
             guest::INVD | guest::WBINVD => self.complete(number, have, state, memory, Mtd::empty()),
             // Hidden from CPUID, so undefined.
-            guest::MWAIT | guest::MONITOR | guest::GETSEC | guest::VMCLEAR..=guest::VMXON => {
+            guest::RSM | guest::MWAIT | guest::MONITOR | guest::GETSEC | guest::VMCLEAR..=guest::VMXON => {
                 self.raise(UNDEFINED_OPCODE, None, state, Mtd::empty())
             }
             guest::RDPMC => self.raise(GENERAL_PROTECTION, Some(0), state, Mtd::empty()),

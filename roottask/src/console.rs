@@ -17,7 +17,14 @@ pub const COM1: u16 = 0x3f8;
 pub const COM2: u16 = 0x2f8;
 /// Ports of a UART.
 pub const PORTS: u16 = 8;
+const DATA: u16 = 0;
+const INTERRUPTS: u16 = 1;
+const LINE_CONTROL: u16 = 3;
 const LINE_STATUS: u16 = 5;
+/// Line control: the first two ports are the divisor.
+const DIVISOR: u8 = 1 << 7;
+/// Line control: eight bits, no parity, one stop bit.
+const EIGHT_BITS: u8 = 3;
 /// Line status: the transmitter accepts a byte.
 const ACCEPTS: u8 = 1 << 5;
 /// Line status: everything has left the transmitter.
@@ -36,9 +43,17 @@ struct Output {
 static OUTPUT: Mutex<Output> =
     Mutex::new(Output { ring: None, backlog: VecDeque::new(), lost: 0 }, selector::LOCK_CONSOLE);
 
-/// Takes COM1 from the kernel, which thereby stops using it, and sends the log there.
+/// Takes COM1 from the kernel, which thereby stops using it, and sends the log there: 115200 baud, 8N1. A kernel need
+/// not have used the UART before.
 pub fn open() -> Result<(), abi::Status> {
-    authority::give_ports(own::PIO_SPACE, COM1, PORTS)
+    authority::give_ports(own::PIO_SPACE, COM1, PORTS)?;
+    await_status(SENT);
+    let settings = [(INTERRUPTS, 0), (LINE_CONTROL, DIVISOR), (DATA, 1), (INTERRUPTS, 0), (LINE_CONTROL, EIGHT_BITS)];
+    for (register, value) in settings {
+        // SAFETY: the UART touches no memory.
+        unsafe { port::write(COM1 + register, value) };
+    }
+    Ok(())
 }
 
 /// Sends further lines to the serial program.
@@ -57,15 +72,20 @@ pub fn use_port() {
     }
 }
 
-fn send(byte: u8) {
+/// Waits, as long as patience lasts, until the line status has one of these bits.
+fn await_status(bits: u8) {
     for _ in 0..PATIENCE {
         // SAFETY: the UART touches no memory.
-        if unsafe { port::read(COM1 + LINE_STATUS) } & ACCEPTS != 0 {
+        if unsafe { port::read(COM1 + LINE_STATUS) } & bits != 0 {
             break;
         }
         core::hint::spin_loop();
     }
-    // SAFETY: as above.
+}
+
+fn send(byte: u8) {
+    await_status(ACCEPTS);
+    // SAFETY: the UART touches no memory.
     unsafe { port::write(COM1, byte) };
 }
 

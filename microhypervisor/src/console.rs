@@ -122,7 +122,7 @@ pub fn line(arguments: fmt::Arguments) {
     crate::interrupt::signal_console();
 }
 
-/// Like [`line`], for the last words: takes the UART, ignores who holds the lock, signals nobody.
+/// Like [`line()`], for the last words: takes the UART, ignores who holds the lock, signals nobody.
 pub fn last_words(arguments: fmt::Arguments) {
     take_uart();
     let mut position = WRITER.try_lock().map_or(0, |guard| *guard);

@@ -106,7 +106,7 @@ mod tests {
 
     fn nanoseconds(ticks: u64, (multiplier, shift): (u32, i8)) -> u64 {
         let shifted = if shift < 0 { ticks >> -shift } else { ticks << shift };
-        (shifted as u128 * multiplier as u128 >> 32) as u64
+        ((shifted as u128 * multiplier as u128) >> 32) as u64
     }
 
     proptest! {

@@ -218,12 +218,13 @@ mod tests {
     const ROOT: u64 = 0x1000;
 
     fn long_mode() -> Architectural {
-        let mut state = Architectural::default();
-        state.cr0 = cr0::PG | cr0::PE | cr0::WP;
-        state.cr4 = cr4::PAE;
-        state.efer = efer::LMA | efer::NXE;
-        state.cr3 = ROOT;
-        state
+        Architectural {
+            cr0: cr0::PG | cr0::PE | cr0::WP,
+            cr3: ROOT,
+            cr4: cr4::PAE,
+            efer: efer::LMA | efer::NXE,
+            ..Architectural::default()
+        }
     }
 
     fn put(memory: &VecMemory, at: u64, entry: u64) {
@@ -297,7 +298,7 @@ mod tests {
         fn hostile_tables_never_panic(entries in prop::collection::vec(any::<u64>(), 64), linear: u64, cr3: u64, bits: u8) {
             let memory = VecMemory::new(0x10000);
             for (index, entry) in entries.iter().enumerate() {
-                put(&memory, index as u64 * 0x3f8 & !7, *entry);
+                put(&memory, (index as u64 * 0x3f8) & !7, *entry);
             }
             let mut state = long_mode();
             state.cr3 = cr3 & 0xffff;

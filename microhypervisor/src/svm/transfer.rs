@@ -160,8 +160,10 @@ fn control(vcpu: &mut Svm, utcb: &Architectural) {
         | pick(PAUSE_EXITING, first::PAUSE);
     vmcb.second_intercepts = vmcb.second_intercepts & !second::RDTSCP | pick(RDTSC_EXITING, second::RDTSCP);
     vmcb.dr_intercepts = pick(MOV_DR_EXITING, !0);
-    vmcb.cr_intercepts =
-        u32::from(utcb.cr0_intercepts != 0) << CR_WRITES | u32::from(utcb.cr4_intercepts != 0) << (CR_WRITES + 4);
+    // Bit 19: CR8-load exiting (Intel SDM vol. 3C, table 25-6).
+    vmcb.cr_intercepts = u32::from(utcb.cr0_intercepts != 0) << CR_WRITES
+        | u32::from(utcb.cr4_intercepts != 0) << (CR_WRITES + 4)
+        | pick(1 << 19, 1 << (CR_WRITES + 8));
     vmcb.exception_intercepts = utcb.exception_intercepts | KERNEL_EXCEPTIONS;
     vcpu.common.exceptions = utcb.exception_intercepts;
 }

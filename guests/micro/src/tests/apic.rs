@@ -113,16 +113,6 @@ fn check_wait(waited: u64, wanted: u64) -> Outcome {
     Ok(())
 }
 
-/// A halt should end by the interrupt alone. One more end is said but not refused: on QEMU's SVM it happens now and then
-/// (a known defect, see docs/support.md), and software has to look again after every halt anyhow.
-fn check_woken(woken: u32) -> Outcome {
-    if woken == 2 {
-        say!("woke twice for one interrupt");
-    }
-    ensure!(woken == 1 || woken == 2, "woke {woken} times");
-    Ok(())
-}
-
 /// Halts until a vector was taken once more; returns how often the CPU woke.
 fn halt_for(vector: u8, before: u32) -> u32 {
     let mut woken = 0;
@@ -150,7 +140,7 @@ fn halt() -> Outcome {
     lapic::one_shot(TIMER, bus_ticks);
     let woken = halt_for(TIMER, before);
     let waited = cpu::tsc() - start;
-    check_woken(woken)?;
+    ensure!(woken == 1, "woke {woken} times");
     ensure!(lapic::read(register::CURRENT_COUNT) == 0, "the timer goes on");
     check_wait(waited, wanted)
 }
@@ -166,7 +156,7 @@ fn deadline() -> Outcome {
         ensure!(armed == start + wanted || armed == 0, "the deadline is {armed}, not {}", start + wanted);
         let woken = halt_for(TIMER, before);
         let waited = cpu::tsc() - start;
-        check_woken(woken)?;
+        ensure!(woken == 1, "woke {woken} times");
         ensure!(cpu::read_msr(cpu::MSR_TSC_DEADLINE) == 0, "the deadline is still armed");
         check_wait(waited, wanted)?;
     }

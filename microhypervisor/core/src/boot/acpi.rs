@@ -1,5 +1,5 @@
-//! The firmware's tables, as far as the kernel needs them: interrupt controllers, timer, power registers
-//! (ACPI Specification 6.5, 5.2).
+//! The firmware's tables, as far as the kernel needs them: processors, interrupt controllers, timer, power
+//! registers (ACPI Specification 6.5, 5.2).
 //!
 //! A broken table is ignored and complained about; what it would have told is missing then.
 
@@ -16,8 +16,8 @@ const LENGTH_MAX: u64 = 1 << 20;
 const HEADER: u64 = 36;
 const SIGNATURE: u64 = 0;
 const LENGTH: u64 = 4;
-/// Type of the MADT's entries for I/O APICs (5.2.12).
-const MADT_IOAPIC: u8 = 1;
+/// Where the MADT's entries begin: behind the header, the address of the LAPICs and flags (5.2.12).
+const MADT_ENTRIES: u64 = HEADER + 8;
 /// Start and end of the BIOS area that can hold the root pointer (5.2.5.1).
 const BIOS_AREA: (u64, u64) = (0xe_0000, 0x10_0000);
 /// Address of the segment of the extended BIOS data area.
@@ -32,6 +32,22 @@ pub struct IoApic {
     pub address: u64,
     /// Global system interrupt of its first pin.
     pub gsi_base: u32,
+}
+
+/// A processor that the firmware has enabled (5.2.12.2, 5.2.12.12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Processor {
+    /// Id of its local APIC, or x2APIC. Ids can be sparse.
+    pub apic_id: u32,
+    /// By which the firmware's byte code names it.
+    pub uid: u32,
+}
+
+/// An entry of the MADT (5.2.12).
+enum MadtEntry {
+    Processor(Processor),
+    IoApic(IoApic),
+    Other,
 }
 
 /// What the kernel needs of the FADT (5.2.9). Ports that do not exist are 0.
@@ -124,7 +140,7 @@ pub struct Tables {
     pub rsdp: Option<u64>,
     /// Fixed hardware.
     pub fadt: Option<Fadt>,
-    has_madt: bool,
+    madt: Option<(u64, u64)>,
     ioapics: List<IoApic, IOAPICS_MAX>,
     complaints: List<Complaint, COMPLAINTS_MAX>,
 }
@@ -133,6 +149,16 @@ impl Tables {
     /// The I/O APICs.
     pub fn ioapics(&self) -> &[IoApic] {
         self.ioapics.as_slice()
+    }
+
+    /// The processors that are enabled, in the firmware's order, which begins with the one that runs. Some firmware
+    /// lists a processor twice. What is behind a malformed entry is missing, and was complained about.
+    pub fn processors<'a, M: PhysicalMemory>(&self, memory: &'a M) -> impl Iterator<Item = Processor> + use<'a, M> {
+        let madt = self.madt.and_then(|(start, len)| Window::new(memory, start, len));
+        madt.into_iter().flat_map(madt_entries).map_while(Result::ok).filter_map(|entry| match entry {
+            MadtEntry::Processor(processor) => Some(processor),
+            _ => None,
+        })
     }
 
     /// What was ignored.
@@ -148,7 +174,7 @@ impl Tables {
 
 /// Finds the tables through the root pointer at physical address `rsdp`, or by searching the BIOS's areas for one.
 pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
-    let mut tables = Tables { rsdp: None, fadt: None, has_madt: false, ioapics: List::new(), complaints: List::new() };
+    let mut tables = Tables { rsdp: None, fadt: None, madt: None, ioapics: List::new(), complaints: List::new() };
     let given = rsdp.and_then(|address| match root_pointer(memory, address) {
         Ok(roots) => Some((address, roots)),
         Err(problem) => {
@@ -173,7 +199,7 @@ pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
             Err(problem) => tables.complain(signature, address, problem),
         }
     }
-    for (signature, missing) in [(b"APIC", !tables.has_madt), (b"FACP", tables.fadt.is_none())] {
+    for (signature, missing) in [(b"APIC", tables.madt.is_none()), (b"FACP", tables.fadt.is_none())] {
         if missing {
             tables.complain(signature, 0, Problem::Absent);
         }
@@ -240,7 +266,7 @@ fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool
         let signature: Option<[u8; 4]> =
             Window::new(root.memory, address, HEADER).and_then(|header| header.array(SIGNATURE));
         let (wanted, result) = match signature.as_ref() {
-            Some(b"APIC") if !tables.has_madt => (b"APIC", read_madt(tables, root.memory, address)),
+            Some(b"APIC") if tables.madt.is_none() => (b"APIC", read_madt(tables, root.memory, address)),
             Some(b"FACP") if tables.fadt.is_none() => (b"FACP", read_fadt(tables, root.memory, address)),
             Some(_) => continue,
             None => (b"????", Err(Problem::Unreadable)),
@@ -254,27 +280,48 @@ fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool
 /// Reads the MADT; what stands before a malformed entry counts.
 fn read_madt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) -> Result<(), Problem> {
     let madt = table(memory, address, b"APIC")?;
-    // Behind the header: address of the LAPICs and flags, neither of which the kernel needs.
-    let mut offset = HEADER + 8;
-    tables.has_madt = offset <= madt.len;
-    if !tables.has_madt {
+    if madt.len < MADT_ENTRIES {
         return Err(Problem::Length);
     }
-    while offset < madt.len {
-        let entry = madt.u8(offset + 1).and_then(|len| madt.part(offset, len.into())).filter(|entry| entry.len >= 2);
-        // Nothing behind a malformed entry has a known place.
-        let entry = entry.ok_or(Problem::Entry)?;
-        if entry.u8(0) == Some(MADT_IOAPIC) && !tables.ioapics.push(ioapic(&entry).ok_or(Problem::Entry)?) {
+    tables.madt = Some((madt.start, madt.len));
+    for entry in madt_entries(madt) {
+        if let MadtEntry::IoApic(ioapic) = entry?
+            && !tables.ioapics.push(ioapic)
+        {
             return Err(Problem::TooMany);
         }
-        offset += entry.len;
     }
     Ok(())
 }
 
-/// `None` if the entry is too short.
-fn ioapic(entry: &Window<impl PhysicalMemory>) -> Option<IoApic> {
-    Some(IoApic { id: entry.u8(2)?, address: entry.u32(4)?.into(), gsi_base: entry.u32(8)? })
+/// The entries up to the first malformed one, and that as an error: nothing behind it has a known place.
+fn madt_entries<M: PhysicalMemory>(madt: Window<M>) -> impl Iterator<Item = Result<MadtEntry, Problem>> {
+    let mut offset = MADT_ENTRIES;
+    core::iter::from_fn(move || {
+        if offset >= madt.len {
+            return None;
+        }
+        let entry = madt.u8(offset + 1).and_then(|len| madt.part(offset, len.into())).filter(|entry| entry.len >= 2);
+        let parsed = entry.as_ref().and_then(madt_entry).ok_or(Problem::Entry);
+        offset = entry.filter(|_| parsed.is_ok()).map_or(madt.len, |entry| offset + entry.len);
+        Some(parsed)
+    })
+}
+
+/// `None` if the entry is too short for its type.
+fn madt_entry(entry: &Window<impl PhysicalMemory>) -> Option<MadtEntry> {
+    // Only bit 0 of the flags counts: a processor that is not enabled does not answer, even if it can come later. The
+    // id of all bits is everybody's.
+    let processor = |apic_id, broadcast, uid, flags: u32| match apic_id {
+        id if flags & 1 == 0 || id == broadcast => MadtEntry::Other,
+        apic_id => MadtEntry::Processor(Processor { apic_id, uid }),
+    };
+    Some(match entry.u8(0)? {
+        0 => processor(entry.u8(3)?.into(), 0xff, entry.u8(2)?.into(), entry.u32(4)?),
+        1 => MadtEntry::IoApic(IoApic { id: entry.u8(2)?, address: entry.u32(4)?.into(), gsi_base: entry.u32(8)? }),
+        9 => processor(entry.u32(4)?, u32::MAX, entry.u32(12)?, entry.u32(8)?),
+        _ => MadtEntry::Other,
+    })
 }
 
 /// Reads the FADT; ACPI 1.0's, of 116 bytes, lacks the extended fields.

@@ -38,15 +38,19 @@ fn rsdp(xsdt: Option<u64>) -> Vec<u8> {
 }
 
 fn madt() -> Vec<u8> {
-    let entries: [&[u8]; 9] = [
+    let entries: [&[u8]; 13] = [
         &[0, 8, 0, 0, 1, 0, 0, 0],
         &[0, 8, 1, 2, 0, 0, 0, 0],
         &[0, 8, 2, 4, 2, 0, 0, 0],
+        &[0, 8, 3, 254, 3, 0, 0, 0],
+        &[0, 8, 4, 255, 1, 0, 0, 0],
         &[1, 12, 8, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0],
         &[1, 12, 9, 0, 0, 0, 0xc1, 0xfe, 24, 0, 0, 0],
         &[2, 10, 0, 9, 20, 0, 0, 0, 13, 0],
         &[4, 6, 0xff, 5, 0, 1],
         &[9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0],
+        &[9, 16, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, 8, 0, 0, 0],
+        &[9, 17, 0, 0, 0xfe, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0, 1, 0, 1, 0],
         &[5, 12, 0, 0, 0, 0, 0xe1, 0xfe, 0, 0, 0, 0],
     ];
     table(b"APIC", &[bytes![0xfee0_0000u32, 1u32], entries.concat()].concat())
@@ -105,6 +109,10 @@ fn check_ioapics(tables: &Tables) {
     assert_eq!(tables.ioapics(), chips.map(|(id, address, gsi_base)| IoApic { id, address, gsi_base }));
 }
 
+fn processors(tables: &Tables, ram: &Ram) -> Vec<(u32, u32)> {
+    tables.processors(ram).map(|processor| (processor.apic_id, processor.uid)).collect()
+}
+
 #[test]
 fn old_tables_are_found_by_searching() {
     let ram = old_machine();
@@ -125,6 +133,8 @@ fn new_tables_are_found_where_the_loader_says() {
     let tables = find(&ram, Some(0x8000));
     assert_eq!((tables.rsdp, complaints(&tables)), (Some(0x8000), vec![]));
     check_ioapics(&tables);
+    // Without the disabled ones and the ids that address everybody.
+    assert_eq!(processors(&tables, &ram), [(0, 0), (254, 3), (0x100, 7), (0xffff_fffe, 0x0100_0100)]);
     let fadt = tables.fadt.unwrap();
     assert_eq!((fadt.pm1a_control, fadt.pm1b_control, fadt.pm2_control, fadt.smi_command), (0x704, 0, 0x50, 0xb2));
     assert_eq!((fadt.pm_timer(), fadt.reset_port()), (Some((0x608, true)), Some((0xcf9, 6))));
@@ -194,6 +204,41 @@ fn broken_tables_are_ignored_and_reported() {
     assert_eq!(complaints(&find(&lost, None)), ["table ???? at 0x7fff0000 cannot be read"]);
 }
 
+#[test]
+fn processors_before_a_malformed_entry_count() {
+    let two: [&[u8]; 2] = [&[0, 8, 0, 5, 1, 0, 0, 0], &[9, 16, 0, 0, 0, 0, 2, 0, 1, 0, 0, 0, 6, 0, 0, 0]];
+    let bad: [&[u8]; 8] = [
+        &[0],
+        &[0, 0, 9, 9, 1, 0, 0, 0],
+        &[0, 1, 9, 9, 1, 0, 0, 0],
+        &[0, 7, 9, 9, 1, 0, 0, 0],
+        &[0, 9, 9, 9, 1, 0, 0, 0],
+        &[9, 15, 0, 0, 0, 0, 2, 0, 1, 0, 0, 0, 6, 0, 0],
+        &[9, 255, 0, 0, 0, 0, 2, 0, 1, 0, 0, 0, 6, 0, 0, 0],
+        &[77, 1],
+    ];
+    for bad in bad {
+        let madt = [&[0; 8], two[0], two[1], bad].concat();
+        let ram = replaced(old_machine(), MADT, table(b"APIC", &madt));
+        let tables = find(&ram, None);
+        assert_eq!(complaints(&tables), ["table APIC at 0x102000 has an entry of impossible length"], "{bad:?}");
+        assert_eq!(processors(&tables, &ram), [(5, 0), (0x2_0000, 6)], "{bad:?}");
+    }
+    for len in 0..8 {
+        let ram = replaced(old_machine(), MADT, table(b"APIC", &vec![0; len]));
+        let tables = find(&ram, None);
+        assert_eq!(complaints(&tables), ["table APIC at 0x102000 has an impossible length", "table APIC is absent"]);
+        assert_eq!(processors(&tables, &ram), []);
+    }
+    assert_eq!(processors(&find(&Ram::default(), None), &Ram::default()), []);
+    // As many as there can be; nothing has a size by their number.
+    let many: Vec<u8> = (0..1500u32).flat_map(|id| [bytes![9u8, 16u8, 0u16, id * 64, 1u32, id]].concat()).collect();
+    let madt = table(b"APIC", &[vec![0; 8], many].concat());
+    let ram = replaced(old_machine(), RSDT, root(b"RSDT", &[0x20_0000])).and(0x20_0000, madt);
+    let found = processors(&find(&ram, None), &ram);
+    assert_eq!((found.len(), found.last()), (1500, Some(&(1499 * 64, 1499))));
+}
+
 proptest! {
     #[test]
     fn changed_bytes_do_no_harm(
@@ -214,6 +259,7 @@ proptest! {
             }
         }
         let tables = find(&ram, new.then_some(0x8000));
+        prop_assert!(tables.processors(&ram).count() < 1000);
         prop_assert!(ram.reads.get() < 50_000);
         prop_assert!(!tables.complaints().is_empty() || tables.fadt.is_some());
     }

@@ -57,6 +57,7 @@ boot_multiboot2:
     movl $boot_pdpt_low + 3, boot_pml4
     movl $boot_pdpt_high + 3, boot_pml4 + 511 * 8
 
+boot_paging:
     mov %cr4, %eax
     or $0x20, %eax                  # PAE
     mov %eax, %cr4
@@ -78,17 +79,59 @@ boot_multiboot2:
     xor %eax, %eax
     mov %eax, %fs
     mov %eax, %gs
-    mov %ebp, %edi
-    mov %esi, %esi
+    mov $further_entry, %rax
+    test %ebp, %ebp
+    jz 3f
     mov ${block} + {stack}, %rsp
-    xor %ebp, %ebp
-    mov ${main}, %rax
     push $0
+    mov ${main}, %rax
+3:  mov %ebp, %edi
+    mov %esi, %esi
+    xor %ebp, %ebp
     jmp *%rax
 
 .balign 8
 boot_gdt:
-    .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff
+    .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cf9b000000ffff
 boot_gdtr:
     .short . - boot_gdt - 1
     .quad boot_gdt
+
+# Where a further processor starts: a copy of this on a page below 1 MiB, which CS points to, in real mode.
+.code16
+.globl trampoline, trampoline_end
+trampoline:
+    cli
+    cld
+    lgdtl %cs:trampoline_gdtr - trampoline
+    mov %cr0, %eax
+    or $1, %al
+    mov %eax, %cr0
+    ljmpl $24, $3f
+trampoline_gdtr:
+    .short boot_gdtr - boot_gdt - 1
+    .long boot_gdt
+trampoline_end:
+.code32
+3:  mov $16, %eax
+    mov %eax, %ds
+    xor %ebp, %ebp
+    jmp boot_paging
+
+# A further processor in 64-bit mode, on the boot page tables. It claims what was prepared for it; if that has been
+# given up because it came too late, it sleeps for ever.
+.section .text
+.code64
+further_entry:
+    mov ${offered}, %eax
+    mov ${claimed}, %edx
+    lock cmpxchg %edx, {ticket}(%rip)
+    jne 1f
+    mov {tables}(%rip), %rax
+    mov %rax, %cr3
+    mov {further_stack}(%rip), %rsp
+    push $0
+    jmp {further}
+1:  cli
+    hlt
+    jmp 1b

@@ -8,22 +8,30 @@
 //! own; load descriptor tables and control registers; measure the clocks; turn virtualization on; create the root
 //! protection domain and let it run.
 
+use core::sync::atomic::Ordering;
+
 use kernel_core::boot::acpi::{self, Tables as AcpiTables};
 use kernel_core::boot::{PhysicalMemory, multiboot2, pvh};
 use raw_cpuid::CpuId;
 use x86_64::instructions::port::Port;
 
-use crate::cpu::{BOOT_CPU, CpuBlock, now};
+use crate::cpu::{BOOT_CPU, CPUS_MAX, Cpu, CpuBlock, now};
 use crate::panic::fatal;
 use crate::registers::{self, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
 use crate::vcpu::{PhysPage, Processor};
-use crate::{console, descriptors, fpu, ioapic, lapic, log, memory, platform, root, run, sched, space, timer};
+use crate::{console, descriptors, fpu, ioapic, lapic, log, memory, platform, root, run, sched, smp, space, timer};
 
 core::arch::global_asm!(
     include_str!("boot.S"),
     block = sym BOOT_CPU,
     stack = const CpuBlock::STACK_TOP,
     main = sym kernel_main,
+    ticket = sym smp::TICKET,
+    offered = const smp::OFFERED,
+    claimed = const smp::CLAIMED,
+    tables = sym smp::TABLES,
+    further_stack = sym smp::STACK,
+    further = sym further_main,
     options(att_syntax)
 );
 
@@ -101,7 +109,7 @@ fn check_processor() -> (u64, u32) {
 }
 
 /// CR4 bits: PAE, MCE, PGE, OSFXSR, OSXMMEXCPT, and where the processor has them UMIP, OSXSAVE, SMEP, SMAP.
-fn control_registers() {
+fn control_registers(cpu: &Cpu) {
     let cpuid = CpuId::new();
     let extended = cpuid.get_extended_feature_info();
     let has = |feature: fn(&raw_cpuid::ExtendedFeatures) -> bool| extended.as_ref().is_some_and(feature);
@@ -122,7 +130,7 @@ fn control_registers() {
         wrmsr(PAT, 0x0007_0501_0007_0406);
         wrmsr(EFER, rdmsr(EFER) | 0x801);
         wrmsr(STAR, ((descriptors::USER_SS - 8) as u64) << 48 | (descriptors::KERNEL_CS as u64) << 32);
-        wrmsr(LSTAR, &raw const run::syscall_entry as u64);
+        wrmsr(LSTAR, smp::stub(cpu.number));
         wrmsr(FMASK, 0x5_7700);
     }
 }
@@ -176,8 +184,6 @@ fn calibrate(pm_timer: Option<(u16, bool)>) {
 /// Maps and silences the interrupt controllers. Returns the number of global interrupts.
 fn interrupt_controllers(tables: &AcpiTables) -> u32 {
     silence_legacy();
-    let deadline = CpuId::new().get_feature_info().is_some_and(|f| f.has_tsc_deadline());
-    lapic::init(deadline);
     let mut pins = 0;
     for (index, chip) in tables.ioapics().iter().take(ioapic::MAX).enumerate() {
         pins = pins.max(ioapic::init(index, chip));
@@ -210,8 +216,13 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     let image = root::Image::read(&BootMemory, hand_over.image);
     platform::set(protect(&tables, address_bits));
 
+    let mut processors = [0; CPUS_MAX];
+    let found = tables.processors(&BootMemory).zip(&mut processors).map(|(found, id)| *id = found.apic_id).count();
+    smp::fill_stubs();
+    let mut trampoline = smp::Trampoline::read();
+
     // From here on physical memory is out of reach.
-    let master = space::build_kernel(BOOT_CPU.guard());
+    let master = space::build_kernel();
     space::map_device(0, lapic::address());
     for (index, chip) in tables.ioapics().iter().take(ioapic::MAX).enumerate() {
         space::map_device(1 + index, chip.address & !0xfff);
@@ -219,23 +230,40 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     // SAFETY: the new tables map the kernel where it runs, and the stack.
     unsafe { registers::set_cr3(master) };
     let cpu = &BOOT_CPU.cpu;
-    cpu.space.set(master);
     descriptors::fill_idt(&raw const run::interrupt_stubs as u64, run::STUB_STRIDE, run::interrupt_stack);
-    BOOT_CPU.load_descriptors();
-    control_registers();
-    fpu::init(cpu, components);
-
+    let processors = &processors[..found];
+    start_this(cpu, components, || lapic::choose_mode(processors));
     let pins = interrupt_controllers(&tables);
     calibrate(tables.fadt.as_ref().and_then(|fadt| fadt.pm_timer()));
-    let mhz = timer::frequency() / 1_000_000;
-    log!("system time runs at {mhz} MHz; {pins} interrupt pins; LAPIC {}", lapic::id());
-    enable_virtualization();
+    enable_virtualization(cpu);
+    smp::start_all(processors, &mut trampoline);
+    let (mhz, cpus) = (timer::frequency() / 1_000_000, crate::cpu::count());
+    log!("system time runs at {mhz} MHz; {pins} interrupt pins; {cpus} CPUs, the first with APIC id {}", lapic::id());
     root::create(cpu, &image, &hand_over, pins);
     sched::schedule(cpu)
 }
 
-fn enable_virtualization() {
-    let cpu = &BOOT_CPU.cpu;
+/// Makes the CPU that executes this ready for programs. `choose` is called before the LAPIC is enabled.
+fn start_this(cpu: &'static Cpu, components: u64, choose: impl FnOnce()) {
+    cpu.space.store(space::master(), Ordering::Relaxed);
+    cpu.block().load_descriptors();
+    control_registers(cpu);
+    fpu::init(cpu, components);
+    choose();
+    lapic::init();
+    cpu.apic_id.set(lapic::id());
+}
+
+/// A further CPU, on its stack.
+extern "C" fn further_main() -> ! {
+    let cpu = Cpu::this();
+    start_this(cpu, fpu::components(), || ());
+    enable_virtualization(cpu);
+    smp::started();
+    sched::schedule(cpu)
+}
+
+fn enable_virtualization(cpu: &Cpu) {
     let page = || {
         let frame = memory::KERNEL_ACCOUNT.frames(0);
         frame.map(|frame| PhysPage { pa: frame.physical(), va: frame.pointer() })
@@ -245,6 +273,6 @@ fn enable_virtualization() {
         Ok(processor) => {
             cpu.processor.call_once(|| processor);
         }
-        Err(reason) => log!("no virtual machines: {reason}"),
+        Err(reason) => log!("no virtual machines on CPU {}: {reason}", cpu.number),
     }
 }

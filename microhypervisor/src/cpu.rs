@@ -4,6 +4,8 @@
 //! Unsafe: hands out what only this CPU may touch.
 
 use core::cell::{Cell, UnsafeCell};
+use core::mem::size_of;
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use kernel_core::ready::ReadyQueue;
 use kernel_core::timeout::TimeoutQueue;
@@ -12,12 +14,15 @@ use spin::Once;
 use crate::descriptors::{Gdt, TaskState};
 use crate::ec::Ec;
 use crate::guest::GuestState;
-use crate::memory::StaticFrame;
+use crate::memory::FRAME;
 use crate::sched::Sc;
 use crate::vcpu::Processor;
 
 /// Number of a CPU.
 pub type CpuNumber = u16;
+
+/// Most CPUs.
+pub const CPUS_MAX: usize = 1024;
 
 /// A value that only one CPU touches, with interrupts off, never reentered.
 #[repr(transparent)]
@@ -38,13 +43,15 @@ impl<T> Owned<T> {
     }
 }
 
-/// Per-CPU state.
+/// Per-CPU state. Other CPUs touch what is atomic only.
 #[repr(C, align(64))]
 pub struct Cpu {
     /// The EC that user mode or guest mode runs; entry stubs save registers there. First field: see `entry.S`.
     pub current: Cell<*const Ec>,
     /// Number of this CPU.
     pub number: CpuNumber,
+    /// Identifier of its local APIC.
+    pub apic_id: Cell<u32>,
     /// The SC whose budget is being consumed.
     pub sc: Cell<Option<&'static Sc>>,
     /// The current SC runs a chain that it only helps: a reply must walk the chain again.
@@ -62,7 +69,7 @@ pub struct Cpu {
     /// System time that the timer is programmed for.
     pub deadline: Cell<u64>,
     /// Physical address of the page tables in CR3.
-    pub space: Cell<u64>,
+    pub space: AtomicU64,
     /// Owner of what the FPU holds.
     pub fpu_owner: Cell<*const Ec>,
     /// Value of XCR0.
@@ -83,64 +90,71 @@ pub struct Cpu {
 
 /// Bytes of a CPU's stack.
 const STACK: usize = 16384;
-/// Bytes of an interrupt stack.
-const IST: usize = 4096;
+/// Bytes of a [`CpuBlock`], and its alignment: how entries on any of its stacks find it.
+pub const BLOCK: usize = 1 << 16;
 
-/// A CPU's stack, guarded below, with its [`Cpu`] on top, its interrupt stacks and its descriptor table.
-#[repr(C, align(4096))]
+/// An interrupt stack, guarded below.
+#[repr(C)]
+struct InterruptStack {
+    guard: [u8; FRAME],
+    stack: [u8; FRAME],
+}
+
+/// A CPU's stack, guarded below, with its [`Cpu`] on top, its descriptor table and its interrupt stacks.
+#[repr(C, align(65536))]
 pub struct CpuBlock {
-    guard: StaticFrame,
+    guard: [u8; FRAME],
     stack: UnsafeCell<[u8; STACK]>,
     /// On top of the stack.
     pub cpu: Cpu,
     gdt: UnsafeCell<Gdt>,
-    ist: UnsafeCell<[[u8; IST]; 4]>,
+    ist: Page<UnsafeCell<[InterruptStack; 4]>>,
 }
 
-// SAFETY: after boot each CPU touches its own block only.
+#[repr(C, align(4096))]
+struct Page<T>(T);
+
+const _: () = assert!(size_of::<CpuBlock>() == BLOCK);
+
+// SAFETY: after boot each CPU touches its own block only, but for what is atomic.
 unsafe impl Sync for CpuBlock {}
 
 impl CpuBlock {
-    /// The block of CPU `number`.
-    pub const fn new(number: CpuNumber) -> Self {
+    /// The block of the first CPU.
+    const fn first() -> Self {
+        const EMPTY: InterruptStack = InterruptStack { guard: [0; FRAME], stack: [0; FRAME] };
         Self {
-            guard: StaticFrame::zeroed(),
+            guard: [0; FRAME],
             stack: UnsafeCell::new([0; STACK]),
-            cpu: Cpu {
-                current: Cell::new(core::ptr::null()),
-                number,
-                sc: Cell::new(None),
-                helping: Cell::new(false),
-                reschedule: Cell::new(false),
-                ready: Owned::new(ReadyQueue::empty()),
-                timeouts: Owned::new(TimeoutQueue::empty()),
-                slice_end: Cell::new(u64::MAX),
-                slice_start: Cell::new(0),
-                deadline: Cell::new(u64::MAX),
-                space: Cell::new(0),
-                fpu_owner: Cell::new(core::ptr::null()),
-                xcr0: Cell::new(0),
-                ts_clear: Cell::new(false),
-                processor: Once::new(),
-                guest: Cell::new(None),
-                task_register_stale: Cell::new(false),
-                task: Cell::new(None),
-                gdt: Cell::new(core::ptr::null_mut()),
-            },
-            gdt: UnsafeCell::new(Gdt::new(number as usize)),
-            ist: UnsafeCell::new([[0; IST]; 4]),
+            cpu: Cpu::new(0),
+            gdt: UnsafeCell::new(Gdt::new(0)),
+            ist: Page(UnsafeCell::new([EMPTY; 4])),
         }
     }
 
-    /// Address of the page below the stack, which must not be mapped.
-    pub fn guard(&self) -> u64 {
-        self.guard.pointer() as u64
+    /// Makes zeroed memory the block of CPU `number`.
+    ///
+    /// # Safety
+    /// `block` is aligned, mapped but for the guards, and nobody else's.
+    pub unsafe fn prepare(block: *mut Self, number: CpuNumber) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            (&raw mut (*block).cpu).write(Cpu::new(number));
+            (&raw mut (*block).gdt).write(UnsafeCell::new(Gdt::new(number as usize)));
+        }
+    }
+
+    /// Whether the page at `offset` of a block is a guard, or unused: it must not be mapped.
+    pub const fn is_guard(offset: usize) -> bool {
+        let ist = core::mem::offset_of!(CpuBlock, ist);
+        let used = ist + size_of::<[InterruptStack; 4]>();
+        offset < FRAME || offset >= used || (offset >= ist && (offset - ist) % size_of::<InterruptStack>() < FRAME)
     }
 
     /// Loads this CPU's descriptor tables.
     pub fn load_descriptors(&'static self) {
-        let ist = self.ist.get() as u64;
-        let tops = [1, 2, 3, 4].map(|n| ist + (n * IST) as u64);
+        let ist = self.ist.0.get() as u64;
+        let tops = [1, 2, 3, 4].map(|n| ist + (n * size_of::<InterruptStack>()) as u64);
         // SAFETY: called once, by the CPU that owns the block; the window is mapped by then.
         let task = unsafe { crate::descriptors::load(self.cpu.number as usize, &mut *self.gdt.get(), tops) };
         self.cpu.task.set(Some(task));
@@ -152,13 +166,83 @@ impl CpuBlock {
 }
 
 /// The CPU that booted the machine.
-pub static BOOT_CPU: CpuBlock = CpuBlock::new(0);
+pub static BOOT_CPU: CpuBlock = CpuBlock::first();
+
+/// Number of CPUs that run.
+static COUNT: AtomicU16 = AtomicU16::new(1);
 
 impl Cpu {
-    /// The CPU with this number, if there is one.
-    pub fn by_number(number: CpuNumber) -> Option<&'static Cpu> {
-        (number == 0).then_some(&BOOT_CPU.cpu)
+    const fn new(number: CpuNumber) -> Self {
+        Self {
+            current: Cell::new(core::ptr::null()),
+            number,
+            apic_id: Cell::new(0),
+            sc: Cell::new(None),
+            helping: Cell::new(false),
+            reschedule: Cell::new(false),
+            ready: Owned::new(ReadyQueue::empty()),
+            timeouts: Owned::new(TimeoutQueue::empty()),
+            slice_end: Cell::new(u64::MAX),
+            slice_start: Cell::new(0),
+            deadline: Cell::new(u64::MAX),
+            space: AtomicU64::new(0),
+            fpu_owner: Cell::new(core::ptr::null()),
+            xcr0: Cell::new(0),
+            ts_clear: Cell::new(false),
+            processor: Once::new(),
+            guest: Cell::new(None),
+            task_register_stale: Cell::new(false),
+            task: Cell::new(None),
+            gdt: Cell::new(core::ptr::null_mut()),
+        }
     }
+
+    /// The CPU with this number, if there is one.
+    #[inline(always)]
+    pub fn by_number(number: CpuNumber) -> Option<&'static Cpu> {
+        // SAFETY: blocks below the count are complete and stay for ever.
+        (number < count()).then(|| unsafe { &(*block(number)).cpu })
+    }
+
+    /// All CPUs.
+    pub fn all() -> impl Iterator<Item = &'static Cpu> {
+        (0..count()).filter_map(Self::by_number)
+    }
+
+    /// The CPU that executes this: its block holds the stack.
+    pub fn this() -> &'static Cpu {
+        let stack: usize;
+        // SAFETY: reads RSP; the kernel runs on the stacks of a block only.
+        unsafe {
+            core::arch::asm!("mov {}, rsp", out(reg) stack, options(nomem, nostack, preserves_flags));
+            &(*((stack & !(BLOCK - 1)) as *const CpuBlock)).cpu
+        }
+    }
+
+    /// Its block.
+    pub fn block(&self) -> &'static CpuBlock {
+        // SAFETY: a CPU lies inside its block.
+        unsafe { &*((core::ptr::from_ref(self) as usize & !(BLOCK - 1)) as *const CpuBlock) }
+    }
+}
+
+/// Number of CPUs that run: their numbers are below.
+#[inline(always)]
+pub fn count() -> CpuNumber {
+    COUNT.load(Ordering::Acquire)
+}
+
+/// The next CPU runs.
+pub fn add() {
+    COUNT.fetch_add(1, Ordering::Release);
+}
+
+/// Where the block of CPU `number` is, or will be.
+pub fn block(number: CpuNumber) -> *mut CpuBlock {
+    if number == 0 {
+        return (&raw const BOOT_CPU).cast_mut();
+    }
+    (crate::space::CPUS + number as u64 * BLOCK as u64) as *mut CpuBlock
 }
 
 /// Reads the time-stamp counter: the system time.

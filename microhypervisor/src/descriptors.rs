@@ -6,11 +6,13 @@
 //! The task state segments of all CPUs and the I/O permission bitmap of the current host space lie in one window of the
 //! address space, so that the bitmap changes with CR3: [`WINDOW`] holds 14 pages of task state segments, the same for
 //! every space, then the two pages of the bitmap and a page whose first byte is the terminator, different for each
-//! space that has I/O ports.
+//! space that has I/O ports. More CPUs than these pages hold have further such groups of pages.
 
 use core::cell::UnsafeCell;
 use core::mem::size_of;
+use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::cpu::CPUS_MAX;
 use crate::memory::{Shared, StaticFrame};
 
 /// Selector of the kernel's code segment.
@@ -28,10 +30,22 @@ pub const TSS: u16 = 0x28;
 pub const WINDOW: u64 = 0xffff_ff00_0000_0000;
 /// Pages in the window that hold task state segments.
 pub const WINDOW_TSS_PAGES: usize = 14;
-/// Offset of the I/O bitmap in the window.
+/// Pages in a group: also the bitmap and its terminator.
+pub const WINDOW_GROUP: usize = WINDOW_TSS_PAGES + 3;
+/// Groups in the window.
+pub const WINDOW_GROUPS: usize = CPUS_MAX.div_ceil(WINDOW_TSS_PAGES * TSS_PER_PAGE);
+/// Offset of the I/O bitmap in a group.
 const BITMAP: usize = WINDOW_TSS_PAGES * 4096;
 /// Bytes from the start of a task state segment to the next.
 const TSS_STRIDE: usize = 128;
+const TSS_PER_PAGE: usize = 4096 / TSS_STRIDE;
+const TSS_PAGES: usize = CPUS_MAX.div_ceil(TSS_PER_PAGE);
+
+/// Offset in a group, and the group, of the task state segment of CPU `cpu`.
+const fn place(cpu: usize) -> (usize, usize) {
+    const IN_GROUP: usize = WINDOW_TSS_PAGES * TSS_PER_PAGE;
+    (cpu % IN_GROUP * TSS_STRIDE, cpu / IN_GROUP)
+}
 
 /// The 64-bit task state segment. Fields that straddle 8-byte borders are split into words.
 #[repr(C)]
@@ -56,12 +70,26 @@ impl TaskState {
     }
 }
 
-/// The first page of task state segments; its frame is mapped at [`WINDOW`] in every host space.
+/// The first page of task state segments.
 static TSS_PAGE: StaticFrame = StaticFrame::zeroed();
+/// Physical addresses of the further ones, 0 as long as no CPU needs them.
+static FURTHER_TSS_PAGES: [AtomicU64; TSS_PAGES - 1] = [const { AtomicU64::new(0) }; TSS_PAGES - 1];
 
-/// Physical address of the page of task state segments.
-pub fn tss_page() -> u64 {
-    TSS_PAGE.physical()
+/// Physical addresses of the pages of task state segments in use, and where in the window they are mapped.
+pub fn tss_pages() -> impl Iterator<Item = (usize, u64)> {
+    let further = FURTHER_TSS_PAGES.iter().map(|page| page.load(Ordering::Relaxed)).take_while(|page| *page != 0);
+    let place = |page: usize| page / WINDOW_TSS_PAGES * WINDOW_GROUP + page % WINDOW_TSS_PAGES;
+    core::iter::once(TSS_PAGE.physical()).chain(further).enumerate().map(move |(page, frame)| (place(page), frame))
+}
+
+/// Makes room for the task state segment of CPU `cpu`; `allocate` returns a zeroed frame. False if there is none.
+pub fn provide_tss(cpu: usize, allocate: impl FnOnce() -> Option<u64>) -> bool {
+    let Some(page) = (cpu / TSS_PER_PAGE).checked_sub(1) else { return true };
+    let Some(slot) = FURTHER_TSS_PAGES.get(page) else { return false };
+    if slot.load(Ordering::Relaxed) == 0 {
+        slot.store(allocate().unwrap_or(0), Ordering::Relaxed);
+    }
+    slot.load(Ordering::Relaxed) != 0
 }
 
 /// Global descriptor table of one CPU.
@@ -80,8 +108,9 @@ struct TableRegister {
 impl Gdt {
     /// A table whose task state segment is that of CPU `cpu`.
     pub const fn new(cpu: usize) -> Self {
-        let base = WINDOW + (cpu * TSS_STRIDE) as u64;
-        let limit = (BITMAP + 8192 - cpu * TSS_STRIDE) as u64;
+        let (offset, group) = place(cpu);
+        let base = WINDOW + (group * WINDOW_GROUP * 4096 + offset) as u64;
+        let limit = (BITMAP + 8192 - offset) as u64;
         let low = limit & 0xffff
             | (base & 0xff_ffff) << 16
             | 0x89 << 40
@@ -123,14 +152,15 @@ pub fn fill_idt(stubs: u64, stride: u64, ist: impl Fn(usize) -> u8) {
 /// # Safety
 /// `gdt` and the stacks must live for ever and belong to this CPU; [`WINDOW`] must be mapped.
 pub unsafe fn load(cpu: usize, gdt: &'static mut Gdt, ist: [u64; 4]) -> &'static TaskState {
-    let tss_address = WINDOW + (cpu * TSS_STRIDE) as u64;
+    let (offset, group) = place(cpu);
+    let tss_address = WINDOW + (group * WINDOW_GROUP * 4096 + offset) as u64;
     // SAFETY: the window is mapped and this slot belongs to this CPU.
     let tss = unsafe { &*(tss_address as *const TaskState) };
     for (index, top) in ist.into_iter().enumerate() {
         tss.set_ist(index + 1, top);
     }
     // SAFETY: word 25 holds the I/O map base in its upper half.
-    unsafe { (tss.words.get() as *mut u32).add(25).write(((BITMAP - cpu * TSS_STRIDE) as u32) << 16) };
+    unsafe { (tss.words.get() as *mut u32).add(25).write(((BITMAP - offset) as u32) << 16) };
     let gdtr = TableRegister { limit: size_of::<Gdt>() as u16 - 1, base: core::ptr::from_mut(gdt) as u64 };
     let idtr = TableRegister { limit: 4095, base: IDT.get() as u64 };
     // SAFETY: the tables are complete and live for ever; the code segment keeps its selector and attributes.

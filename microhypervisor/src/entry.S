@@ -43,7 +43,9 @@ interrupt_ist:
     jz 1f
     push %rax
     push %rcx
-    mov {block} + {current}, %rax       # the current EC
+    mov %rsp, %rax                      # the CPU's block holds this stack
+    and ${block_mask}, %rax
+    mov {current}(%rax), %rax           # the current EC
     .set word, 0
     .rept 7
     mov 16 + word(%rsp), %rcx
@@ -52,7 +54,8 @@ interrupt_ist:
     .endr
     pop %rcx
     pop %rax
-    mov {block} + {current}, %rsp
+    and ${block_mask}, %rsp
+    mov {current}(%rsp), %rsp
     lea 136(%rsp), %rsp
 
 .balign 16
@@ -87,12 +90,11 @@ interrupt_common:
     add $16, %rsp
     iretq
 
-# SYSCALL of the first CPU. The user's RSP goes to R11 (its content, RFLAGS, is 0x202 on return by contract).
+# SYSCALL: each CPU enters through a stub of its own (see smp.rs), which puts the user's RSP into R11 (its content,
+# RFLAGS, is 0x202 on return by contract) and the current EC into RSP.
 .balign 16
 .globl syscall_entry
 syscall_entry:
-    mov %rsp, %r11
-    mov {block} + {current}, %rsp       # the current EC
     mov %r11, 176(%rsp)
     mov %rcx, 152(%rsp)
     lea 128(%rsp), %rsp

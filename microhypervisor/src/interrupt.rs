@@ -9,7 +9,7 @@ use abi::Status;
 use abi::hypercall::flag;
 use spin::Once;
 
-use crate::cpu::{BOOT_CPU, Cpu};
+use crate::cpu::Cpu;
 use crate::object::Ref;
 use crate::semaphore::Sm;
 use crate::{ioapic, lapic, sched};
@@ -44,7 +44,7 @@ pub fn bind_console(semaphore: Ref<Sm>) {
 pub fn signal_console() {
     if let Some(semaphore) = CONSOLE.get().and_then(|semaphore| semaphore.get()) {
         // An overflow of the counter loses nothing: the reader drains the whole buffer.
-        let _ = semaphore.up(&BOOT_CPU.cpu);
+        let _ = semaphore.up(Cpu::this());
     }
 }
 
@@ -128,6 +128,6 @@ pub extern "C" fn kernel_interrupt(frame: &KernelFrame) {
             crate::registers::cr2(),
             frame.rflags,
         )),
-        vector => handle(&BOOT_CPU.cpu, vector as u8),
+        vector => handle(Cpu::this(), vector as u8),
     }
 }

@@ -1,5 +1,5 @@
 #![allow(unsafe_code)]
-//! The local APIC: end of interrupt and the timer (Intel SDM vol. 3A, chapter 11).
+//! The local APIC: end of interrupt, the timer, and interrupts between CPUs (Intel SDM vol. 3A, chapter 11).
 //!
 //! Unsafe: memory-mapped registers, or model-specific registers in x2APIC mode.
 
@@ -9,6 +9,8 @@ use crate::registers::{APIC_BASE, TSC_DEADLINE, rdmsr, wrmsr};
 
 /// Vector of the timer.
 pub const TIMER: u8 = 0xf8;
+/// Vector by which CPUs call each other's attention.
+pub const ATTENTION: u8 = 0xf9;
 /// Vector of spurious interrupts.
 const SPURIOUS: u8 = 0xff;
 
@@ -17,6 +19,7 @@ const TASK_PRIORITY: u32 = 0x08;
 const EOI: u32 = 0x0b;
 const SPURIOUS_VECTOR: u32 = 0x0f;
 const ERROR_STATUS: u32 = 0x28;
+const COMMAND: u32 = 0x30;
 const LVT_TIMER: u32 = 0x32;
 const LVT_LINT0: u32 = 0x35;
 const LVT_LINT1: u32 = 0x36;
@@ -26,6 +29,8 @@ const CURRENT_COUNT: u32 = 0x39;
 const DIVIDE: u32 = 0x3e;
 
 const MASKED: u32 = 1 << 16;
+const ASSERT: u32 = 1 << 14;
+const PENDING: u32 = 1 << 12;
 const MODE_DEADLINE: u32 = 2 << 17;
 const X2APIC_ENABLE: u64 = 1 << 10;
 const APIC_ENABLE: u64 = 1 << 11;
@@ -63,15 +68,31 @@ pub fn address() -> u64 {
     unsafe { rdmsr(APIC_BASE) & 0xf_ffff_ffff_f000 }
 }
 
-/// Enables the LAPIC in the mode that the firmware left it in. Its page must be mapped.
-pub fn init(deadline: bool) {
-    // SAFETY: setting the enable bit keeps the mode.
+/// Chooses the mode of all LAPICs: the one that the firmware left this in, or x2APIC if one of `ids` needs it.
+pub fn choose_mode(ids: &[u32]) {
+    let features = raw_cpuid::CpuId::new().get_feature_info();
+    let wide = ids.iter().any(|id| *id >= 255) && features.as_ref().is_some_and(|f| f.has_x2apic());
+    // SAFETY: every processor with long mode has this register.
+    X2APIC.store(wide || unsafe { rdmsr(APIC_BASE) } & X2APIC_ENABLE != 0, Ordering::Relaxed);
+    DEADLINE.store(features.is_some_and(|f| f.has_tsc_deadline()), Ordering::Relaxed);
+}
+
+/// Whether LAPIC `id` can be addressed in the chosen mode.
+pub fn reaches(id: u32) -> bool {
+    X2APIC.load(Ordering::Relaxed) || id < 255
+}
+
+/// Enables the LAPIC in the chosen mode. Its page must be mapped.
+pub fn init() {
+    // SAFETY: the two bits may be set together only in xAPIC mode, hence one after the other (11.12.5).
     unsafe {
-        let base = rdmsr(APIC_BASE);
-        X2APIC.store(base & X2APIC_ENABLE != 0, Ordering::Relaxed);
-        wrmsr(APIC_BASE, base | APIC_ENABLE);
+        let base = rdmsr(APIC_BASE) | APIC_ENABLE;
+        wrmsr(APIC_BASE, base);
+        if X2APIC.load(Ordering::Relaxed) {
+            wrmsr(APIC_BASE, base | X2APIC_ENABLE);
+        }
     }
-    DEADLINE.store(deadline, Ordering::Relaxed);
+    let deadline = has_deadline();
     write(SPURIOUS_VECTOR, SPURIOUS as u32 | 1 << 8);
     write(TASK_PRIORITY, 0);
     write(LVT_LINT0, MASKED);
@@ -119,6 +140,47 @@ pub fn set_timer(now: u64, deadline: u64) {
     }
     let ticks = (deadline.saturating_sub(now) as u128 * RATIO.load(Ordering::Relaxed) as u128) >> 32;
     write(INITIAL_COUNT, ticks.clamp(1, u32::MAX as u128) as u32);
+}
+
+/// Sends the interrupt that `command` describes (11.6.1) to LAPIC `id`, and waits until it has left.
+fn send(id: u32, command: u32) {
+    if X2APIC.load(Ordering::Relaxed) {
+        // SAFETY: what the kernel wrote before must be seen by whom it interrupts, and this write is not ordered
+        // after others by itself (11.12.3). The command is legal.
+        unsafe {
+            core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags));
+            wrmsr(0x800 + COMMAND, (id as u64) << 32 | command as u64)
+        };
+        return;
+    }
+    write(COMMAND + 1, id << 24);
+    write(COMMAND, command);
+    while read(COMMAND) & PENDING != 0 {
+        core::hint::spin_loop();
+    }
+}
+
+/// Asks the CPU with LAPIC `id` for its attention.
+pub fn call_attention(id: u32) {
+    send(id, ATTENTION as u32 | ASSERT);
+}
+
+/// INIT for LAPIC `id`: its CPU waits for [`start_up`].
+pub fn reset(id: u32) {
+    send(id, 5 << 8 | ASSERT);
+}
+
+/// Starts the CPU with LAPIC `id` in real mode at physical page `page`.
+pub fn start_up(id: u32, page: u8) {
+    send(id, 6 << 8 | ASSERT | page as u32);
+}
+
+/// Stops all other CPUs, for the end.
+pub fn stop_others() {
+    const OTHERS: u32 = 3 << 18;
+    if crate::cpu::count() > 1 {
+        send(0, 5 << 8 | ASSERT | OTHERS);
+    }
 }
 
 /// End of interrupt.

@@ -31,6 +31,7 @@ mod root;
 mod run;
 mod sched;
 mod semaphore;
+mod smp;
 mod space;
 mod svm;
 mod timer;

@@ -185,6 +185,11 @@ impl Account {
         Self { balance: Balance::new(frames), slabs: Mutex::new([NONE; CLASSES.len()]) }
     }
 
+    /// Frames that are left.
+    pub fn balance(&self) -> u32 {
+        self.balance.balance()
+    }
+
     /// Moves `frames` frames of allowance to `other`; false if there is not so much left.
     pub fn transfer(&self, other: &Account, frames: u32) -> bool {
         self.balance.transfer(&other.balance, frames)

@@ -5,6 +5,7 @@ use core::panic::PanicInfo;
 /// Reports and stops.
 pub fn fatal(arguments: core::fmt::Arguments) -> ! {
     crate::console::last_words(arguments);
+    crate::lapic::stop_others();
     loop {
         x86_64::instructions::interrupts::disable();
         x86_64::instructions::hlt();

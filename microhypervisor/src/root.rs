@@ -16,7 +16,7 @@ use kernel_core::slots::Entry;
 use crate::boot::HandOver;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, EcKind};
-use crate::memory::{KERNEL_ACCOUNT, POOL_FRAMES, StaticFrame, kernel_range};
+use crate::memory::{KERNEL_ACCOUNT, StaticFrame, kernel_range};
 use crate::object::{self, Ref};
 use crate::panic::fatal;
 use crate::pd::Pd;
@@ -60,7 +60,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     let account = &KERNEL_ACCOUNT;
     let (nova_pd, _) = must(object::create(account, |_| Ok(Pd::new(account, false))));
     let (pd, pd_reference) = must(object::create(account, |_| Ok(Pd::new(account, true))));
-    if !pd.give_allowance(account, POOL_FRAMES as u32 - KERNEL_RESERVE) {
+    if !pd.give_allowance(account, account.balance().saturating_sub(KERNEL_RESERVE)) {
         must::<()>(Err(Status::MemObj));
     }
 
@@ -174,7 +174,7 @@ fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
         sel_hst_nova: event::HOST_NOVA,
         sel_gst_arch: event::GUEST_ARCH,
         sel_gst_nova: event::GUEST_NOVA,
-        cpu_num: 1,
+        cpu_num: crate::cpu::count(),
         cpu_bsp: 0,
         int_pin: pins as u16,
         mco_obj: 9,

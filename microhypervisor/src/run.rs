@@ -15,7 +15,7 @@ use crate::{ctrl_pd, fpu, guest, interrupt, portal, sched};
 
 core::arch::global_asm!(
     include_str!("entry.S"),
-    block = sym crate::cpu::BOOT_CPU,
+    block_mask = const -(crate::cpu::BLOCK as i64),
     current = const crate::cpu::CpuBlock::STACK_TOP,
     user_interrupt = sym user_interrupt,
     kernel_interrupt = sym interrupt::kernel_interrupt,
@@ -28,7 +28,7 @@ unsafe extern "C" {
     fn return_from_interrupt(ec: *const Gprs) -> !;
     /// The first interrupt stub.
     pub static interrupt_stubs: u8;
-    /// Where SYSCALL enters.
+    /// Where SYSCALL enters, through the stubs.
     pub static syscall_entry: u8;
 }
 
@@ -140,8 +140,8 @@ fn prepare_user(cpu: &'static Cpu, ec: &'static Ec) {
 #[inline(always)]
 pub fn switch_space(cpu: &Cpu, ec: &Ec) {
     let root = ec.space.root();
-    if cpu.space.get() != root {
-        cpu.space.set(root);
+    if cpu.space.load(Ordering::Relaxed) != root {
+        cpu.space.store(root, Ordering::Relaxed);
         // SAFETY: every host space maps the kernel.
         unsafe { crate::registers::set_cr3(root) };
     }

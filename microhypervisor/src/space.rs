@@ -14,7 +14,8 @@ use kernel_core::paging::{Ept, Host, Leaf, MapError, Npt, Space, Tables as _};
 use kernel_core::slots::{Entry, Kind};
 use spin::{Mutex, Once};
 
-use crate::descriptors::WINDOW_TSS_PAGES;
+use crate::cpu::{BLOCK, CpuBlock};
+use crate::descriptors::{WINDOW_GROUP, WINDOW_GROUPS, WINDOW_TSS_PAGES};
 use crate::memory::{Frame, KERNEL, StaticFrame, Tables};
 use crate::object::{Object, Ref, resolve};
 use crate::pd::Pd;
@@ -22,6 +23,9 @@ use crate::vcpu::Processor;
 
 /// Address of the device window: the LAPIC's page, then one page for each I/O APIC.
 pub const DEVICES: u64 = 0xffff_ffff_c000_0000;
+
+/// Where the blocks of all CPUs but the first are mapped.
+pub const CPUS: u64 = DEVICES + (1 << 21);
 
 /// Object capabilities of a protection domain: two levels of 512 entries.
 #[repr(C, align(64))]
@@ -135,8 +139,8 @@ fn put(table: &StaticFrame, index: usize, value: u64) {
     Tables(&crate::memory::KERNEL_ACCOUNT).write(table.physical(), index, value);
 }
 
-/// Builds the kernel's half of the address space (W^X, no user memory) and returns its root. `guard` is not mapped.
-pub fn build_kernel(guard: u64) -> u64 {
+/// Builds the kernel's half of the address space (W^X, no user memory) and returns its root.
+pub fn build_kernel() -> u64 {
     unsafe extern "C" {
         static text_start: u8;
         static rodata_start: u8;
@@ -172,7 +176,8 @@ pub fn build_kernel(guard: u64) -> u64 {
         } else {
             PRESENT | WRITE | NO_EXECUTE
         };
-        if page != guard {
+        let offset = page.wrapping_sub(&raw const crate::cpu::BOOT_CPU as u64) as usize;
+        if offset >= BLOCK || !CpuBlock::is_guard(offset) {
             put(&IMAGE_PT, (page >> 12) as usize & 511, (page - KERNEL) | flags | GLOBAL);
         }
         page += 4096;
@@ -193,15 +198,58 @@ pub fn build_kernel(guard: u64) -> u64 {
 fn fill_window(table: u64, bitmap: [u64; 2]) {
     let mut tables = Tables(&crate::memory::KERNEL_ACCOUNT);
     let flags = PRESENT | NO_EXECUTE;
-    tables.write(table, 0, crate::descriptors::tss_page() | flags | WRITE | GLOBAL);
-    for (page, frame) in [bitmap[0], bitmap[1], ONES.physical()].into_iter().enumerate() {
-        tables.write(table, WINDOW_TSS_PAGES + page, frame | flags);
+    for (place, frame) in crate::descriptors::tss_pages() {
+        tables.write(table, place, frame | flags | WRITE | GLOBAL);
+    }
+    for group in 0..WINDOW_GROUPS {
+        for (page, frame) in [bitmap[0], bitmap[1], ONES.physical()].into_iter().enumerate() {
+            tables.write(table, group * WINDOW_GROUP + WINDOW_TSS_PAGES + page, frame | flags);
+        }
     }
 }
 
-/// Maps the device page at `physical` into slot `slot` of the device window.
-pub fn map_device(slot: usize, physical: u64) {
+/// Allocates and maps the block of CPU `number`; false if there is no memory for it.
+pub fn map_cpu(number: u16) -> bool {
+    let account = &crate::memory::KERNEL_ACCOUNT;
+    let frame = || account.frames(0).map(Frame::physical);
+    if !crate::descriptors::provide_tss(number as usize, frame) {
+        return false;
+    }
+    fill_window(WINDOW_PT.physical(), [ONES.physical(); 2]);
+    let page = (number as usize * BLOCK) >> 12;
+    let mut tables = Tables(account);
+    let directory = 1 + (page >> 9);
+    if tables.read(DEVICE_PD.physical(), directory) == 0 {
+        let Some(table) = frame() else { return false };
+        put(&DEVICE_PD, directory, table | PRESENT | WRITE);
+    }
+    let table = tables.read(DEVICE_PD.physical(), directory) & !0xfff;
+    for offset in (0..BLOCK).step_by(4096).filter(|offset| !CpuBlock::is_guard(*offset)) {
+        let index = (page + (offset >> 12)) & 511;
+        // What a CPU that did not answer left is there already.
+        if tables.read(table, index) == 0 {
+            let Some(frame) = frame() else { return false };
+            tables.write(table, index, frame | PRESENT | WRITE | NO_EXECUTE | GLOBAL);
+        }
+    }
+    true
+}
+
+/// Physical address of the page-table root without user memory.
+pub fn master() -> u64 {
+    MASTER.physical()
+}
+
+/// Maps the device page at `physical` into slot `slot` of the device window and returns where it is.
+pub fn map_device(slot: usize, physical: u64) -> *mut u8 {
     put(&DEVICE_PT, slot, physical | PRESENT | WRITE | UNCACHEABLE | NO_EXECUTE | GLOBAL);
+    (DEVICES + slot as u64 * 4096) as *mut u8
+}
+
+/// Empties a slot of the device window, on this CPU.
+pub fn unmap_device(slot: usize) {
+    put(&DEVICE_PT, slot, 0);
+    x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(DEVICES + slot as u64 * 4096));
 }
 
 impl HostSpace {
@@ -480,7 +528,7 @@ impl MemorySpace for HostSpace {
     }
 
     fn changed(&self, cpu: &crate::cpu::Cpu) {
-        if cpu.space.get() == self.root() {
+        if cpu.space.load(Ordering::Relaxed) == self.root() {
             // SAFETY: the tables are loaded already; loading them again drops stale translations.
             unsafe { crate::registers::set_cr3(self.root()) };
         }

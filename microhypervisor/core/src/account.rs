@@ -28,6 +28,11 @@ impl Account {
         covered
     }
 
+    /// Frames that are left.
+    pub fn balance(&self) -> u32 {
+        u32::try_from(self.0.load(Relaxed)).unwrap_or(0)
+    }
+
     /// Puts `frames` that were charged, or taken out of another account, into the account.
     pub fn credit(&self, frames: u32) {
         self.0.fetch_add(i64::from(frames), Relaxed);

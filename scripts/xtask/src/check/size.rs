@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use elf::ElfBytes;
-use elf::abi::{SHF_ALLOC, SHF_WRITE};
+use elf::abi::{SHF_ALLOC, SHF_WRITE, SHT_NOBITS};
 use elf::endian::LittleEndian;
 
 /// The bytes of all sections that are loaded and never written.
@@ -13,7 +13,7 @@ pub fn constant(file: &[u8]) -> Result<u64> {
     let changing = u64::from(SHF_WRITE);
     Ok(sections
         .iter()
-        .filter(|section| section.sh_flags & (kept | changing) == kept)
+        .filter(|section| section.sh_flags & (kept | changing) == kept && section.sh_type != SHT_NOBITS)
         .map(|section| section.sh_size)
         .sum())
 }

@@ -1,0 +1,166 @@
+#![allow(unsafe_code)]
+//! Starting the further CPUs (Intel SDM vol. 3A, 9.4).
+//!
+//! Unsafe: writes the trampoline below 1 MiB, and the entry stubs before they are write-protected.
+//!
+//! One CPU after the other gets a block and an offer. A CPU that has woken up claims the offer by one atomic exchange;
+//! an offer that nobody claimed in time is withdrawn the same way, so a CPU that comes too late finds nothing and
+//! sleeps, and its number goes to the next.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::cpu::{self, CPUS_MAX, CpuBlock, CpuNumber, now};
+use crate::memory::{FRAME, Shared};
+use crate::{lapic, log, run, space, timer};
+
+/// [`TICKET`]: a CPU may start.
+pub const OFFERED: u32 = 1;
+/// [`TICKET`]: it does.
+pub const CLAIMED: u32 = 2;
+const NOTHING: u32 = 0;
+const STARTED: u32 = 3;
+
+/// What becomes of the offer to the CPU that is to start.
+pub static TICKET: AtomicU32 = AtomicU32::new(NOTHING);
+/// Page tables for it.
+pub static TABLES: AtomicU64 = AtomicU64::new(0);
+/// Stack for it.
+pub static STACK: AtomicU64 = AtomicU64::new(0);
+
+const STUB: usize = 16;
+
+/// Where SYSCALL enters on each CPU: loads RSP from an address that is the CPU's own. Written before the kernel runs on
+/// its own page tables, which map this without the right to write.
+#[unsafe(link_section = ".stubs")]
+static STUBS: Shared<[[u8; STUB]; CPUS_MAX]> = Shared::new([[0; STUB]; CPUS_MAX]);
+
+/// Address of the entry of CPU `number`.
+pub fn stub(number: CpuNumber) -> u64 {
+    STUBS.get() as u64 + number as u64 * STUB as u64
+}
+
+/// Writes the entries of all CPUs. Once, on the boot page tables.
+pub fn fill_stubs() {
+    // SAFETY: nobody executes the stubs yet.
+    let stubs = unsafe { &mut *STUBS.get() };
+    for (number, bytes) in (0..).zip(stubs) {
+        let current = cpu::block(number) as u64 + CpuBlock::STACK_TOP as u64;
+        let next = stub(number) + STUB as u64;
+        let distance = (&raw const run::syscall_entry as u64).wrapping_sub(next);
+        let (current, distance) = ((current as u32).to_le_bytes(), (distance as u32).to_le_bytes());
+        bytes[..7].copy_from_slice(&[0x49, 0x89, 0xe3, 0x48, 0x8b, 0x24, 0x25]); // mov %rsp, %r11; mov current, %rsp
+        bytes[7..11].copy_from_slice(&current);
+        bytes[11] = 0xe9; // jmp syscall_entry
+        bytes[12..].copy_from_slice(&distance);
+    }
+}
+
+/// Page below 1 MiB at which further CPUs start. Conventional memory on every PC.
+const TRAMPOLINE: u64 = 0x8000;
+/// Slot of the device window at which the kernel sees that page meanwhile.
+const TRAMPOLINE_SLOT: usize = 511;
+
+unsafe extern "C" {
+    static trampoline: u8;
+    static trampoline_end: u8;
+}
+
+/// The code with which further CPUs start.
+pub struct Trampoline([u8; 64]);
+
+impl Trampoline {
+    /// Reads the code, which only the boot page tables map.
+    pub fn read() -> Self {
+        let start = &raw const trampoline;
+        let length = (&raw const trampoline_end as usize - start as usize).min(64);
+        let mut bytes = [0; 64];
+        for (offset, byte) in bytes.iter_mut().enumerate().take(length) {
+            // SAFETY: the code in the boot section.
+            *byte = unsafe { start.add(offset).read() };
+        }
+        Self(bytes)
+    }
+
+    /// Exchanges it with what lies on the page: puts it there, or back what was there before.
+    fn exchange(&mut self) {
+        let page = space::map_device(TRAMPOLINE_SLOT, TRAMPOLINE);
+        for (offset, byte) in self.0.iter_mut().enumerate() {
+            // SAFETY: mapped just now; nothing of Rust's lies there, and the root image does not run yet.
+            unsafe {
+                let place = page.add(offset);
+                let old = place.read_volatile();
+                place.write_volatile(*byte);
+                *byte = old;
+            }
+        }
+        space::unmap_device(TRAMPOLINE_SLOT);
+    }
+}
+
+/// Starts the CPUs with these local APICs, but for the one that executes this.
+pub fn start_all(apic_ids: &[u32], code: &mut Trampoline) {
+    let own = lapic::id();
+    code.exchange();
+    TABLES.store(space::master(), Ordering::Relaxed);
+    for (index, &id) in apic_ids.iter().enumerate() {
+        if id == own || apic_ids[..index].contains(&id) {
+            continue;
+        }
+        let number = cpu::count();
+        if !lapic::reaches(id) || number as usize >= CPUS_MAX || !space::map_cpu(number) {
+            log!("the CPU with APIC id {id} is left out: no room for it");
+            continue;
+        }
+        let block = cpu::block(number);
+        // SAFETY: mapped just now; a number is used again only if nobody claimed the block.
+        unsafe { CpuBlock::prepare(block, number) };
+        STACK.store(block as u64 + CpuBlock::STACK_TOP as u64, Ordering::Relaxed);
+        if start(id) {
+            cpu::add();
+        } else {
+            log!("the CPU with APIC id {id} is left out: it does not answer");
+        }
+    }
+    code.exchange();
+}
+
+/// Milliseconds that a CPU has to claim its offer, and to be ready after that.
+const PATIENCE: (u64, u64) = (100, 1000);
+
+/// Starts one CPU; false if it did not answer.
+fn start(id: u32) -> bool {
+    TICKET.store(OFFERED, Ordering::Release);
+    lapic::reset(id);
+    wait_until(10, || false);
+    for _ in 0..2 {
+        lapic::start_up(id, (TRAMPOLINE / FRAME as u64) as u8);
+        if wait_until(1, || TICKET.load(Ordering::Relaxed) != OFFERED) {
+            break;
+        }
+    }
+    wait_until(PATIENCE.0, || TICKET.load(Ordering::Relaxed) != OFFERED);
+    if TICKET.compare_exchange(OFFERED, NOTHING, Ordering::Acquire, Ordering::Acquire).is_ok() {
+        return false;
+    }
+    if !wait_until(PATIENCE.1, || TICKET.load(Ordering::Acquire) == STARTED) {
+        crate::panic::fatal(format_args!("the CPU with APIC id {id} hung while it started"));
+    }
+    true
+}
+
+/// Waits for `done`, at most `milliseconds`; whether it came about.
+fn wait_until(milliseconds: u64, done: impl Fn() -> bool) -> bool {
+    let end = now() + timer::frequency() / 1000 * milliseconds;
+    while now() < end {
+        if done() {
+            return true;
+        }
+        core::hint::spin_loop();
+    }
+    done()
+}
+
+/// The CPU that executes this is ready.
+pub fn started() {
+    TICKET.store(STARTED, Ordering::Release);
+}

@@ -2,7 +2,7 @@
 //!
 //! Frames move between accounts but never appear or vanish: what was charged is credited when it is freed.
 
-use core::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use crate::sync::{AtomicI64, Ordering::Relaxed};
 
 /// A balance in 4 KiB frames. Shared between CPUs; conveys no ordering of other memory.
 ///

@@ -14,8 +14,12 @@ pub mod account;
 pub mod boot;
 pub mod calibration;
 pub mod frames;
+pub mod mailbox;
+#[cfg(test)]
+mod modelled;
 pub mod paging;
 pub mod ready;
 pub mod slots;
+mod sync;
 pub mod timeout;
 pub mod virt;

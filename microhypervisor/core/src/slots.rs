@@ -6,11 +6,11 @@
 //! CPU can still hold what it resolved before; the two steps are therefore [`HeaderTable::invalidate`] and, after the
 //! grace period, [`HeaderTable::release`].
 
-use abi::capability::Permissions;
-use core::sync::atomic::{
+use crate::sync::{
     AtomicU8, AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
+use abi::capability::Permissions;
 
 const INDEX_BITS: u32 = 24;
 /// Most headers that entries can name.

@@ -11,7 +11,8 @@
 use core::sync::atomic::Ordering;
 
 use kernel_core::boot::acpi::{self, Tables as AcpiTables};
-use kernel_core::boot::{PhysicalMemory, multiboot2, pvh};
+use kernel_core::boot::memory_map::{MemoryMap, UefiMap};
+use kernel_core::boot::{PhysicalMemory, multiboot1, multiboot2, pvh};
 use raw_cpuid::CpuId;
 use x86_64::instructions::port::Port;
 
@@ -62,6 +63,10 @@ pub struct HandOver {
     pub image: (u64, u64),
     /// Physical address of the ACPI root pointer.
     pub rsdp: Option<u64>,
+    /// The boot loader's memory map.
+    map: MemoryMap,
+    /// The firmware's memory map.
+    pub uefi: Option<UefiMap>,
 }
 
 fn hand_over(magic: u32, information: u32) -> HandOver {
@@ -69,23 +74,45 @@ fn hand_over(magic: u32, information: u32) -> HandOver {
     let (name, found) = match magic {
         multiboot2::MAGIC => ("multiboot2", multiboot2::parse(memory, information as u64)),
         pvh::MAGIC => ("PVH", pvh::parse(memory, information as u64)),
-        _ => fatal(format_args!("boot loader magic {magic:#x} is neither multiboot2 nor PVH")),
+        multiboot1::MAGIC => ("multiboot", multiboot1::parse(memory, information as u64)),
+        _ => fatal(format_args!("boot loader magic {magic:#x} is neither multiboot nor PVH")),
     };
     let found = found.unwrap_or_else(|error| fatal(format_args!("{name} information: {error}")));
-    let (_, end) = memory::kernel_range();
-    if found.ram != 0 && found.ram < end {
-        let (need, have) = (end >> 20, found.ram >> 20);
+    let kernel = memory::kernel_range();
+    if let Some(have) = found.map.ram(memory).filter(|ram| *ram < kernel.1) {
+        let (need, have) = (kernel.1 >> 20, have >> 20);
         fatal(format_args!("too little memory: the kernel alone needs {need} MiB, the machine has {have} MiB"));
     }
+    require_ram("the kernel", &found.map, kernel);
     let Some(image) = found.module else {
         fatal(format_args!("the boot loader gave no root image: pass it as the first module (QEMU: -initrd)"))
     };
-    HandOver { magic, information, image, rsdp: found.rsdp }
+    require_ram("the root image", &found.map, image);
+    if image.0 < kernel.1 && kernel.0 < image.1 {
+        fatal(format_args!("the root image at {:#x}..{:#x} overlaps the kernel", image.0, image.1));
+    }
+    HandOver { magic, information, image, rsdp: found.rsdp, map: found.map, uefi: found.uefi }
 }
 
+fn require_ram(what: &str, map: &MemoryMap, (start, end): (u64, u64)) {
+    if let Some(hole) = map.hole(&BootMemory, start, end) {
+        fatal(format_args!("{what} is at {start:#x}..{end:#x}, but the memory map has no RAM at {hole:#x}"));
+    }
+}
+
+/// Physical addresses where messages are interrupts.
+const MESSAGES: (u64, u64) = (0xfee0_0000, 0xfef0_0000);
+
 /// Finds the tables that the kernel needs.
-fn tables(rsdp: Option<u64>) -> AcpiTables {
-    let found = acpi::find(&BootMemory, rsdp);
+fn tables(hand_over: &HandOver) -> AcpiTables {
+    let mut found = acpi::find(&BootMemory, hand_over.rsdp);
+    let map = &hand_over.map;
+    let has_map = map.ram(&BootMemory).is_some();
+    found.check_ioapics(|chip| {
+        let page = chip.address & !0xfff;
+        let taken = [memory::kernel_range(), MESSAGES].iter().any(|(start, end)| (start..end).contains(&&page));
+        !(taken || has_map && map.hole(&BootMemory, page, page + 4096).is_none())
+    });
     for complaint in found.complaints() {
         log!("ACPI: {complaint}");
     }
@@ -191,16 +218,20 @@ fn interrupt_controllers(tables: &AcpiTables) -> u32 {
     pins
 }
 
-fn protect(tables: &AcpiTables, image_bits: u32) -> platform::Platform {
-    let mut protected = [(0, 0); 16];
+fn protect(tables: &AcpiTables, uefi: Option<UefiMap>, image_bits: u32) -> platform::Platform {
+    let mut protected = [(0, 0); platform::RANGES];
     let (start, end) = memory::kernel_range();
     let (buffer, buffer_end) = console::range();
     let lapic = lapic::address();
-    let fixed = [(start, buffer), (buffer_end, end), (lapic, lapic + 4096), (0xfee0_0000, 0xfef0_0000)];
-    let chips =
-        tables.ioapics().iter().take(ioapic::MAX).map(|chip| (chip.address & !0xfff, (chip.address & !0xfff) + 4096));
-    for (slot, (start, end)) in protected.iter_mut().zip(fixed.into_iter().chain(chips)) {
-        *slot = (start >> 12, end >> 12);
+    let fixed = [(start, buffer), (buffer_end, end), (lapic, lapic + 4096), MESSAGES];
+    let chips = tables.ioapics().iter().map(|chip| (chip.address, chip.address + 1));
+    let runtime = uefi.iter().flat_map(|map| map.runtime(&BootMemory));
+    let mut slots = protected.iter_mut();
+    for (start, end) in fixed.into_iter().chain(chips).chain(runtime) {
+        let Some(slot) = slots.next() else {
+            fatal(format_args!("firmware and devices keep more than {} ranges of memory", platform::RANGES))
+        };
+        *slot = (start >> 12, end.div_ceil(4096));
     }
     platform::Platform { protected, physical_pages: 1 << (image_bits - 12), fadt: tables.fadt }
 }
@@ -210,11 +241,11 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     log!("Kilonova {} starts", env!("CARGO_PKG_VERSION"));
     memory::init();
     let mut hand_over = hand_over(magic, information);
-    let tables = tables(hand_over.rsdp);
+    let tables = tables(&hand_over);
     hand_over.rsdp = tables.rsdp;
     let (components, address_bits) = check_processor();
     let image = root::Image::read(&BootMemory, hand_over.image);
-    platform::set(protect(&tables, address_bits));
+    platform::set(protect(&tables, hand_over.uefi, address_bits));
 
     let mut processors = [0; CPUS_MAX];
     let found = tables.processors(&BootMemory).zip(&mut processors).map(|(found, id)| *id = found.apic_id).count();

@@ -12,11 +12,11 @@ use crate::ec::Ec;
 use crate::hypercall::Call;
 
 /// Most ranges of protected physical memory.
-const RANGES: usize = 16;
+pub const RANGES: usize = 64;
 
 /// What the kernel knows of the machine after boot.
 pub struct Platform {
-    /// Ranges of page numbers that nobody can be granted.
+    /// Ranges of page numbers that nobody can be granted; behind the last one, empty ones.
     pub protected: [(u64, u64); RANGES],
     /// Number of physical pages that addresses can name.
     pub physical_pages: u64,
@@ -33,7 +33,8 @@ pub fn set(platform: Platform) {
 
 /// Ranges of page numbers that nobody can be granted.
 pub fn protected() -> impl Iterator<Item = (u64, u64)> {
-    PLATFORM.get().into_iter().flat_map(|platform| platform.protected.iter().copied())
+    let ranges = PLATFORM.get().into_iter().flat_map(|platform| platform.protected.iter().copied());
+    ranges.take_while(|(start, end)| start < end)
 }
 
 /// Number of physical pages.

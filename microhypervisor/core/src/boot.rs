@@ -4,19 +4,19 @@
 
 pub mod acpi;
 pub mod elf;
+pub mod memory_map;
+pub mod multiboot1;
 pub mod multiboot2;
 pub mod pvh;
 
 use core::fmt;
+use memory_map::{MemoryMap, UefiMap};
 
 /// Access to physical memory during boot.
 pub trait PhysicalMemory {
     /// Copies the bytes from physical address `address` on into `buffer`; false if some cannot be read.
     fn read(&self, address: u64, buffer: &mut [u8]) -> bool;
 }
-
-/// Type of memory-map entries that are RAM.
-const RAM: u32 = 1;
 
 /// What a boot loader handed over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,8 +25,10 @@ pub struct BootInformation {
     pub module: Option<(u64, u64)>,
     /// Physical address of the ACPI root pointer, or of the loader's copy of it.
     pub rsdp: Option<u64>,
-    /// Bytes of RAM that the loader's memory map lists; 0 without such a map.
-    pub ram: u64,
+    /// The loader's memory map; without entries if there is none.
+    pub map: MemoryMap,
+    /// The memory map of UEFI firmware.
+    pub uefi: Option<UefiMap>,
 }
 
 /// What is wrong with a boot loader's information.
@@ -40,6 +42,8 @@ pub enum Malformed {
     Length(u64),
     /// The root image's range has no end behind its start.
     Module(u64, u64),
+    /// The memory map at this physical address has absurdly small or many entries.
+    Map(u64),
 }
 
 impl fmt::Display for Malformed {
@@ -49,6 +53,7 @@ impl fmt::Display for Malformed {
             Self::Signature(found) => write!(f, "wrong signature {found:#x}"),
             Self::Length(address) => write!(f, "the item at {address:#x} does not fit where it stands"),
             Self::Module(start, end) => write!(f, "the first module ranges from {start:#x} to {end:#x}"),
+            Self::Map(address) => write!(f, "the memory map at {address:#x} has absurdly small or many entries"),
         }
     }
 }
@@ -56,19 +61,6 @@ impl fmt::Display for Malformed {
 /// The range of a module, if it has an end behind its start.
 fn module(start: u64, end: u64) -> Result<Option<(u64, u64)>, Malformed> {
     if start < end { Ok(Some((start, end))) } else { Err(Malformed::Module(start, end)) }
-}
-
-/// Bytes of RAM in a memory map with entries of `entry_size` bytes. Both loaders have base, length and type in them.
-fn ram(map: &Window<impl PhysicalMemory>, entry_size: u64) -> Result<u64, Malformed> {
-    let (mut ram, mut offset) = (0u64, 0);
-    while let Some(entry) = map.part(offset, entry_size.max(24)) {
-        let (len, kind) = entry.u64(8).zip(entry.u32(16)).ok_or(Malformed::Unreadable(entry.start))?;
-        if kind == RAM {
-            ram = ram.saturating_add(len);
-        }
-        offset += entry.len;
-    }
-    Ok(ram)
 }
 
 /// A range of physical memory. Offsets count from its start; whatever lies outside reads as `None`.

@@ -101,6 +101,8 @@ pub enum Problem {
     Entry,
     /// It has more entries than the kernel can keep.
     TooMany,
+    /// It has an I/O APIC where none can be.
+    Place,
 }
 
 /// A table that was ignored, as a whole or in part, and why.
@@ -124,6 +126,7 @@ impl fmt::Display for Complaint {
             Problem::Checksum => "has a wrong checksum",
             Problem::Entry => "has an entry of impossible length",
             Problem::TooMany => "has more entries than supported",
+            Problem::Place => "has an I/O APIC where none can be",
         };
         let name = core::str::from_utf8(&self.table).unwrap_or("?");
         match self.address {
@@ -164,6 +167,16 @@ impl Tables {
     /// What was ignored.
     pub fn complaints(&self) -> &[Complaint] {
         self.complaints.as_slice()
+    }
+
+    /// Forgets the I/O APICs that are not where one can be, with a complaint.
+    pub fn check_ioapics(&mut self, possible: impl Fn(&IoApic) -> bool) {
+        let all = core::mem::replace(&mut self.ioapics, List::new());
+        for chip in all.as_slice() {
+            if !possible(chip) || !self.ioapics.push(*chip) {
+                self.complain(b"APIC", self.madt.map_or(0, |(start, _)| start), Problem::Place);
+            }
+        }
     }
 
     fn complain(&mut self, table: &[u8; 4], address: u64, problem: Problem) {

@@ -1,6 +1,7 @@
 //! Multiboot2 information (Multiboot2 Specification 2.0, 3.6).
 
-use super::{BootInformation, Malformed, PhysicalMemory, Window, module, ram};
+use super::memory_map::{MemoryMap, UefiMap};
+use super::{BootInformation, Malformed, PhysicalMemory, Window, module};
 
 /// EAX at entry.
 pub const MAGIC: u32 = 0x36d7_6289;
@@ -10,11 +11,18 @@ const MODULE: u32 = 3;
 const MEMORY_MAP: u32 = 6;
 const ACPI_OLD: u32 = 14;
 const ACPI_NEW: u32 = 15;
+const UEFI_MAP: u32 = 17;
+
+/// Most bytes of information; boot loaders give a few thousand.
+const TOTAL_MAX: u32 = 1 << 20;
 
 /// Reads the information at physical address `address`.
 pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformation, Malformed> {
     let unreadable = Malformed::Unreadable(address);
     let total = Window::new(memory, address, 8).and_then(|header| header.u32(0)).ok_or(unreadable)?;
+    if total > TOTAL_MAX {
+        return Err(Malformed::Length(address));
+    }
     let information = Window::new(memory, address, total.into()).ok_or(unreadable)?;
     let mut found = BootInformation::default();
     let mut offset = 8;
@@ -31,10 +39,12 @@ pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformati
                 found.module = module(start.into(), end.into())?;
             }
             MEMORY_MAP => {
-                let entry_size = tag.u32(8).ok_or(too_short)?;
+                let stride = u64::from(tag.u32(8).ok_or(too_short)?);
                 let entries = tag.part(16, tag.len.saturating_sub(16)).ok_or(too_short)?;
-                found.ram = ram(&entries, entry_size.into())?;
+                let count = entries.len.checked_div(stride).unwrap_or(0);
+                found.map = MemoryMap::new(memory, entries.start, count, stride)?;
             }
+            UEFI_MAP => found.uefi = Some(uefi_map(&tag).ok_or(too_short)?),
             // The new pointer has what the old one lacks.
             ACPI_OLD if found.rsdp.is_none() => found.rsdp = Some(tag.part(8, 20).ok_or(too_short)?.start),
             ACPI_NEW => found.rsdp = Some(tag.part(8, 36).ok_or(too_short)?.start),
@@ -42,4 +52,15 @@ pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformati
         }
         offset += u64::from(size).next_multiple_of(8);
     }
+}
+
+/// `None` if the tag is too short, or the descriptors larger than the information page can tell.
+fn uefi_map(tag: &Window<impl PhysicalMemory>) -> Option<UefiMap> {
+    let map = tag.part(16, tag.len.checked_sub(16)?)?;
+    Some(UefiMap {
+        start: map.start,
+        size: map.len.try_into().ok()?,
+        descriptor_size: tag.u32(8)?.try_into().ok()?,
+        descriptor_version: tag.u32(12)?.try_into().ok()?,
+    })
 }

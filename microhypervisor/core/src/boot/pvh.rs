@@ -1,12 +1,11 @@
 //! PVH start information (Xen public interface, `arch-x86/hvm/start_info.h`; QEMU starts kernels this way).
 
-use super::{BootInformation, Malformed, PhysicalMemory, Window, module, ram};
+use super::memory_map::MemoryMap;
+use super::{BootInformation, Malformed, PhysicalMemory, Window, module};
 
 /// First field of the information.
 pub const MAGIC: u32 = 0x336e_c578;
 
-/// Most entries of the memory map that are read.
-const MAP_MAX: u64 = 1024;
 /// Size of a memory-map entry.
 const MAP_ENTRY: u64 = 24;
 
@@ -21,15 +20,14 @@ pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformati
     if magic != MAGIC {
         return Err(Malformed::Signature(magic));
     }
-    let mut found = BootInformation { module: None, rsdp: (rsdp != 0).then_some(rsdp), ram: 0 };
+    let mut found = BootInformation { rsdp: (rsdp != 0).then_some(rsdp), ..BootInformation::default() };
     if modules != 0 {
         let first = window(list, 32)?;
         let (start, size) = first.u64(0).zip(first.u64(8)).ok_or(Malformed::Unreadable(list))?;
         found.module = module(start, start.saturating_add(size))?;
     }
     if version >= 1 {
-        let entries = u64::from(u32_at(48)?).min(MAP_MAX);
-        found.ram = ram(&window(u64_at(40)?, entries * MAP_ENTRY)?, MAP_ENTRY)?;
+        found.map = MemoryMap::new(memory, u64_at(40)?, u32_at(48)?.into(), MAP_ENTRY)?;
     }
     Ok(found)
 }

@@ -3,6 +3,7 @@
 mod acpi;
 mod elf;
 mod loaders;
+mod memory_map;
 
 use super::*;
 use std::{cell::Cell, vec::Vec};

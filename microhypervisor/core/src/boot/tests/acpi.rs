@@ -239,6 +239,18 @@ fn processors_before_a_malformed_entry_count() {
     assert_eq!((found.len(), found.last()), (1500, Some(&(1499 * 64, 1499))));
 }
 
+#[test]
+fn ioapics_where_none_can_be_are_forgotten() {
+    let ram = old_machine();
+    let mut tables = find(&ram, None);
+    tables.check_ioapics(|_| true);
+    check_ioapics(&tables);
+    assert_eq!(complaints(&tables), [""; 0]);
+    tables.check_ioapics(|chip| chip.id != 8);
+    assert_eq!(tables.ioapics().iter().map(|chip| chip.id).collect::<Vec<_>>(), [9]);
+    assert_eq!(complaints(&tables), ["table APIC at 0x102000 has an I/O APIC where none can be"]);
+}
+
 proptest! {
     #[test]
     fn changed_bytes_do_no_harm(

@@ -15,6 +15,7 @@ use crate::descriptors::{Gdt, TaskState};
 use crate::ec::Ec;
 use crate::guest::GuestState;
 use crate::memory::FRAME;
+use crate::rounds::Rounds;
 use crate::sched::Sc;
 use crate::vcpu::Processor;
 
@@ -56,7 +57,7 @@ pub struct Cpu {
     pub sc: Cell<Option<&'static Sc>>,
     /// The current SC runs a chain that it only helps: a reply must walk the chain again.
     pub helping: Cell<bool>,
-    /// A more urgent SC became ready: look before returning to user or guest mode.
+    /// A more urgent SC became ready, or another CPU wants something: look before returning to user or guest mode.
     pub reschedule: Cell<bool>,
     /// Ready SCs.
     pub ready: Owned<ReadyQueue>,
@@ -64,8 +65,6 @@ pub struct Cpu {
     pub timeouts: Owned<TimeoutQueue>,
     /// System time at which the current SC's budget ends.
     pub slice_end: Cell<u64>,
-    /// System time at which the current SC began to consume.
-    pub slice_start: Cell<u64>,
     /// System time that the timer is programmed for.
     pub deadline: Cell<u64>,
     /// Physical address of the page tables in CR3.
@@ -86,6 +85,10 @@ pub struct Cpu {
     pub task: Cell<Option<&'static TaskState>>,
     /// Global descriptor table.
     pub gdt: Cell<*mut Gdt>,
+    /// Physical address of the nested page tables of the guest that ran last.
+    pub nested: AtomicU64,
+    /// What passes between CPUs.
+    pub rounds: Rounds,
 }
 
 /// Bytes of a CPU's stack.
@@ -183,7 +186,6 @@ impl Cpu {
             ready: Owned::new(ReadyQueue::empty()),
             timeouts: Owned::new(TimeoutQueue::empty()),
             slice_end: Cell::new(u64::MAX),
-            slice_start: Cell::new(0),
             deadline: Cell::new(u64::MAX),
             space: AtomicU64::new(0),
             fpu_owner: Cell::new(core::ptr::null()),
@@ -194,6 +196,8 @@ impl Cpu {
             task_register_stale: Cell::new(false),
             task: Cell::new(None),
             gdt: Cell::new(core::ptr::null_mut()),
+            nested: AtomicU64::new(0),
+            rounds: Rounds::new(),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::cpu::Cpu;
 use crate::ec::{Binding, Ec, EcKind};
 use crate::guest::GuestState;
 use crate::hypercall::Call;
-use crate::memory::{Account, Draft};
+use crate::memory::{Account, Changes, Draft};
 use crate::object::{self, Object, Ref};
 use crate::pd::Pd;
 use crate::portal::Pt;
@@ -20,7 +20,7 @@ use crate::sched::{self, Sc};
 use crate::semaphore::Sm;
 use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::vcpu::{PhysPage, VcpuPages};
-use crate::{fpu, timer};
+use crate::{fpu, rounds, timer};
 
 /// Creates an object and its capability at the call's selector in the caller's object space, where room was made.
 fn install<T: Object>(
@@ -107,13 +107,15 @@ pub fn ec(ec: &'static Ec, call: Call) -> Result<(), Status> {
         _ => return Err(Status::Aborted),
     };
     let (rsp, event_base, fpu) = (ec.gpr(gpr::RAX), ec.gpr(8), call.flags & flag::EC_FPU != 0);
-    let (_, reference) = host_or_guest(cpu, pd, objects, space, kind, fpu || guest, page, rsp, event_base)?;
+    let (_, reference) =
+        host_or_guest(&ec.changes, cpu, pd, objects, space, kind, fpu || guest, page, rsp, event_base)?;
     ec.objects.set(call.selector, reference.capability(Permissions::CTRL | Permissions::BIND_PT | Permissions::BIND_SC))
 }
 
 /// Creates an EC in `pd` with its pages, its UTCB mapped at page number `page`.
 #[allow(clippy::too_many_arguments)]
 pub fn host_or_guest(
+    changes: &Changes,
     cpu: &'static Cpu,
     pd: &'static Pd,
     objects: &'static ObjectSpace,
@@ -135,7 +137,12 @@ pub fn host_or_guest(
             Some(account.place(GuestState::new(processor, pages, space.root())).ok_or(Status::MemObj)?)
         }
         _ => {
-            space.map_kernel_page(page << PAGE_BITS, utcb.frame.physical(), Permissions::READ | Permissions::WRITE)?;
+            space.map_kernel_page(
+                changes,
+                page << PAGE_BITS,
+                utcb.frame.physical(),
+                Permissions::READ | Permissions::WRITE,
+            )?;
             None
         }
     };
@@ -164,7 +171,8 @@ pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> 
     let ticks = timer::frequency() / 1000;
     let result = install(ec, call, pd.account(), Permissions::CTRL, |_| Ok(Sc::new(target_reference, scd, ticks)));
     match &result {
-        Ok(sc) => sched::enqueue(cpu, sc),
+        Ok(sc) if core::ptr::eq(target.cpu, cpu) => sched::enqueue(cpu, sc),
+        Ok(sc) => rounds::post_sc(target.cpu, sc, rounds::mail::START),
         Err(_) => target.bound.store(false, Ordering::Relaxed),
     }
     result.map(|_| ())

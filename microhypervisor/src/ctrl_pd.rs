@@ -1,7 +1,10 @@
 //! ctrl_pd: taking capabilities from one space and granting them to another (NOVA 5.4.1).
 //!
 //! Delegations of memory go piece by piece, as large as both sides allow, and stop for pending work in between: the
-//! EC's registers still hold the call, `Ec::progress` how far it came.
+//! EC's registers still hold the call, `Ec::progress` how far it came. A call that took something away that processors
+//! may have cached ends with one round over the CPUs that use the space.
+
+use core::sync::atomic::Ordering;
 
 use abi::Status;
 use abi::capability::{Cacheability, MEMORY_ALL, Permissions, SELECTOR_COUNT};
@@ -13,7 +16,7 @@ use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
 use crate::object::{self, resolve};
 use crate::space::{GuestSpace, HostSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
-use crate::{registers, run};
+use crate::{registers, rounds, run, sched};
 
 /// Entries changed between two looks at pending interrupts.
 const BATCH: u32 = 64;
@@ -77,7 +80,7 @@ fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
         (Kind::HostSpace, Kind::HostSpace) => memory(cpu, ec, source, space::<HostSpace>(destination)?),
         (Kind::HostSpace, Kind::GuestSpace) => memory(cpu, ec, source, space::<GuestSpace>(destination)?),
         (Kind::PioSpace, Kind::PioSpace) => ports(cpu, ec, source, space::<PioSpace>(destination)?),
-        (Kind::MsrSpace, Kind::MsrSpace) => msrs(ec, source, space::<MsrSpace>(destination)?),
+        (Kind::MsrSpace, Kind::MsrSpace) => msrs(cpu, ec, source, space::<MsrSpace>(destination)?),
         _ => Err(Status::BadCap),
     }
 }
@@ -86,18 +89,31 @@ fn space<T: object::Object>(entry: Entry) -> Result<&'static T, Status> {
     resolve(entry, Permissions::empty()).map(|(space, _)| space)
 }
 
-/// Remembers how far the call came and lets pending work run, at the end of each batch.
+/// Remembers how far the call came and lets pending work run, at the end of each batch. Then the call begins anew with
+/// what it looks up, so that nothing that was destroyed meanwhile is used.
 fn breathe(cpu: &'static Cpu, ec: &'static Ec, done: u64, steps: &mut u32) {
     *steps += 1;
     if *steps >= BATCH {
-        *steps = 0;
         ec.progress.set(done);
         ec.continuation.set(Continuation::ResumeCtrlPd);
         registers::interrupt_window();
-        if cpu.reschedule.get() {
-            run::run(cpu, ec);
-        }
+        run::run(cpu, ec);
     }
+}
+
+/// The end of a call that took rights away, with `result`: goes on when no CPU for which `cached` holds can use them.
+fn settle(
+    cpu: &'static Cpu,
+    ec: &'static Ec,
+    result: Result<(), Status>,
+    cached: impl Fn(&Cpu) -> bool,
+) -> Result<(), Status> {
+    run::finish(ec, result.err().unwrap_or(Status::Success));
+    if rounds::start(cpu, ec, Continuation::ReturnHypercall, cached) {
+        sched::park(cpu, ec)
+    }
+    ec.changes.forget();
+    result
 }
 
 fn objects(cpu: &'static Cpu, ec: &'static Ec, from: &ObjectSpace, to: &ObjectSpace) -> Result<(), Status> {
@@ -140,23 +156,23 @@ fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpac
             }
         };
         let address = (request.destination + done) << 12;
-        match to.step(address, physical, remaining.min(run), permissions & request.mask, cache) {
+        match to.step(&ec.changes, address, physical, remaining.min(run), permissions & request.mask, cache) {
             Ok(pages) => done += pages.max(1),
             Err(status) => {
                 result = Err(status);
                 break;
             }
         }
-        if steps + 1 >= BATCH {
-            to.changed(cpu);
-        }
         breathe(cpu, ec, done, &mut steps);
     }
-    to.changed(cpu);
-    result
+    if !ec.changes.any() {
+        return result;
+    }
+    to.flush(cpu);
+    settle(cpu, ec, result, |other| to.cached_by(other))
 }
 
-fn ports(cpu: &Cpu, ec: &Ec, source: Entry, to: &PioSpace) -> Result<(), Status> {
+fn ports(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &PioSpace) -> Result<(), Status> {
     let request = Request::decode(ec)?;
     request.within(1 << 16, 1 << 16)?;
     if request.source != request.destination {
@@ -170,11 +186,11 @@ fn ports(cpu: &Cpu, ec: &Ec, source: Entry, to: &PioSpace) -> Result<(), Status>
             crate::console::release_uart();
         }
     }
-    to.changed(cpu);
-    Ok(())
+    to.flush(cpu);
+    settle(cpu, ec, Ok(()), |other| to.cached_by(other))
 }
 
-fn msrs(ec: &Ec, source: Entry, to: &MsrSpace) -> Result<(), Status> {
+fn msrs(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &MsrSpace) -> Result<(), Status> {
     let request = Request::decode(ec)?;
     request.within(1 << 32, 1 << 32)?;
     if request.source != request.destination || request.pages > 1 << 14 {
@@ -185,7 +201,8 @@ fn msrs(ec: &Ec, source: Entry, to: &MsrSpace) -> Result<(), Status> {
     for msr in request.source..request.source + request.pages {
         to.set(msr as u32, from.get(msr as u32) & request.mask);
     }
-    Ok(())
+    // The bitmap may not change under a guest that runs (Intel SDM vol. 3C, 25.11.4): none does when this is over.
+    settle(cpu, ec, Ok(()), |other| other.nested.load(Ordering::Relaxed) != 0)
 }
 
 static NOVA_HOST: Once<Entry> = Once::new();

@@ -10,13 +10,14 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use abi::Mtd;
 use abi::utcb::Architectural;
+use kernel_core::mailbox::MailCell;
 use kernel_core::ready::{Fifo, LinkCell, Links};
 use kernel_core::slots::Kind;
 use kernel_core::timeout::{TimeoutNode, TimeoutNodes};
 
 use crate::cpu::{Cpu, Owned};
 use crate::guest::GuestState;
-use crate::memory::Frame;
+use crate::memory::{Changes, Frame};
 use crate::object::{Object, Ref, by_id};
 use crate::pd::Pd;
 use crate::semaphore::Sm;
@@ -47,6 +48,8 @@ pub enum Continuation {
     AwaitEventReply,
     /// Waits on a semaphore.
     Blocked,
+    /// Waits until other CPUs have answered.
+    AwaitRound,
     /// A local thread without a caller.
     Idle,
     /// Killed.
@@ -131,6 +134,12 @@ pub struct Ec {
     pub fault_address: Cell<u64>,
     /// Pages done of a preempted ctrl_pd.
     pub progress: Cell<u64>,
+    /// What that ctrl_pd took away so far.
+    pub changes: Changes,
+    /// What comes after the round that it waits for.
+    pub after_round: Cell<Continuation>,
+    /// Messages from other CPUs.
+    pub mail: MailCell,
     binding: Binding,
 }
 
@@ -193,6 +202,9 @@ impl Ec {
             waits_on: Cell::new(None),
             fault_address: Cell::new(0),
             progress: Cell::new(0),
+            changes: Changes::none(),
+            after_round: Cell::new(continuation),
+            mail: MailCell::empty(),
             binding,
         }
     }

@@ -4,7 +4,7 @@
 //! Unsafe: enters the guest.
 
 use core::cell::Cell;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 
 use abi::capability::Permissions;
 use abi::event::guest as event;
@@ -80,6 +80,12 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     fpu::acquire(cpu, ec);
     let vcpu = guest.vcpu();
     fpu::load_xcr0(cpu, vcpu.xcr0());
+    let root = space.root();
+    if cpu.nested.load(Ordering::Relaxed) != root {
+        cpu.nested.store(root, Ordering::Relaxed);
+        // Whoever takes memory away counts the generation on, then looks which CPUs use the space.
+        fence(Ordering::SeqCst);
+    }
     let generation = space.generation.load(Ordering::Acquire);
     if generation != guest.generation.replace(generation) {
         vcpu.flush();

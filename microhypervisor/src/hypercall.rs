@@ -9,12 +9,12 @@ use abi::utcb::gpr;
 use abi::{Hypercall, Status};
 
 use crate::cpu::Cpu;
-use crate::ec::Ec;
+use crate::ec::{Continuation, Ec};
 use crate::pd::Pd;
 use crate::portal::Pt;
 use crate::sched::Sc;
 use crate::semaphore::Sm;
-use crate::{create, ctrl_pd, interrupt, platform, portal, run};
+use crate::{create, ctrl_pd, interrupt, platform, portal, rounds, run, sched};
 
 /// A call's common part: the selector and the flags in RDI.
 #[derive(Clone, Copy)]
@@ -30,7 +30,7 @@ pub extern "C" fn hypercall(ec: &'static Ec) -> ! {
     let cpu = ec.cpu;
     let rdi = ec.gpr(gpr::RDI);
     let call = Call { selector: rdi >> 8, flags: rdi as u8 >> 4 };
-    ec.continuation.set(crate::ec::Continuation::ReturnHypercall);
+    ec.continuation.set(Continuation::ReturnHypercall);
     let result = match Hypercall::from_number(rdi as u8) {
         Hypercall::IpcCall => portal::call(cpu, ec, call.flags & flag::CALL_NO_HELP != 0),
         Hypercall::IpcReply => portal::reply(cpu, ec),
@@ -40,8 +40,8 @@ pub extern "C" fn hypercall(ec: &'static Ec) -> ! {
         Hypercall::CreatePt => create::pt(ec, call),
         Hypercall::CreateSm => create::sm(ec, call),
         Hypercall::CtrlPd => ctrl_pd::start(cpu, ec),
-        Hypercall::CtrlEc => ctrl_ec(ec, call),
-        Hypercall::CtrlSc => ctrl_sc(cpu, ec, call),
+        Hypercall::CtrlEc => ctrl_ec(cpu, ec, call),
+        Hypercall::CtrlSc => ctrl_sc(ec, call),
         Hypercall::CtrlPt => ctrl_pt(ec, call),
         Hypercall::CtrlSm => ctrl_sm(cpu, ec, call),
         Hypercall::CtrlHw => platform::control(ec, call),
@@ -53,17 +53,26 @@ pub extern "C" fn hypercall(ec: &'static Ec) -> ! {
     run::run(cpu, ec)
 }
 
-/// Marks the recall; the EC takes it on its way out of the kernel. On one CPU it is there already when the call returns,
-/// so that the strong form is the same.
-fn ctrl_ec(ec: &Ec, call: Call) -> Result<(), Status> {
+/// Marks the recall; the EC takes it on its way out of the kernel, where it is already if it belongs to this CPU. The
+/// strong form waits until an EC of another CPU has been there.
+fn ctrl_ec(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (target, _) = ec.objects.get::<Ec>(call.selector, Permissions::CTRL)?;
     target.recall.store(true, Ordering::Release);
-    Ok(())
+    if core::ptr::eq(target.cpu, cpu) {
+        return Ok(());
+    }
+    if call.flags & flag::RECALL_STRONG == 0 {
+        rounds::call(target.cpu);
+        return Ok(());
+    }
+    run::finish(ec, Status::Success);
+    rounds::start(cpu, ec, Continuation::ReturnHypercall, |other| core::ptr::eq(other, target.cpu));
+    sched::park(cpu, ec)
 }
 
-fn ctrl_sc(cpu: &Cpu, ec: &Ec, call: Call) -> Result<(), Status> {
+fn ctrl_sc(ec: &Ec, call: Call) -> Result<(), Status> {
     let (sc, _) = ec.objects.get::<Sc>(call.selector, Permissions::CTRL)?;
-    ec.set_gpr(gpr::RSI, sc.consumed(cpu));
+    ec.set_gpr(gpr::RSI, sc.consumed());
     Ok(())
 }
 

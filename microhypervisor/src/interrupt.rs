@@ -51,7 +51,11 @@ pub fn signal_console() {
 /// assign_int: routes the interrupt of `semaphore` to `cpu`.
 pub fn assign(semaphore: &Sm, cpu: u16, flags: u8) -> Result<(), Status> {
     let gsi = semaphore.interrupt().ok_or(Status::BadCap)?;
-    Cpu::by_number(cpu).ok_or(Status::BadCpu)?;
+    let target = Cpu::by_number(cpu).map(|cpu| cpu.apic_id.get()).ok_or(Status::BadCpu)?;
+    // An I/O APIC's entry holds eight bits of it.
+    if target > 0xff {
+        return Err(Status::BadCpu);
+    }
     let state = STATES.get(gsi as usize).ok_or(Status::BadCap)?;
     semaphore.set_route(cpu);
     let level = flags & flag::INT_LEVEL != 0;
@@ -61,7 +65,7 @@ pub fn assign(semaphore: &Sm, cpu: u16, flags: u8) -> Result<(), Status> {
     state.store(bits as u8, Ordering::Relaxed);
     let low = choose(flags & flag::INT_LOW != 0, ioapic::LOW);
     let mode = low | choose(level, ioapic::LEVEL) | choose(masked, ioapic::MASKED);
-    ioapic::route(gsi, FIRST_VECTOR + gsi as u8, lapic::id(), mode);
+    ioapic::route(gsi, FIRST_VECTOR + gsi as u8, target, mode);
     Ok(())
 }
 
@@ -82,6 +86,11 @@ pub fn handle(cpu: &'static Cpu, vector: u8) {
     if vector == lapic::TIMER {
         lapic::end_of_interrupt();
         sched::expire(cpu);
+        return;
+    }
+    if vector == lapic::ATTENTION {
+        lapic::end_of_interrupt();
+        cpu.reschedule.set(true);
         return;
     }
     let gsi = vector.wrapping_sub(FIRST_VECTOR) as u32;

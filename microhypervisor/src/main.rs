@@ -28,6 +28,7 @@ mod platform;
 mod portal;
 mod registers;
 mod root;
+mod rounds;
 mod run;
 mod sched;
 mod semaphore;

@@ -9,7 +9,7 @@
 //!
 //! Lock order: an account's slabs, then the pool.
 
-use core::cell::UnsafeCell;
+use core::cell::{Cell, UnsafeCell};
 use core::ptr;
 
 use abi::Status;
@@ -115,17 +115,18 @@ pub fn kernel_range() -> (u64, u64) {
     (&raw const kernel_start as u64, &raw const kernel_end as u64 - KERNEL)
 }
 
-fn allocate(order: u8) -> Option<Frame> {
-    FRAMES.lock().as_mut()?.alloc(order).map(|n| Frame(n.0))
-}
-
-fn release(frame: Frame, order: u8) {
+/// Gives back frames; they are zeroed here, and credited to who paid for them.
+pub fn release(frame: Frame) {
+    let number = FrameNumber(frame.0);
+    let found = FRAMES.lock().as_mut().and_then(|f| Some((f.order(number)?, f.meta_mut(number)?.owner)));
+    let Some((order, owner)) = found else { return };
     // SAFETY: the frames were allocated with this order and nobody refers to them any more.
     unsafe { ptr::write_bytes(frame.pointer(), 0, FRAME << order) };
     if let Some(frames) = FRAMES.lock().as_mut() {
-        let freed = frames.free(FrameNumber(frame.0));
+        let freed = frames.free(number);
         debug_assert!(freed == Ok(order));
     }
+    Account::by_id(owner).balance.credit(1 << order);
 }
 
 /// Size classes of small objects in bytes; larger ones take whole frames.
@@ -195,27 +196,35 @@ impl Account {
         self.balance.transfer(&other.balance, frames)
     }
 
-    /// 2^`order` contiguous zeroed frames.
+    /// The number that names it in frames' metadata. Accounts lie in the image or in the pool.
+    fn id(&self) -> u32 {
+        (ptr::from_ref(self) as u64 - KERNEL) as u32
+    }
+
+    fn by_id(id: u32) -> &'static Account {
+        // SAFETY: written by `frames`; an account outlives what was paid from it.
+        unsafe { &*((KERNEL + id as u64) as *const Account) }
+    }
+
+    /// 2^`order` contiguous zeroed frames, to be given back by [`release`].
     pub fn frames(&self, order: u8) -> Option<Frame> {
         if !self.balance.charge(1 << order) {
             return None;
         }
-        let frame = allocate(order);
+        let frame = FRAMES.lock().as_mut().and_then(|frames| {
+            let number = frames.alloc(order)?;
+            frames.meta_mut(number)?.owner = self.id();
+            Some(Frame(number.0))
+        });
         if frame.is_none() {
             self.balance.credit(1 << order);
         }
         frame
     }
 
-    /// Gives back frames from [`Account::frames`]; they are zeroed here.
-    pub fn release(&self, frame: Frame, order: u8) {
-        release(frame, order);
-        self.balance.credit(1 << order);
-    }
-
     /// Frames that go back unless [`Draft::keep`] is called: for objects made of several parts.
-    pub fn draft(&self, order: u8) -> Result<Draft<'_>, Status> {
-        self.frames(order).map(|frame| Draft { account: self, frame, order }).ok_or(Status::MemObj)
+    pub fn draft(&self, order: u8) -> Result<Draft, Status> {
+        self.frames(order).map(|frame| Draft { frame }).ok_or(Status::MemObj)
     }
 
     /// Zeroed memory for a small object of `size` bytes (at most 1024), aligned to its size class.
@@ -250,16 +259,20 @@ impl Account {
             Some(&*memory)
         }
     }
+}
 
-    /// Gives back memory from [`Account::small`] of the same `size`.
-    pub fn release_small(&self, object: *mut u8, size: usize) {
-        let Some(class) = CLASSES.iter().position(|c| size <= *c) else { return };
-        let bytes = CLASSES[class];
-        let Some(frame) = Frame::from_physical(object as u64 - KERNEL) else { return };
-        let slot = (object as usize % FRAME) / bytes;
-        // SAFETY: the slot was handed out by `small` and nobody refers to it any more.
-        unsafe { ptr::write_bytes(object, 0, bytes) };
-        let mut slabs = self.slabs.lock();
+/// Gives back memory from [`Account::small`] of the same `size`.
+pub fn release_small(object: *mut u8, size: usize) {
+    let Some(class) = CLASSES.iter().position(|c| size <= *c) else { return };
+    let bytes = CLASSES[class];
+    let Some(frame) = Frame::from_physical(object as u64 - KERNEL) else { return };
+    let meta = |f: &mut Frames| Some(f.meta_mut(FrameNumber(frame.0))?.owner);
+    let Some(owner) = FRAMES.lock().as_mut().and_then(meta) else { return };
+    let slot = (object as usize % FRAME) / bytes;
+    // SAFETY: the slot was handed out by `small` and nobody refers to it any more.
+    unsafe { ptr::write_bytes(object, 0, bytes) };
+    {
+        let mut slabs = Account::by_id(owner).slabs.lock();
         if slab(frame.0).free == 0 {
             link(&mut slabs[class], frame.0);
         }
@@ -267,20 +280,18 @@ impl Account {
         if slab(frame.0).free.count_ones() as usize == FRAME / bytes {
             unlink(&mut slabs[class], frame.0);
             slab(frame.0).free = 0;
-            self.release(frame, 0);
+            release(frame);
         }
     }
 }
 
 /// See [`Account::draft`].
-pub struct Draft<'a> {
-    account: &'a Account,
+pub struct Draft {
     /// The first frame.
     pub frame: Frame,
-    order: u8,
 }
 
-impl Draft<'_> {
+impl Draft {
     /// The object is complete.
     pub fn keep(self) -> Frame {
         let frame = self.frame;
@@ -289,23 +300,71 @@ impl Draft<'_> {
     }
 }
 
-impl Drop for Draft<'_> {
+impl Drop for Draft {
     fn drop(&mut self) {
-        self.account.release(self.frame, self.order);
+        release(self.frame);
     }
 }
 
 /// The kernel's own allowance: everything that no protection domain pays for.
 pub static KERNEL_ACCOUNT: Account = Account::new(POOL_FRAMES as u32);
 
-/// Memory for the page-table walker, paid from an account.
-pub struct Tables<'a>(pub &'a Account);
+/// What was taken out of page tables: not over before no processor can have it cached any more.
+pub struct Changes {
+    /// An entry that processors can have cached was replaced.
+    stale: Cell<bool>,
+    /// First of the page tables that became empty, linked through their first words.
+    tables: Cell<Option<Frame>>,
+}
 
-impl Tables<'_> {
-    fn entry(table: u64, index: usize) -> *mut u64 {
-        // SAFETY: tables are pool frames or frames of the image, all mapped; the index is below 512.
-        unsafe { ((table + KERNEL) as *mut u64).add(index & 511) }
+impl Changes {
+    /// Nothing.
+    pub const fn none() -> Self {
+        Self { stale: Cell::new(false), tables: Cell::new(None) }
     }
+
+    /// Whether there is something that processors can have cached.
+    pub fn any(&self) -> bool {
+        self.stale.get() || self.tables.get().is_some()
+    }
+
+    fn detach(&self, table: Frame) {
+        let next = self.tables.replace(Some(table)).map_or(0, |next| (next.0 as u64 + 1) << 12);
+        // SAFETY: only processors that still walk the table look into it; with its low bits clear the entry is not
+        // present for them.
+        unsafe { table.pointer().cast::<u64>().write_volatile(next) };
+    }
+
+    /// No processor has them cached any more: the tables are freed.
+    pub fn forget(&self) {
+        self.stale.set(false);
+        while let Some(table) = self.tables.get() {
+            // SAFETY: what `detach` wrote.
+            let next = unsafe { table.pointer().cast::<u64>().read_volatile() } >> 12;
+            self.tables.set(next.checked_sub(1).map(|next| Frame(next as u32)));
+            release(table);
+        }
+    }
+}
+
+/// Memory for the page-table walker, paid from an account. What the walker takes away is noted.
+pub struct Tables<'a>(pub &'a Account, pub &'a Changes);
+
+fn entry(table: u64, index: usize) -> *mut u64 {
+    // SAFETY: tables are pool frames or frames of the image, all mapped; the index is below 512.
+    unsafe { ((table + KERNEL) as *mut u64).add(index & 511) }
+}
+
+/// Entry `index` of the page table at physical address `table`.
+pub fn read_entry(table: u64, index: usize) -> u64 {
+    // SAFETY: see `entry`; entries may change under a lookup, hence volatile.
+    unsafe { entry(table, index).read_volatile() }
+}
+
+/// Sets entry `index` of the page table at physical address `table`, whose only writer the caller is.
+pub fn write_entry(table: u64, index: usize, value: u64) {
+    // SAFETY: see `entry`.
+    unsafe { entry(table, index).write_volatile(value) }
 }
 
 impl kernel_core::paging::Tables for Tables<'_> {
@@ -315,18 +374,22 @@ impl kernel_core::paging::Tables for Tables<'_> {
 
     fn free(&mut self, table: u64) {
         if let Some(frame) = Frame::from_physical(table) {
-            self.0.release(frame, 0);
+            self.1.detach(frame);
         }
     }
 
     fn read(&self, table: u64, index: usize) -> u64 {
-        // SAFETY: see `entry`; entries may change under a lookup, hence volatile.
-        unsafe { Self::entry(table, index).read_volatile() }
+        read_entry(table, index)
     }
 
     fn write(&mut self, table: u64, index: usize, value: u64) {
-        // SAFETY: see `entry`; the space's lock makes this the only writer.
-        unsafe { Self::entry(table, index).write_volatile(value) }
+        // The space's lock makes this the only writer.
+        let old = read_entry(table, index);
+        write_entry(table, index, value);
+        // Processors cache present entries only (Intel SDM vol. 3A, 4.10.2.3; vol. 3C, 29.4.2).
+        if old != 0 && old != value {
+            self.1.stale.set(true);
+        }
     }
 
     fn live(&mut self, table: u64, delta: i32) -> u32 {

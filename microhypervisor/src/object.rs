@@ -114,7 +114,7 @@ pub fn create<T: Object>(
 ) -> Result<(&'static T, Ref<T>), Status> {
     let memory = account.small(size_of::<T>()).ok_or(Status::MemObj)?;
     let Some(reference) = table().alloc(T::KIND, ((memory as u64 - KERNEL) >> 6) as u32) else {
-        account.release_small(memory, size_of::<T>());
+        crate::memory::release_small(memory, size_of::<T>());
         return Err(Status::MemObj);
     };
     match build(Ref(reference, PhantomData)) {
@@ -132,7 +132,7 @@ pub fn create<T: Object>(
             if table().invalidate(reference) {
                 table().release(reference.index);
             }
-            account.release_small(memory, size_of::<T>());
+            crate::memory::release_small(memory, size_of::<T>());
             Err(status)
         }
     }

@@ -16,7 +16,7 @@ use kernel_core::slots::Entry;
 use crate::boot::HandOver;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, EcKind};
-use crate::memory::{KERNEL_ACCOUNT, StaticFrame, kernel_range};
+use crate::memory::{Changes, KERNEL_ACCOUNT, StaticFrame, kernel_range};
 use crate::object::{self, Ref};
 use crate::panic::fatal;
 use crate::pd::Pd;
@@ -98,10 +98,11 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
 
     map_image(host.0, image);
     write_hip(image, hand_over, pins);
-    must(host.0.map_kernel_page(HIP_ADDRESS, HIP.physical(), Permissions::READ));
+    let changes = Changes::none();
+    must(host.0.map_kernel_page(&changes, HIP_ADDRESS, HIP.physical(), Permissions::READ));
     let page = ROOT_UTCB_ADDRESS >> 12;
     let (ec, ec_reference) =
-        must(create::host_or_guest(cpu, pd, objects.0, host.0, EcKind::Global, false, page, HIP_ADDRESS, 0));
+        must(create::host_or_guest(&changes, cpu, pd, objects.0, host.0, EcKind::Global, false, page, HIP_ADDRESS, 0));
     ec.rip.set(image.elf.entry);
     ec.set_gpr(gpr::RDI, hand_over.magic as u64);
     ec.set_gpr(gpr::RSI, hand_over.information as u64);
@@ -140,11 +141,14 @@ fn open_nova_spaces(pio: &PioSpace, msr: &MsrSpace) {
 
 /// Maps the segments of the root image where the boot loader put them.
 fn map_image(host: &HostSpace, image: &Image) {
+    let changes = Changes::none();
     for segment in image.elf.segments() {
         let mut done = 0;
         while done < segment.pages {
             let (va, pa) = (segment.va + done * 4096, segment.pa + done * 4096);
-            done += must(host.step(va, pa, segment.pages - done, segment.permissions, Cacheability::WriteBack)).max(1);
+            done +=
+                must(host.step(&changes, va, pa, segment.pages - done, segment.permissions, Cacheability::WriteBack))
+                    .max(1);
         }
     }
 }

@@ -88,6 +88,7 @@ pub fn run(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         Continuation::AwaitReply
         | Continuation::AwaitEventReply
         | Continuation::Blocked
+        | Continuation::AwaitRound
         | Continuation::Idle
         | Continuation::Dead => sched::resume_current(cpu),
     }

@@ -4,15 +4,17 @@
 //! rule. A chain whose end blocks parks the SC there until that EC goes on.
 
 use core::cell::Cell;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::scd::Scd;
+use kernel_core::mailbox::MailCell;
 use kernel_core::ready::{LinkCell, Links};
 use kernel_core::slots::Kind;
 
 use crate::cpu::{Cpu, now};
 use crate::ec::{Continuation, Ec, EcTimeouts};
 use crate::object::{self, Object, Ref, by_id};
-use crate::{run, semaphore, timer};
+use crate::{rounds, run, semaphore, timer};
 
 /// A scheduling context.
 #[repr(C, align(64))]
@@ -23,8 +25,11 @@ pub struct Sc {
     /// Budget in system time.
     budget: u64,
     left: Cell<u64>,
-    consumed: Cell<u64>,
+    /// Time consumed; while it runs less one and the time at which it began to run, which is negative.
+    time: AtomicU64,
     link: LinkCell,
+    /// Messages from other CPUs.
+    pub mail: MailCell,
 }
 
 impl Object for Sc {
@@ -48,15 +53,26 @@ impl Sc {
             priority: scd.priority,
             budget,
             left: Cell::new(budget),
-            consumed: Cell::new(0),
+            time: AtomicU64::new(0),
             link: LinkCell::unlinked(),
+            mail: MailCell::empty(),
         }
     }
 
-    /// Total system time consumed.
-    pub fn consumed(&self, cpu: &Cpu) -> u64 {
-        let running = cpu.sc.get().is_some_and(|sc| core::ptr::eq(sc, self));
-        self.consumed.get() + if running { now().saturating_sub(cpu.slice_start.get()) } else { 0 }
+    /// Total system time consumed. For any CPU.
+    pub fn consumed(&self) -> u64 {
+        match self.time.load(Ordering::Relaxed) {
+            running if (running as i64) < 0 => running.wrapping_add(1).wrapping_add(now()),
+            total => total,
+        }
+    }
+
+    fn begin(&self, now: u64) {
+        self.time.store(self.time.load(Ordering::Relaxed).wrapping_sub(now).wrapping_sub(1), Ordering::Relaxed);
+    }
+
+    fn end(&self, now: u64) {
+        self.time.store(self.time.load(Ordering::Relaxed).wrapping_add(1).wrapping_add(now), Ordering::Relaxed);
     }
 }
 
@@ -79,7 +95,7 @@ pub fn unpark(cpu: &Cpu, ec: &Ec) {
 fn suspend(cpu: &Cpu) -> Option<&'static Sc> {
     let sc = cpu.sc.take()?;
     let now = now();
-    sc.consumed.set(sc.consumed.get() + now.saturating_sub(cpu.slice_start.get()));
+    sc.end(now);
     sc.left.set(cpu.slice_end.get().saturating_sub(now));
     Some(sc)
 }
@@ -97,16 +113,22 @@ pub fn park(cpu: &'static Cpu, ec: &Ec) -> ! {
     schedule(cpu)
 }
 
-/// If a more urgent SC is ready or the budget is used up, another one runs; else returns.
+/// If a more urgent SC is ready, the budget is used up, or another CPU wants something, what the current SC was to run
+/// may not be what runs next; else returns.
 pub fn check(cpu: &'static Cpu) {
     if !cpu.reschedule.replace(false) {
         return;
     }
+    let attended = rounds::attend(cpu);
     let Some(current) = cpu.sc.get() else { schedule(cpu) };
     let expired = now() >= cpu.slice_end.get();
     let urgent = cpu.ready.get().highest().is_some_and(|priority| priority > current.priority);
     if !expired && !urgent {
-        return timer::program(cpu);
+        timer::program(cpu);
+        if attended {
+            resume_current(cpu)
+        }
+        return;
     }
     suspend(cpu);
     let (priority, id) = (current.priority, object::id(current));
@@ -123,6 +145,7 @@ pub fn check(cpu: &'static Cpu) {
 pub fn schedule(cpu: &'static Cpu) -> ! {
     loop {
         cpu.reschedule.set(false);
+        rounds::attend(cpu);
         if let Some((_, id)) = cpu.ready.get().pop_highest(&ScLinks) {
             let sc = by_id::<Sc>(id);
             if sc.left.get() == 0 {
@@ -130,7 +153,7 @@ pub fn schedule(cpu: &'static Cpu) -> ! {
             }
             let now = now();
             cpu.sc.set(Some(sc));
-            cpu.slice_start.set(now);
+            sc.begin(now);
             cpu.slice_end.set(now.saturating_add(sc.left.get()));
             timer::program(cpu);
             if let Some(ec) = follow(cpu, sc) {
@@ -166,7 +189,7 @@ fn follow(cpu: &Cpu, sc: &Sc) -> Option<&'static Ec> {
                 next = Some(callee);
             }
             None => match ec.continuation.get() {
-                Continuation::Blocked => {
+                Continuation::Blocked | Continuation::AwaitRound => {
                     park_current(cpu, ec);
                     return None;
                 }

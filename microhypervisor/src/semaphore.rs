@@ -15,7 +15,7 @@ use spin::Mutex;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcLinks, EcTimeouts};
 use crate::object::{self, Object, by_id};
-use crate::{run, sched, timer};
+use crate::{rounds, run, sched, timer};
 
 /// Value of [`Sm::interrupt`] for an ordinary semaphore.
 const NO_INTERRUPT: u32 = u32::MAX;
@@ -74,7 +74,12 @@ impl Sm {
             return Ok(());
         };
         drop(state);
-        wake(cpu, by_id::<Ec>(id), Status::Success);
+        let ec = by_id::<Ec>(id);
+        if core::ptr::eq(ec.cpu, cpu) {
+            wake(cpu, ec, Status::Success);
+        } else {
+            rounds::post_ec(ec, rounds::mail::WAKE);
+        }
         Ok(())
     }
 
@@ -94,6 +99,7 @@ impl Sm {
         if timeout != 0 && timeout <= crate::cpu::now() {
             return Err(Status::Timeout);
         }
+        // From here on another CPU can wake it; the message is read only after it has parked.
         state.queue.push_back(&EcLinks, object::id(ec));
         drop(state);
         ec.continuation.set(Continuation::Blocked);
@@ -116,10 +122,17 @@ fn wake(cpu: &Cpu, ec: &Ec, status: Status) {
     sched::unpark(cpu, ec);
 }
 
-/// The timeout of `ec` has passed; the timeout queue has dropped it already.
-pub fn timed_out(cpu: &Cpu, ec: &Ec) {
-    if let Some(sm) = ec.waits_on.get() {
-        sm.state.lock().queue.remove(&EcLinks, object::id(ec));
+/// Another CPU took `ec` out of its semaphore's queue by an up.
+pub fn woken(cpu: &Cpu, ec: &Ec) {
+    if ec.continuation.get() == Continuation::Blocked {
+        wake(cpu, ec, Status::Success);
     }
-    wake(cpu, ec, Status::Timeout);
+}
+
+/// The timeout of `ec` has passed; the timeout queue has dropped it already. An up on another CPU that came first wins.
+pub fn timed_out(cpu: &Cpu, ec: &Ec) {
+    let waits = |sm: &Sm| sm.state.lock().queue.remove(&EcLinks, object::id(ec));
+    if ec.waits_on.get().is_some_and(waits) {
+        wake(cpu, ec, Status::Timeout);
+    }
 }

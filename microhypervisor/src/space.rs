@@ -10,13 +10,13 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use abi::Status;
 use abi::capability::{Cacheability, Permissions, SELECTOR_COUNT};
-use kernel_core::paging::{Ept, Host, Leaf, MapError, Npt, Space, Tables as _};
+use kernel_core::paging::{Ept, Host, Leaf, MapError, Npt, Space};
 use kernel_core::slots::{Entry, Kind};
 use spin::{Mutex, Once};
 
-use crate::cpu::{BLOCK, CpuBlock};
+use crate::cpu::{BLOCK, Cpu, CpuBlock};
 use crate::descriptors::{WINDOW_GROUP, WINDOW_GROUPS, WINDOW_TSS_PAGES};
-use crate::memory::{Frame, KERNEL, StaticFrame, Tables};
+use crate::memory::{Changes, Frame, KERNEL, KERNEL_ACCOUNT, StaticFrame, Tables, read_entry, write_entry};
 use crate::object::{Object, Ref, resolve};
 use crate::pd::Pd;
 use crate::vcpu::Processor;
@@ -136,7 +136,7 @@ const GLOBAL: u64 = 1 << 8;
 const NO_EXECUTE: u64 = 1 << 63;
 
 fn put(table: &StaticFrame, index: usize, value: u64) {
-    Tables(&crate::memory::KERNEL_ACCOUNT).write(table.physical(), index, value);
+    write_entry(table.physical(), index, value);
 }
 
 /// Builds the kernel's half of the address space (W^X, no user memory) and returns its root.
@@ -196,40 +196,37 @@ pub fn build_kernel() -> u64 {
 
 /// Maps the task state segments and an I/O bitmap in the window's page table `table`.
 fn fill_window(table: u64, bitmap: [u64; 2]) {
-    let mut tables = Tables(&crate::memory::KERNEL_ACCOUNT);
     let flags = PRESENT | NO_EXECUTE;
     for (place, frame) in crate::descriptors::tss_pages() {
-        tables.write(table, place, frame | flags | WRITE | GLOBAL);
+        write_entry(table, place, frame | flags | WRITE | GLOBAL);
     }
     for group in 0..WINDOW_GROUPS {
         for (page, frame) in [bitmap[0], bitmap[1], ONES.physical()].into_iter().enumerate() {
-            tables.write(table, group * WINDOW_GROUP + WINDOW_TSS_PAGES + page, frame | flags);
+            write_entry(table, group * WINDOW_GROUP + WINDOW_TSS_PAGES + page, frame | flags);
         }
     }
 }
 
 /// Allocates and maps the block of CPU `number`; false if there is no memory for it.
 pub fn map_cpu(number: u16) -> bool {
-    let account = &crate::memory::KERNEL_ACCOUNT;
-    let frame = || account.frames(0).map(Frame::physical);
+    let frame = || KERNEL_ACCOUNT.frames(0).map(Frame::physical);
     if !crate::descriptors::provide_tss(number as usize, frame) {
         return false;
     }
     fill_window(WINDOW_PT.physical(), [ONES.physical(); 2]);
     let page = (number as usize * BLOCK) >> 12;
-    let mut tables = Tables(account);
     let directory = 1 + (page >> 9);
-    if tables.read(DEVICE_PD.physical(), directory) == 0 {
+    if read_entry(DEVICE_PD.physical(), directory) == 0 {
         let Some(table) = frame() else { return false };
         put(&DEVICE_PD, directory, table | PRESENT | WRITE);
     }
-    let table = tables.read(DEVICE_PD.physical(), directory) & !0xfff;
+    let table = read_entry(DEVICE_PD.physical(), directory) & !0xfff;
     for offset in (0..BLOCK).step_by(4096).filter(|offset| !CpuBlock::is_guard(*offset)) {
         let index = (page + (offset >> 12)) & 511;
         // What a CPU that did not answer left is there already.
-        if tables.read(table, index) == 0 {
+        if read_entry(table, index) == 0 {
             let Some(frame) = frame() else { return false };
-            tables.write(table, index, frame | PRESENT | WRITE | NO_EXECUTE | GLOBAL);
+            write_entry(table, index, frame | PRESENT | WRITE | NO_EXECUTE | GLOBAL);
         }
     }
     true
@@ -256,10 +253,8 @@ impl HostSpace {
     /// An empty host space of `pd`, with the kernel's half.
     pub fn new(pd: &'static Pd) -> Result<Self, Status> {
         let root = pd.account().draft(0)?.keep().physical();
-        let mut tables = Tables(pd.account());
         for index in [510, 511] {
-            let entry = tables.read(MASTER.physical(), index);
-            tables.write(root, index, entry);
+            write_entry(root, index, read_entry(MASTER.physical(), index));
         }
         Ok(Self { space: Space::new(root, largest_page()), lock: Mutex::new(()), pd, ports: AtomicBool::new(false) })
     }
@@ -277,10 +272,23 @@ impl HostSpace {
     }
 
     /// Maps one frame of the kernel's pool or image, as UTCBs and the information page are.
-    pub fn map_kernel_page(&self, address: u64, physical: u64, permissions: Permissions) -> Result<(), Status> {
+    pub fn map_kernel_page(
+        &self,
+        changes: &Changes,
+        address: u64,
+        physical: u64,
+        permissions: Permissions,
+    ) -> Result<(), Status> {
         let _guard = self.lock.lock();
         self.space
-            .map_step(&mut Tables(self.pd.account()), address, physical, 1, permissions, Cacheability::WriteBack)
+            .map_step(
+                &mut Tables(self.pd.account(), changes),
+                address,
+                physical,
+                1,
+                permissions,
+                Cacheability::WriteBack,
+            )
             .map(drop)
             .map_err(|_| Status::MemObj)
     }
@@ -296,11 +304,10 @@ impl HostSpace {
         let frames =
             [account.draft(0).map_err(full)?, account.draft(0).map_err(full)?, account.draft(0).map_err(full)?];
         let [pdpt, pd, pt] = frames.map(|draft| draft.keep().physical());
-        let mut tables = Tables(account);
         fill_window(pt, bitmap);
-        tables.write(pd, 0, pt | PRESENT | WRITE);
-        tables.write(pdpt, 0, pd | PRESENT | WRITE);
-        tables.write(self.root(), 510, pdpt | PRESENT | WRITE);
+        write_entry(pd, 0, pt | PRESENT | WRITE);
+        write_entry(pdpt, 0, pd | PRESENT | WRITE);
+        write_entry(self.root(), 510, pdpt | PRESENT | WRITE);
         self.ports.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -413,11 +420,17 @@ impl PioSpace {
         Ok(())
     }
 
-    /// The host space may have got its own window: stale translations of the old one must go.
-    pub fn changed(&self, cpu: &crate::cpu::Cpu) {
+    /// Rights were changed: this CPU drops its translation of the window without bitmap, if it had one.
+    pub fn flush(&self, cpu: &Cpu) {
         if self.first {
-            self.pd.host.get().inspect(|host| host.changed(cpu));
+            self.pd.host.get().inspect(|host| host.flush(cpu));
         }
+    }
+
+    /// Whether `cpu` may have cached the window without bitmap, or runs a guest that may still use a port.
+    pub fn cached_by(&self, cpu: &Cpu) -> bool {
+        let host = self.first && self.pd.host.get().is_some_and(|host| host.cached_by(cpu));
+        host || cpu.nested.load(Ordering::Relaxed) != 0
     }
 }
 
@@ -493,9 +506,10 @@ fn refused(error: MapError) -> Status {
 /// A space that holds memory capabilities: the destination of a delegation from a host space.
 pub trait MemorySpace {
     /// Maps or, with empty permissions, unmaps the largest piece at `address` that one entry covers, of at most
-    /// `pages` pages. Returns the number of pages done.
+    /// `pages` pages. Returns the number of pages done; what it took away is added to `changes`.
     fn step(
         &self,
+        changes: &Changes,
         address: u64,
         physical: u64,
         pages: u64,
@@ -504,13 +518,16 @@ pub trait MemorySpace {
     ) -> Result<u64, Status>;
     /// Number of selectors, a power of two.
     fn selectors(&self) -> u64;
-    /// Rights may have been taken away: stale translations must go.
-    fn changed(&self, cpu: &crate::cpu::Cpu);
+    /// Rights were taken away: this CPU drops what it has cached, and whoever enters a guest will.
+    fn flush(&self, cpu: &Cpu);
+    /// Whether `cpu` may have cached what the space held.
+    fn cached_by(&self, cpu: &Cpu) -> bool;
 }
 
 impl MemorySpace for HostSpace {
     fn step(
         &self,
+        changes: &Changes,
         address: u64,
         physical: u64,
         pages: u64,
@@ -519,7 +536,7 @@ impl MemorySpace for HostSpace {
     ) -> Result<u64, Status> {
         let _guard = self.lock.lock();
         self.space
-            .map_step(&mut Tables(self.pd.account()), address, physical, pages, permissions, cache)
+            .map_step(&mut Tables(self.pd.account(), changes), address, physical, pages, permissions, cache)
             .map_err(refused)
     }
 
@@ -527,17 +544,22 @@ impl MemorySpace for HostSpace {
         abi::USER_END >> 12
     }
 
-    fn changed(&self, cpu: &crate::cpu::Cpu) {
-        if cpu.space.load(Ordering::Relaxed) == self.root() {
+    fn flush(&self, cpu: &Cpu) {
+        if self.cached_by(cpu) {
             // SAFETY: the tables are loaded already; loading them again drops stale translations.
             unsafe { crate::registers::set_cr3(self.root()) };
         }
+    }
+
+    fn cached_by(&self, cpu: &Cpu) -> bool {
+        cpu.space.load(Ordering::Relaxed) == self.root()
     }
 }
 
 impl MemorySpace for GuestSpace {
     fn step(
         &self,
+        changes: &Changes,
         address: u64,
         physical: u64,
         pages: u64,
@@ -545,7 +567,7 @@ impl MemorySpace for GuestSpace {
         cache: Cacheability,
     ) -> Result<u64, Status> {
         let _guard = self.lock.lock();
-        let mut tables = Tables(self.pd.account());
+        let mut tables = Tables(self.pd.account(), changes);
         match &self.nested {
             Nested::Ept(space) => space.map_step(&mut tables, address, physical, pages, permissions, cache),
             Nested::Npt(space) => space.map_step(&mut tables, address, physical, pages, permissions, cache),
@@ -557,14 +579,18 @@ impl MemorySpace for GuestSpace {
         1 << (48 - 12)
     }
 
-    fn changed(&self, _: &crate::cpu::Cpu) {
+    fn flush(&self, _: &Cpu) {
         self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    fn cached_by(&self, cpu: &Cpu) -> bool {
+        cpu.nested.load(Ordering::Relaxed) == self.root()
     }
 }
 
 impl HostSpace {
     /// The memory capability at `address` and how many pages of the same piece follow, or how many pages are not mapped.
     pub fn lookup(&self, address: u64) -> (Option<Leaf>, u64) {
-        self.space.lookup_run(&Tables(self.pd.account()), address)
+        self.space.lookup_run(&Tables(self.pd.account(), &Changes::none()), address)
     }
 }

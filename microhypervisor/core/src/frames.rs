@@ -20,7 +20,7 @@ const INNER: u8 = 0;
 #[repr(transparent)]
 pub struct FrameNumber(pub u32);
 
-/// What is known of a frame; 12 bytes. The public field belongs to whoever allocated the block that the frame begins.
+/// What is known of a frame; 16 bytes. The public fields belong to whoever allocated the block that the frame begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct FrameMeta {
@@ -29,11 +29,13 @@ pub struct FrameMeta {
     state: u8,
     /// Page tables: number of entries in use.
     pub live: u16,
+    /// Who paid for it.
+    pub owner: u32,
 }
 
 impl FrameMeta {
     /// A frame that nobody may allocate yet: all bits zero.
-    pub const RESERVED: Self = Self { next: 0, prev: 0, state: INNER, live: 0 };
+    pub const RESERVED: Self = Self { next: 0, prev: 0, state: INNER, live: 0, owner: 0 };
 }
 
 /// Why a frame could not be freed: it does not begin an allocated block (freed twice, or never allocated).

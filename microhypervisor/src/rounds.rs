@@ -1,0 +1,204 @@
+#![allow(unsafe_code)]
+//! Rounds: an EC waits until other CPUs have passed through the kernel once (Kilonova's shootdown and grace period).
+//!
+//! Unsafe: loads page tables anew.
+//!
+//! Whoever has taken a right away must not go on before no CPU can use it any more. It asks the CPUs concerned by one
+//! interrupt each, all at once, and parks; the last one to answer calls it back. A CPU answers where it holds no
+//! reference to any object (see [`attend`]), with its translations of the current host space dropped. An answer thus
+//! also says that whatever the CPU had looked up before it has let go.
+//!
+//! A CPU has one round under way; ECs that come meanwhile share the next one. All state has a fixed size.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+
+use kernel_core::mailbox::{Inbox, MailCell, MailCells, Mailbox};
+use kernel_core::ready::Fifo;
+
+use crate::cpu::{CPUS_MAX, Cpu, Owned};
+use crate::ec::{Continuation, Ec, EcLinks};
+use crate::object::{self, by_id};
+use crate::sched::Sc;
+use crate::{lapic, registers, sched, semaphore};
+
+const WORDS: usize = CPUS_MAX / 64;
+
+/// A CPU's part in rounds, and its mail.
+pub struct Rounds {
+    mailbox: Mailbox,
+    inbox: Owned<Inbox>,
+    /// Some CPU asks this one.
+    asked: AtomicBool,
+    /// Which ones do.
+    asked_by: [AtomicU64; WORDS],
+    /// CPUs that have not answered this one's round.
+    outstanding: AtomicU32,
+    /// They all have.
+    answered: AtomicBool,
+    /// ECs that wait for the round under way.
+    waiting: Owned<Fifo>,
+    /// ECs that wait for the next one.
+    next: Owned<Fifo>,
+    /// CPUs that the next one concerns.
+    targets: Owned<[u64; WORDS]>,
+}
+
+impl Rounds {
+    /// Nothing asked, nothing waiting.
+    pub const fn new() -> Self {
+        Self {
+            mailbox: Mailbox::empty(),
+            inbox: Owned::new(Inbox::empty()),
+            asked: AtomicBool::new(false),
+            asked_by: [const { AtomicU64::new(0) }; WORDS],
+            outstanding: AtomicU32::new(0),
+            answered: AtomicBool::new(false),
+            waiting: Owned::new(Fifo::empty()),
+            next: Owned::new(Fifo::empty()),
+            targets: Owned::new([0; WORDS]),
+        }
+    }
+}
+
+/// Calls the attention of `cpu`, which will look at its mail and answer rounds before it runs a program again.
+pub fn call(cpu: &Cpu) {
+    lapic::call_attention(cpu.apic_id.get());
+}
+
+/// Has `ec` wait until every CPU for which `concerned` holds has answered, and then go on with `after`. False, and
+/// nothing done, if there is no such CPU beside this one. What the CPUs shall notice must be written before.
+pub fn start(cpu: &Cpu, ec: &Ec, after: Continuation, concerned: impl Fn(&Cpu) -> bool) -> bool {
+    // Orders what was written before against the reads of what other CPUs use now: they write that, then look.
+    fence(Ordering::SeqCst);
+    let mut any = false;
+    for other in Cpu::all().filter(|other| !core::ptr::eq(*other, cpu) && concerned(other)) {
+        cpu.rounds.targets.get()[other.number as usize / 64] |= 1 << (other.number % 64);
+        any = true;
+    }
+    if any {
+        ec.after_round.set(after);
+        ec.continuation.set(Continuation::AwaitRound);
+        cpu.rounds.next.get().push_back(&EcLinks, object::id(ec));
+        launch(cpu);
+    }
+    any
+}
+
+/// Starts the next round if none is under way and somebody waits for one.
+fn launch(cpu: &Cpu) {
+    let rounds = &cpu.rounds;
+    if rounds.waiting.get().front().is_some() || rounds.next.get().front().is_none() {
+        return;
+    }
+    core::mem::swap(rounds.waiting.get(), rounds.next.get());
+    let targets = core::mem::replace(rounds.targets.get(), [0; WORDS]);
+    rounds.outstanding.store(targets.iter().map(|word| word.count_ones()).sum(), Ordering::Relaxed);
+    for other in members(&targets) {
+        other.rounds.asked_by[cpu.number as usize / 64].fetch_or(1 << (cpu.number % 64), Ordering::AcqRel);
+        other.rounds.asked.store(true, Ordering::Release);
+        call(other);
+    }
+}
+
+/// The CPUs of a set.
+fn members(set: &[u64; WORDS]) -> impl Iterator<Item = &'static Cpu> {
+    let set = *set;
+    Cpu::all().filter(move |cpu| set[cpu.number as usize / 64] & 1 << (cpu.number % 64) != 0)
+}
+
+/// Answers all CPUs that ask this one.
+fn answer(cpu: &Cpu) {
+    if !cpu.rounds.asked.swap(false, Ordering::AcqRel) {
+        return;
+    }
+    let who = cpu.rounds.asked_by.each_ref().map(|word| word.swap(0, Ordering::AcqRel));
+    // SAFETY: the tables are loaded already; loading them again drops stale translations. Those of guests go before
+    // the next entry, see `GuestSpace::generation`.
+    unsafe { registers::set_cr3(cpu.space.load(Ordering::Relaxed)) };
+    for other in members(&who) {
+        if other.rounds.outstanding.fetch_sub(1, Ordering::AcqRel) == 1 {
+            other.rounds.answered.store(true, Ordering::Release);
+            call(other);
+        }
+    }
+}
+
+/// ECs whose round is over go on.
+fn finish(cpu: &Cpu) {
+    if !cpu.rounds.answered.swap(false, Ordering::AcqRel) {
+        return;
+    }
+    while let Some(id) = cpu.rounds.waiting.get().pop_front(&EcLinks) {
+        let ec = by_id::<Ec>(id);
+        ec.changes.forget();
+        ec.continuation.set(ec.after_round.get());
+        sched::unpark(cpu, ec);
+    }
+    launch(cpu);
+}
+
+/// What a message says, in the name of an EC or SC.
+pub mod mail {
+    /// An EC: the semaphore that it waits on was upped.
+    pub const WAKE: u32 = 1 << 0;
+    /// An SC: it is new.
+    pub const START: u32 = 1 << 1;
+}
+
+/// Ids of SCs carry this bit, those of ECs do not.
+const SC: u32 = 1 << 30;
+
+struct Cells;
+impl MailCells for Cells {
+    fn cell(&self, id: u32) -> &MailCell {
+        if id & SC != 0 { &by_id::<Sc>(id & !SC).mail } else { &by_id::<Ec>(id).mail }
+    }
+}
+
+fn post(to: &Cpu, id: u32, message: u32) {
+    if to.rounds.mailbox.post(&Cells, id, message) {
+        call(to);
+    }
+}
+
+/// Sends a message about `ec` to its CPU.
+pub fn post_ec(ec: &Ec, message: u32) {
+    post(ec.cpu, object::id(ec), message);
+}
+
+/// Sends a message about `sc` to `cpu`, that of its EC.
+pub fn post_sc(cpu: &Cpu, sc: &Sc, message: u32) {
+    post(cpu, object::id(sc) | SC, message);
+}
+
+fn deliver(cpu: &'static Cpu, id: u32, message: u32) {
+    if id & SC != 0 {
+        if message & mail::START != 0 {
+            sched::enqueue(cpu, by_id::<Sc>(id & !SC));
+        }
+    } else if message & mail::WAKE != 0 {
+        semaphore::woken(cpu, by_id::<Ec>(id));
+    }
+}
+
+/// Messages handled between two looks at pending interrupts.
+const BATCH: u32 = 32;
+
+/// Does what other CPUs want of this one. Callers hold no reference to any object afterwards, not even to an EC that
+/// they were about to run. False if there was nothing to do.
+pub fn attend(cpu: &'static Cpu) -> bool {
+    let rounds = &cpu.rounds;
+    let mut any = rounds.asked.load(Ordering::Relaxed) || rounds.answered.load(Ordering::Relaxed);
+    let mut handled = 0;
+    while let Some((id, message)) = rounds.inbox.get().take(&rounds.mailbox, &Cells) {
+        any = true;
+        deliver(cpu, id, message);
+        handled += 1;
+        if handled % BATCH == 0 {
+            registers::interrupt_window();
+        }
+    }
+    answer(cpu);
+    finish(cpu);
+    any
+}

@@ -41,8 +41,8 @@ enum Verb {
     Setup,
     /// Build a system and boot it
     Run(run::Arguments),
-    /// Count the instructions that things cost
-    Bench,
+    /// Measure what things cost, beside what they cost elsewhere
+    Bench(bench::Arguments),
     /// Check formatting, lints, documentation, dependencies and sizes
     Check,
     /// Run the host's tests, then systems in emulators
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     let outcome = terminal::restore_on_signals().and_then(|()| match Arguments::parse().verb {
         Verb::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Verb::Run(arguments) => run::run(&arguments),
-        Verb::Bench => bench::run().map(|()| ExitCode::SUCCESS),
+        Verb::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Check => check::run().map(|()| ExitCode::SUCCESS),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Image { system, iso, kernel } => {

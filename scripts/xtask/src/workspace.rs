@@ -1,7 +1,8 @@
 //! Where things are: the repository, the build directory, and what is kept in it.
 
 use std::path::{Path, PathBuf};
-use std::{env, fs};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{env, fs, process};
 
 use anyhow::{Context, Result};
 
@@ -38,7 +39,12 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", shown(path)))
 }
 
-/// Writes a file; the error names it.
+/// Writes a file, all at once, for others may be reading or writing it: tests run side by side. The error names it.
 pub fn write(path: &Path, content: &[u8]) -> Result<()> {
-    fs::write(path, content).with_context(|| format!("cannot write {}", shown(path)))
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let unfinished = path.with_added_extension(format!("{}.{number}", process::id()));
+    fs::write(&unfinished, content)
+        .and_then(|()| fs::rename(&unfinished, path))
+        .with_context(|| format!("cannot write {}", shown(path)))
 }

@@ -12,12 +12,13 @@ use super::{Lab, Test};
 use crate::emulator::{Emulator, Machine};
 use crate::exec::{Frame, Frames};
 use crate::session::{Event, Next, Session};
-use crate::{bundle, workspace};
+use crate::{bench, bundle, workspace};
 
 pub const TESTS: &[Test] = &[
     Test::new("linux::a command's output and status arrive exactly", command),
     Test::new("linux::power-off and reboot", endings).only(QEMU),
     Test::new("linux::the clock neither drifts nor jumps", clock).only(QEMU),
+    Test::new("linux::a boot takes at most 1.3 times the instructions of a bare one", instructions).only(QEMU),
     Test::new("linux::no warning that a bare boot has not", messages).only(QEMU),
 ];
 
@@ -53,6 +54,10 @@ fn few_exits(outcome: &Outcome) -> Result<()> {
     ensure!(other <= EXITS, outcome.failure(&format!("{other} exits to the shell, beside UART and timer")));
     ensure!(uart + timer <= EXITS_FOR_UART_AND_TIMER, outcome.failure(&format!("{uart} + {timer} exits")));
     Ok(())
+}
+
+fn instructions(_: &Lab) -> Result<()> {
+    bench::check("linux::boot")
 }
 
 fn endings(lab: &Lab) -> Result<()> {

@@ -6,6 +6,8 @@
 use core::sync::atomic::Ordering;
 use std::sync::OnceLock;
 
+pub use loom::sync::atomic::fence;
+
 macro_rules! modelled {
     ($($name:ident: $value:ty),*) => {$(
         /// See the module.
@@ -59,6 +61,10 @@ macro_rules! modelled {
 
             pub fn fetch_sub(&self, value: $value, order: Ordering) -> $value {
                 self.atomic().fetch_sub(value, order)
+            }
+
+            pub fn fetch_max(&self, value: $value, order: Ordering) -> $value {
+                self.atomic().fetch_max(value, order)
             }
 
             pub fn fetch_or(&self, value: $value, order: Ordering) -> $value {

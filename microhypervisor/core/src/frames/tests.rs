@@ -62,8 +62,8 @@ proptest! {
                 Op::Alloc(order) => match frames.alloc(order) {
                     Some(FrameNumber(frame)) => {
                         let meta = frames.meta_mut(FrameNumber(frame)).unwrap();
-                        prop_assert_eq!(meta.live, 0);
-                        meta.live = 0xffff;
+                        prop_assert_eq!((meta.live, meta.owner), (0, 0));
+                        (meta.live, meta.owner) = (0xffff, u32::MAX);
                         allocated.push((frame, order));
                     }
                     // Nothing that large was free; `check` has shown that free buddies are always merged.
@@ -91,8 +91,8 @@ proptest! {
 }
 
 #[test]
-fn metadata_is_12_bytes() {
-    assert_eq!(size_of::<FrameMeta>(), 12);
+fn metadata_is_16_bytes() {
+    assert_eq!(size_of::<FrameMeta>(), 16);
 }
 
 #[test]

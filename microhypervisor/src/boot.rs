@@ -210,7 +210,6 @@ fn calibrate(pm_timer: Option<(u16, bool)>) {
 
 /// Maps and silences the interrupt controllers. Returns the number of global interrupts.
 fn interrupt_controllers(tables: &AcpiTables) -> u32 {
-    silence_legacy();
     let mut pins = 0;
     for (index, chip) in tables.ioapics().iter().take(ioapic::MAX).enumerate() {
         pins = pins.max(ioapic::init(index, chip));
@@ -263,6 +262,8 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     let cpu = &BOOT_CPU.cpu;
     descriptors::fill_idt(&raw const run::interrupt_stubs as u64, run::STUB_STRIDE, run::interrupt_stack);
     let processors = &processors[..found];
+    // Before the LAPIC stops listening to them: QEMU keeps an interrupt asserted that is withdrawn after that.
+    silence_legacy();
     start_this(cpu, components, || lapic::choose_mode(processors));
     let pins = interrupt_controllers(&tables);
     calibrate(tables.fadt.as_ref().and_then(|fadt| fadt.pm_timer()));

@@ -12,7 +12,7 @@ use crate::cpu::Cpu;
 use crate::ec::{Binding, Ec, EcKind};
 use crate::guest::GuestState;
 use crate::hypercall::Call;
-use crate::memory::{Account, Changes, Draft};
+use crate::memory::{Changes, Draft};
 use crate::object::{self, Object, Ref};
 use crate::pd::Pd;
 use crate::portal::Pt;
@@ -26,11 +26,11 @@ use crate::{fpu, rounds, timer};
 fn install<T: Object>(
     ec: &Ec,
     call: Call,
-    account: &Account,
+    owner: &Pd,
     permissions: Permissions,
     build: impl FnOnce(Ref<T>) -> Result<T, Status>,
 ) -> Result<&'static T, Status> {
-    let (object, reference) = object::create(account, build)?;
+    let (object, reference) = object::create(Some(owner), owner.account(), build)?;
     ec.objects.set(call.selector, reference.capability(permissions))?;
     Ok(object)
 }
@@ -55,29 +55,29 @@ pub fn pd(ec: &'static Ec, call: Call) -> Result<(), Status> {
     let account = pd.account();
     match operation {
         CreatePd::ProtectionDomain => {
-            install(ec, call, account, owner.permissions(), |_| Ok(Pd::new(account, false)))?;
+            install(ec, call, pd, owner.permissions(), |own| Ok(Pd::new(own, account, false)))?;
         }
         CreatePd::ObjectSpace if pd.objects.get().is_some() => return Err(Status::Aborted),
         CreatePd::ObjectSpace => {
-            let space = install(ec, call, account, MEMORY, |_| ObjectSpace::new(pd))?;
+            let space = install(ec, call, pd, MEMORY, |_| ObjectSpace::new(pd))?;
             pd.objects.call_once(|| space);
         }
         CreatePd::HostSpace if pd.host.get().is_some() => return Err(Status::Aborted),
         CreatePd::HostSpace => {
-            let space = install(ec, call, account, MEMORY, |_| HostSpace::new(pd))?;
+            let space = install(ec, call, pd, MEMORY, |_| HostSpace::new(pd))?;
             pd.host.call_once(|| space);
         }
         CreatePd::GuestSpace => {
-            install(ec, call, account, Permissions::GRANT | Permissions::ASSIGN, |_| GuestSpace::new(pd))?;
+            install(ec, call, pd, Permissions::GRANT | Permissions::ASSIGN, |_| GuestSpace::new(pd))?;
         }
         CreatePd::DmaSpace => return Err(Status::BadFtr),
         CreatePd::PioSpace => {
             let first = pd.pio.get().is_none();
-            let space = install(ec, call, account, REGISTERS, |_| PioSpace::new(pd, first))?;
+            let space = install(ec, call, pd, REGISTERS, |_| PioSpace::new(pd, first))?;
             pd.pio.call_once(|| space);
         }
         CreatePd::MsrSpace => {
-            install(ec, call, account, REGISTERS, |_| MsrSpace::new(pd))?;
+            install(ec, call, pd, REGISTERS, |_| MsrSpace::new(pd))?;
         }
     }
     Ok(())
@@ -127,31 +127,31 @@ pub fn host_or_guest(
     event_base: u64,
 ) -> Result<(&'static Ec, Ref<Ec>), Status> {
     let account = pd.account();
-    let utcb = account.draft(0)?;
-    let fpu_state = if fpu { Some(account.draft(0)?) } else { None };
-    let control = if kind == EcKind::Guest { Some(account.draft(0)?) } else { None };
-    let guest = match (&control, cpu.processor.get()) {
-        (Some(control), Some(processor)) => {
-            let page = |draft: &Draft| PhysPage { pa: draft.frame.physical(), va: draft.frame.pointer() };
-            let pages = VcpuPages { control: page(control), extra: page(&utcb) };
-            Some(account.place(GuestState::new(processor, pages, space.root())).ok_or(Status::MemObj)?)
-        }
-        _ => {
-            space.map_kernel_page(
-                changes,
-                page << PAGE_BITS,
-                utcb.frame.physical(),
-                Permissions::READ | Permissions::WRITE,
-            )?;
-            None
-        }
-    };
-    control.map(Draft::keep);
-    let fpu_state = fpu_state.map(Draft::keep);
-    fpu_state.inspect(|area| fpu::reset_area(area.pointer()));
-    let utcb = utcb.keep();
-    object::create(account, |reference| {
-        let binding = Binding { reference, kind, cpu, pd, objects, space, utcb, event_base, fpu_state, guest };
+    object::create(Some(pd), account, |reference| {
+        let utcb = account.draft(0)?;
+        let fpu_state = if fpu { Some(account.draft(0)?) } else { None };
+        let control = if kind == EcKind::Guest { Some(account.draft(0)?) } else { None };
+        let address = page << PAGE_BITS;
+        let guest = match (&control, cpu.processor.get()) {
+            (Some(control), Some(processor)) => {
+                let page = |draft: &Draft| PhysPage { pa: draft.frame.physical(), va: draft.frame.pointer() };
+                let pages = VcpuPages { control: page(control), extra: page(&utcb) };
+                let state = GuestState::new(processor, pages, control.frame, space.root());
+                Some(account.place(state).ok_or(Status::MemObj)?)
+            }
+            _ => {
+                let both = Permissions::READ | Permissions::WRITE;
+                space.map_kernel_page(changes, address, utcb.frame.physical(), both)?;
+                None
+            }
+        };
+        // Nothing fails any more.
+        control.map(Draft::keep);
+        let fpu_state = fpu_state.map(Draft::keep);
+        fpu_state.inspect(|area| fpu::reset_area(area.pointer()));
+        let (utcb, utcb_address) = (utcb.keep(), if guest.is_some() { 0 } else { address });
+        let binding =
+            Binding { reference, kind, cpu, pd, objects, space, utcb, utcb_address, event_base, fpu_state, guest };
         Ok(Ec::new(binding, rsp))
     })
 }
@@ -169,10 +169,10 @@ pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> 
         return Err(Status::Aborted);
     }
     let ticks = timer::frequency() / 1000;
-    let result = install(ec, call, pd.account(), Permissions::CTRL, |_| Ok(Sc::new(target_reference, scd, ticks)));
+    let result = install(ec, call, pd, Permissions::CTRL, |_| Ok(Sc::new(target_reference, target.cpu, scd, ticks)));
     match &result {
-        Ok(sc) if core::ptr::eq(target.cpu, cpu) => sched::enqueue(cpu, sc),
-        Ok(sc) => rounds::post_sc(target.cpu, sc, rounds::mail::START),
+        Ok(sc) if core::ptr::eq(target.cpu, cpu) => sched::begin(cpu, sc),
+        Ok(sc) => rounds::post_sc(sc, rounds::mail::START),
         Err(_) => target.bound.store(false, Ordering::Relaxed),
     }
     result.map(|_| ())
@@ -188,7 +188,7 @@ pub fn pt(ec: &'static Ec, call: Call) -> Result<(), Status> {
     }
     let ip = ec.gpr(gpr::RAX);
     let permissions = Permissions::CTRL | Permissions::CALL | Permissions::EVENT;
-    install(ec, call, pd.account(), permissions, |_| Ok(Pt::new(target_reference, ip))).map(|_| ())
+    install(ec, call, pd, permissions, |_| Ok(Pt::new(target_reference, ip))).map(|_| ())
 }
 
 /// create_sm: a semaphore.
@@ -196,5 +196,5 @@ pub fn sm(ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SM)?;
     ec.objects.reserve(call.selector)?;
     let counter = ec.gpr(gpr::RDX);
-    install(ec, call, pd.account(), Permissions::UP | Permissions::DOWN, |_| Ok(Sm::new(counter))).map(|_| ())
+    install(ec, call, pd, Permissions::UP | Permissions::DOWN, |_| Ok(Sm::new(counter))).map(|_| ())
 }

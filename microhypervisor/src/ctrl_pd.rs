@@ -102,18 +102,25 @@ fn breathe(cpu: &'static Cpu, ec: &'static Ec, done: u64, steps: &mut u32) {
 }
 
 /// The end of a call that took rights away, with `result`: goes on when no CPU for which `cached` holds can use them.
-fn settle(
-    cpu: &'static Cpu,
-    ec: &'static Ec,
-    result: Result<(), Status>,
-    cached: impl Fn(&Cpu) -> bool,
-) -> Result<(), Status> {
+fn settle(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>, cached: impl Fn(&Cpu) -> bool) -> ! {
     run::finish(ec, result.err().unwrap_or(Status::Success));
-    if rounds::start(cpu, ec, Continuation::ReturnHypercall, cached) {
+    if rounds::start(cpu, ec, Continuation::FreeTables, cached) {
         sched::park(cpu, ec)
     }
-    ec.changes.forget();
-    result
+    free_tables(cpu, ec)
+}
+
+/// The last part of a call: frees the tables that it made superfluous.
+pub fn free_tables(cpu: &'static Cpu, ec: &'static Ec) -> ! {
+    ec.continuation.set(Continuation::FreeTables);
+    while ec.changes.forget() {
+        registers::interrupt_window();
+        if cpu.reschedule.get() {
+            run::run(cpu, ec)
+        }
+    }
+    ec.continuation.set(Continuation::ReturnHypercall);
+    run::run(cpu, ec)
 }
 
 fn objects(cpu: &'static Cpu, ec: &'static Ec, from: &ObjectSpace, to: &ObjectSpace) -> Result<(), Status> {

@@ -20,6 +20,7 @@ use crate::guest::GuestState;
 use crate::memory::{Changes, Frame};
 use crate::object::{Object, Ref, by_id};
 use crate::pd::Pd;
+use crate::sched::Sc;
 use crate::semaphore::Sm;
 use crate::space::{HostSpace, ObjectSpace};
 use crate::vcpu::Gprs;
@@ -42,6 +43,10 @@ pub enum Continuation {
     SendEvent(u16),
     /// Go on with a ctrl_pd that was preempted.
     ResumeCtrlPd,
+    /// Go on with a destruction.
+    ResumeDestroy,
+    /// Free page tables that nobody can reach any more, then return from the hypercall.
+    FreeTables,
     /// Waits for the reply to an ipc_call.
     AwaitReply,
     /// Waits for the reply to an event.
@@ -83,6 +88,8 @@ pub struct Binding {
     pub space: &'static HostSpace,
     /// UTCB of a host EC, vAPIC page of a guest EC.
     pub utcb: Frame,
+    /// Address at which the UTCB was mapped.
+    pub utcb_address: u64,
     /// First selector of its event portals.
     pub event_base: u64,
     /// FPU state while it is not in the registers; the EC may not use the FPU without.
@@ -117,8 +124,10 @@ pub struct Ec {
     pub recall: AtomicBool,
     /// Who called this local thread and waits for its reply.
     pub caller: Cell<Option<&'static Ec>>,
-    /// The local thread that this EC called or waits to call.
+    /// The local thread whose reply this EC waits for.
     pub callee: Cell<Option<&'static Ec>>,
+    /// The busy local thread that it helps until it can call it.
+    pub helps: Cell<Option<Ref<Ec>>>,
     /// A scheduling context was bound once.
     pub bound: AtomicBool,
 
@@ -140,6 +149,10 @@ pub struct Ec {
     pub after_round: Cell<Continuation>,
     /// Messages from other CPUs.
     pub mail: MailCell,
+    /// Priority and budget of the scheduling context that was bound to it.
+    pub share: Cell<Option<(u8, u64)>>,
+    /// Of a local thread whose caller was destroyed: the scheduling context that lingers until it replies.
+    pub orphan: Sc,
     binding: Binding,
 }
 
@@ -195,6 +208,9 @@ impl Ec {
             recall: AtomicBool::new(false),
             caller: Cell::new(None),
             callee: Cell::new(None),
+            helps: Cell::new(None),
+            orphan: Sc::inherited(binding.reference, binding.cpu),
+            share: Cell::new(None),
             bound: AtomicBool::new(false),
             parked: Owned::new(Fifo::empty()),
             link: LinkCell::unlinked(),

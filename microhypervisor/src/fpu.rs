@@ -67,6 +67,13 @@ pub fn acquire(cpu: &Cpu, ec: &Ec) {
     set_ts();
 }
 
+/// `ec` is gone: what it has in the registers is nobody's.
+pub fn forget(cpu: &Cpu, ec: &Ec) {
+    if core::ptr::eq(cpu.fpu_owner.get(), ec) {
+        cpu.fpu_owner.set(core::ptr::null());
+    }
+}
+
 /// Writes XCR0 if it has another value.
 pub fn load_xcr0(cpu: &Cpu, value: u64) {
     if cpu.xcr0.get() != value {

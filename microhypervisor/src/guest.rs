@@ -4,7 +4,7 @@
 //! Unsafe: enters the guest.
 
 use core::cell::Cell;
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use abi::capability::Permissions;
 use abi::event::guest as event;
@@ -12,6 +12,8 @@ use abi::utcb::Architectural;
 
 use crate::cpu::{Cpu, Owned};
 use crate::ec::{Continuation, Ec};
+use crate::memory::Frame;
+use crate::object::Ref;
 use crate::space::{GuestSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::svm::Svm;
 use crate::vcpu::{Exit, Gprs, Processor, Spaces, VcpuPages, VirtualCpu};
@@ -24,22 +26,45 @@ enum Vcpu {
     Svm(Svm),
 }
 
+/// Counts whatever vCPUs may use but find gone: each looks again before its next entry.
+pub static SPACES_ENDED: AtomicU64 = AtomicU64::new(0);
+
+/// The spaces that a vCPU uses.
+#[derive(Clone, Copy)]
+struct Assigned {
+    guest: Ref<GuestSpace>,
+    pio: Ref<PioSpace>,
+    msr: Ref<MsrSpace>,
+}
+
 /// What a guest EC has beyond a host EC.
 pub struct GuestState {
     vcpu: Owned<Vcpu>,
-    spaces: Cell<Option<(&'static GuestSpace, &'static PioSpace, &'static MsrSpace)>>,
+    assigned: Cell<Option<Assigned>>,
+    space: Cell<Option<&'static GuestSpace>>,
+    /// Value of [`SPACES_ENDED`] when it last looked whether its spaces are there.
+    ended: Cell<u64>,
     /// Generation of the guest space at the last entry.
     generation: Cell<u64>,
+    /// The frame of its VMCS or VMCB.
+    pub control: Frame,
 }
 
 impl GuestState {
     /// A virtual CPU of `processor` in the reset state, without spaces, whose handlers live in host space `root`.
-    pub fn new(processor: &'static Processor, pages: VcpuPages, root: u64) -> Self {
+    pub fn new(processor: &'static Processor, pages: VcpuPages, control: Frame, root: u64) -> Self {
         let vcpu = match processor {
             Processor::Vmx(processor) => Vcpu::Vmx(Vmx::new(processor, pages)),
             Processor::Svm(processor) => Vcpu::Svm(Svm::new(processor, pages)),
         };
-        let state = Self { vcpu: Owned::new(vcpu), spaces: Cell::new(None), generation: Cell::new(0) };
+        let state = Self {
+            vcpu: Owned::new(vcpu),
+            assigned: Cell::new(None),
+            space: Cell::new(None),
+            ended: Cell::new(0),
+            generation: Cell::new(0),
+            control,
+        };
         state.vcpu().set_host_cr3(root);
         state
     }
@@ -56,25 +81,47 @@ impl GuestState {
 
     /// Assigns the spaces that `utcb` names in `objects`; those whose capability lacks ASSIGN stay as they were.
     pub fn assign(&self, objects: &ObjectSpace, utcb: &Architectural) {
-        let previous = self.spaces.get();
-        let guest = objects.get::<GuestSpace>(utcb.sel_gst, Permissions::ASSIGN).ok().map(|(space, _)| space);
-        let pio = objects.get::<PioSpace>(utcb.sel_pio, Permissions::ASSIGN).ok().map(|(space, _)| space);
-        let msr = objects.get::<MsrSpace>(utcb.sel_msr, Permissions::ASSIGN).ok().map(|(space, _)| space);
-        let Some(guest) = guest.or(previous.map(|spaces| spaces.0)) else { return };
-        let Some(pio) = pio.or(previous.map(|spaces| spaces.1)) else { return };
-        let Some(msr) = msr.or(previous.map(|spaces| spaces.2)) else { return };
-        self.spaces.set(Some((guest, pio, msr)));
+        let previous = self.assigned.get();
+        let guest = objects.get::<GuestSpace>(utcb.sel_gst, Permissions::ASSIGN).ok().map(|(_, space)| space);
+        let pio = objects.get::<PioSpace>(utcb.sel_pio, Permissions::ASSIGN).ok().map(|(_, space)| space);
+        let msr = objects.get::<MsrSpace>(utcb.sel_msr, Permissions::ASSIGN).ok().map(|(_, space)| space);
+        let Some(guest) = guest.or(previous.map(|spaces| spaces.guest)) else { return };
+        let Some(pio) = pio.or(previous.map(|spaces| spaces.pio)) else { return };
+        let Some(msr) = msr.or(previous.map(|spaces| spaces.msr)) else { return };
+        self.assigned.set(Some(Assigned { guest, pio, msr }));
+        self.look_again();
+    }
+
+    /// Looks the assigned spaces up; without all of them there is none.
+    fn look_again(&self) {
+        self.ended.set(SPACES_ENDED.load(Ordering::Acquire));
         self.generation.set(0);
-        let spaces = Spaces { nested_root: guest.root(), io_bitmap: pio.bitmap(), msr_bitmap: msr.bitmap() };
-        self.vcpu().assign(&spaces);
+        let found = |spaces: Assigned| Some((spaces.guest.get()?, spaces.pio.get()?, spaces.msr.get()?));
+        let spaces = self.assigned.get().and_then(found);
+        self.space.set(spaces.map(|(guest, ..)| guest));
+        if let Some((guest, pio, msr)) = spaces {
+            let spaces = Spaces { nested_root: guest.root(), io_bitmap: pio.bitmap(), msr_bitmap: msr.bitmap() };
+            self.vcpu().assign(&spaces);
+        }
+    }
+
+    /// Takes the vCPU off its CPU, for good.
+    pub fn release(&self, cpu: &Cpu) {
+        if cpu.guest.get().is_some_and(|guest| core::ptr::eq(guest, self)) {
+            leave(cpu);
+        }
+        self.vcpu().release();
     }
 }
 
 /// Enters the guest of `ec`.
 pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     let Some(guest) = ec.guest else { portal::kill(cpu, ec, format_args!("not a vCPU")) };
-    let Some((space, ..)) = guest.spaces.get() else {
-        portal::kill(cpu, ec, format_args!("its handler assigned no guest, PIO and MSR spaces"))
+    if guest.ended.get() != SPACES_ENDED.load(Ordering::Acquire) {
+        guest.look_again();
+    }
+    let Some(space) = guest.space.get() else {
+        portal::kill(cpu, ec, format_args!("it has no guest, PIO and MSR spaces, or they are gone"))
     };
     run::switch_space(cpu, ec);
     fpu::acquire(cpu, ec);

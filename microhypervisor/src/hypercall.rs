@@ -14,7 +14,7 @@ use crate::pd::Pd;
 use crate::portal::Pt;
 use crate::sched::Sc;
 use crate::semaphore::Sm;
-use crate::{create, ctrl_pd, interrupt, platform, portal, rounds, run, sched};
+use crate::{create, ctrl_pd, destroy, interrupt, memory, platform, portal, rounds, run, sched};
 
 /// A call's common part: the selector and the flags in RDI.
 #[derive(Clone, Copy)]
@@ -47,7 +47,7 @@ pub extern "C" fn hypercall(ec: &'static Ec) -> ! {
         Hypercall::CtrlHw => platform::control(ec, call),
         Hypercall::AssignInt => assign_int(ec, call),
         Hypercall::AssignDev => Err(if ec.pd.root { Status::BadDev } else { Status::BadHyp }),
-        Hypercall::Extension => extension(ec, call),
+        Hypercall::Extension => extension(cpu, ec, call),
     };
     run::finish(ec, result.err().unwrap_or(Status::Success));
     run::run(cpu, ec)
@@ -100,8 +100,10 @@ fn assign_int(ec: &Ec, call: Call) -> Result<(), Status> {
     Ok(())
 }
 
-fn extension(ec: &Ec, call: Call) -> Result<(), Status> {
+fn extension(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     const MOVE_ALLOWANCE: u8 = Operation::MoveAllowance as u8;
+    const BALANCE: u8 = Operation::Balance as u8;
+    const DESTROY: u8 = Operation::Destroy as u8;
     match call.flags {
         MOVE_ALLOWANCE => {
             let (pd, _) = ec.objects.get::<Pd>(call.selector, Permissions::PD)?;
@@ -111,6 +113,13 @@ fn extension(ec: &Ec, call: Call) -> Result<(), Status> {
             }
             Ok(())
         }
+        BALANCE => {
+            let (pd, _) = ec.objects.get::<Pd>(call.selector, Permissions::PD)?;
+            ec.set_gpr(gpr::RSI, pd.account().balance() as u64);
+            ec.set_gpr(gpr::RDX, memory::free_frames() as u64);
+            Ok(())
+        }
+        DESTROY => destroy::start(cpu, ec),
         _ => Err(Status::BadHyp),
     }
 }

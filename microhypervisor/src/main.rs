@@ -13,6 +13,7 @@ mod cpu;
 mod create;
 mod ctrl_pd;
 mod descriptors;
+mod destroy;
 mod ec;
 mod fpu;
 mod guest;

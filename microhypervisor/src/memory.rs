@@ -98,8 +98,13 @@ impl Frame {
         unsafe { POOL.get().cast::<u8>().add(self.0 as usize * FRAME) }
     }
 
-    /// The frame at physical address `physical`, which must be one that the pool gave out.
-    fn from_physical(physical: u64) -> Option<Self> {
+    /// The frame at `pointer`, if the pool holds it.
+    pub fn from_pointer(pointer: u64) -> Option<Self> {
+        Self::from_physical(pointer.wrapping_sub(KERNEL))
+    }
+
+    /// The frame at physical address `physical`, if the pool holds it.
+    pub fn from_physical(physical: u64) -> Option<Self> {
         let offset = physical.checked_sub(POOL.get() as u64 - KERNEL)? as usize / FRAME;
         (offset < POOL_FRAMES).then_some(Self(offset as u32))
     }
@@ -113,6 +118,11 @@ pub fn kernel_range() -> (u64, u64) {
     }
     // `kernel_start` is physical, `kernel_end` virtual.
     (&raw const kernel_start as u64, &raw const kernel_end as u64 - KERNEL)
+}
+
+/// Frames that nobody has.
+pub fn free_frames() -> u32 {
+    FRAMES.lock().as_ref().map_or(0, |frames| frames.available())
 }
 
 /// Gives back frames; they are zeroed here, and credited to who paid for them.
@@ -335,15 +345,17 @@ impl Changes {
         unsafe { table.pointer().cast::<u64>().write_volatile(next) };
     }
 
-    /// No processor has them cached any more: the tables are freed.
-    pub fn forget(&self) {
+    /// No processor has them cached any more: frees some of the tables. False if none are left.
+    pub fn forget(&self) -> bool {
         self.stale.set(false);
-        while let Some(table) = self.tables.get() {
+        for _ in 0..16 {
+            let Some(table) = self.tables.get() else { break };
             // SAFETY: what `detach` wrote.
             let next = unsafe { table.pointer().cast::<u64>().read_volatile() } >> 12;
             self.tables.set(next.checked_sub(1).map(|next| Frame(next as u32)));
             release(table);
         }
+        self.tables.get().is_some()
     }
 }
 

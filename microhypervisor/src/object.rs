@@ -15,7 +15,8 @@ use abi::Status;
 use abi::capability::Permissions;
 use kernel_core::slots::{Entry, Header, HeaderTable, Kind, Reference};
 
-use crate::memory::{Account, KERNEL, Shared};
+use crate::memory::{Account, KERNEL, Shared, release_small};
+use crate::pd::Pd;
 
 /// Number of object headers.
 const HEADERS: usize = 1 << 16;
@@ -105,16 +106,17 @@ pub fn kind(entry: Entry) -> Kind {
     table().resolve(entry.reference()).map_or(Kind::Null, |(kind, _)| kind)
 }
 
-/// Creates an object paid from `account`.
+/// Creates an object paid from `account`, which `owner` owns if there is one.
 ///
 /// `build` gets the reference that the object will have; what it allocates last, it need not free on failure.
 pub fn create<T: Object>(
+    owner: Option<&Pd>,
     account: &Account,
     build: impl FnOnce(Ref<T>) -> Result<T, Status>,
 ) -> Result<(&'static T, Ref<T>), Status> {
     let memory = account.small(size_of::<T>()).ok_or(Status::MemObj)?;
     let Some(reference) = table().alloc(T::KIND, ((memory as u64 - KERNEL) >> 6) as u32) else {
-        crate::memory::release_small(memory, size_of::<T>());
+        release_small(memory, size_of::<T>());
         return Err(Status::MemObj);
     };
     match build(Ref(reference, PhantomData)) {
@@ -126,14 +128,67 @@ pub fn create<T: Object>(
                 pointer.write(object);
                 &*pointer
             };
+            if let Some(owner) = owner {
+                let dying = owner.dying.lock();
+                table().attach(owner.reference.index(), reference.index);
+                if *dying {
+                    // Whoever destroys the owner frees it, too, but may have passed by already.
+                    table().end(reference.index);
+                    return Err(Status::BadCap);
+                }
+            }
             Ok((object, Ref(reference, PhantomData)))
         }
         Err(status) => {
-            if table().invalidate(reference) {
-                table().release(reference.index);
-            }
-            crate::memory::release_small(memory, size_of::<T>());
+            table().end(reference.index);
+            table().release(reference.index);
+            release_small(memory, size_of::<T>());
             Err(status)
         }
     }
+}
+
+/// Takes a dead object out of its owner's list and frees its memory and header: nobody refers to it any more.
+pub fn free<T: Object>(index: u32, object: &'static T) {
+    match owner(index).and_then(content::<Pd>) {
+        Some(owner) => {
+            let _dying = owner.dying.lock();
+            table().detach(index);
+        }
+        None => table().detach(index),
+    }
+    table().release(index);
+    release_small(core::ptr::from_ref(object).cast_mut().cast(), size_of::<T>());
+}
+
+/// The kind of what header `index` names, whatever its generation.
+pub fn content_kind(index: u32) -> Kind {
+    table().content(index).map_or(Kind::Null, |(kind, _)| kind)
+}
+
+/// What header `index` names, whatever its generation, if it is a `T`. For who destroys it.
+pub fn content<T: Object>(index: u32) -> Option<&'static T> {
+    table().content(index).filter(|(kind, _)| *kind == T::KIND).map(|(_, offset)| at(offset))
+}
+
+/// Makes every reference to header `index` read as null.
+pub fn end(index: u32) {
+    table().end(index);
+}
+
+/// The protection domain that owns `index`, if any.
+pub fn owner(index: u32) -> Option<u32> {
+    table().owner(index)
+}
+
+/// The first object that protection domain `index` owns.
+pub fn first(index: u32) -> Option<u32> {
+    let _dying = content::<Pd>(index)?.dying.lock();
+    table().first(index)
+}
+
+/// The object that follows `index` among those with its owner.
+pub fn next(index: u32) -> Option<u32> {
+    let _dying = content::<Pd>(owner(index)?)?.dying.lock();
+    table().next(index)
 }

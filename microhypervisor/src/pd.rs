@@ -3,10 +3,10 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use kernel_core::slots::Kind;
-use spin::Once;
+use spin::{Mutex, Once};
 
 use crate::memory::Account;
-use crate::object::Object;
+use crate::object::{Object, Ref};
 use crate::space::{HostSpace, ObjectSpace, PioSpace};
 
 /// A protection domain: who pays for what is created in it, and the spaces of its host ECs.
@@ -23,6 +23,10 @@ pub struct Pd {
     pub pio: Once<&'static PioSpace>,
     /// The root protection domain may control the hardware.
     pub root: bool,
+    /// Its own reference.
+    pub reference: Ref<Pd>,
+    /// Whether it is being destroyed; locked while the list of what it owns changes.
+    pub dying: Mutex<bool>,
 }
 
 impl Object for Pd {
@@ -31,7 +35,7 @@ impl Object for Pd {
 
 impl Pd {
     /// A protection domain without spaces whose objects `payer` pays for.
-    pub const fn new(payer: &'static Account, root: bool) -> Self {
+    pub const fn new(reference: Ref<Pd>, payer: &'static Account, root: bool) -> Self {
         Self {
             own_account: Account::new(0),
             has_own: AtomicBool::new(false),
@@ -40,12 +44,20 @@ impl Pd {
             host: Once::new(),
             pio: Once::new(),
             root,
+            reference,
+            dying: Mutex::new(false),
         }
     }
 
     /// The account that pays for what is created in this protection domain.
     pub fn account(&self) -> &Account {
         if self.has_own.load(Ordering::Acquire) { &self.own_account } else { self.payer }
+    }
+
+    /// Gives its own allowance back to who created it.
+    pub fn return_allowance(&self) {
+        let returned = self.own_account.transfer(self.payer, self.own_account.balance());
+        debug_assert!(returned);
     }
 
     /// Moves `frames` frames from `account` to the protection domain's own account, which it pays from henceforth.

@@ -49,7 +49,7 @@ fn enter(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, portal: &P
 /// `caller` found `callee` busy: its scheduling context runs what the callee is busy with, and then it tries again.
 fn help(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, retry: Continuation) -> ! {
     caller.continuation.set(retry);
-    caller.callee.set(Some(callee));
+    caller.helps.set(Some(callee.reference));
     sched::resume_current(cpu)
 }
 
@@ -106,7 +106,10 @@ pub fn reply(cpu: &'static Cpu, callee: &'static Ec) -> ! {
         kill(cpu, callee, format_args!("ipc_reply by an EC that is not a local thread"));
     }
     callee.continuation.set(Continuation::Idle);
-    let Some(caller) = callee.caller.take() else { sched::resume_current(cpu) };
+    let Some(caller) = callee.caller.take() else {
+        sched::disinherit(cpu, callee);
+        sched::resume_current(cpu)
+    };
     let mtd = callee.gpr(gpr::RSI) as u32;
     caller.callee.set(None);
     if caller.continuation.get() == Continuation::AwaitReply {
@@ -144,16 +147,21 @@ fn resume_event(cpu: &'static Cpu, ec: &'static Ec, handler: &Ec, mtd: Mtd) {
 /// Kills `ec`; whoever waits for its reply gets ABORTED, or dies as well if it was waiting for an event handler.
 pub fn kill(cpu: &'static Cpu, ec: &'static Ec, reason: core::fmt::Arguments) -> ! {
     crate::log!("killed EC {:#x} at RIP {:#x}: {reason}", ec.reference.index(), ec.rip.get());
+    unwind(cpu, ec);
+    sched::resume_current(cpu)
+}
+
+/// `ec` is dead: tells whoever waits for it.
+pub fn unwind(cpu: &Cpu, ec: &'static Ec) {
     let mut dead = ec;
     loop {
         dead.continuation.set(Continuation::Dead);
         dead.callee.set(None);
         sched::unpark(cpu, dead);
-        let Some(caller) = dead.caller.take() else { sched::resume_current(cpu) };
+        let Some(caller) = dead.caller.take() else { return };
         caller.callee.set(None);
         if caller.continuation.get() == Continuation::AwaitReply {
-            run::finish(caller, Status::Aborted);
-            sched::resume_current(cpu);
+            return run::finish(caller, Status::Aborted);
         }
         crate::log!("killed EC {:#x}: its event handler died", caller.reference.index());
         dead = caller;

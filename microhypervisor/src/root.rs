@@ -58,19 +58,19 @@ const MSR_READ: [u32; 5] = [0x10, 0xc000_0081, 0xc000_0082, 0xc000_0084, 0xc000_
 /// Creates everything that exists at start and makes the root EC ready.
 pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32) {
     let account = &KERNEL_ACCOUNT;
-    let (nova_pd, _) = must(object::create(account, |_| Ok(Pd::new(account, false))));
-    let (pd, pd_reference) = must(object::create(account, |_| Ok(Pd::new(account, true))));
+    let (nova_pd, _) = must(object::create(None, account, |own| Ok(Pd::new(own, account, false))));
+    let (pd, pd_reference) = must(object::create(None, account, |own| Ok(Pd::new(own, account, true))));
     if !pd.give_allowance(account, account.balance().saturating_sub(KERNEL_RESERVE)) {
         must::<()>(Err(Status::MemObj));
     }
 
-    let nova_objects = must(object::create(account, |_| ObjectSpace::new(nova_pd)));
-    let nova_host = must(object::create(account, |_| HostSpace::new(nova_pd)));
-    let nova_pio = must(object::create(account, |_| PioSpace::new(nova_pd, false)));
-    let nova_msr = must(object::create(account, |_| MsrSpace::new(nova_pd)));
-    let objects = must(object::create(account, |_| ObjectSpace::new(pd)));
-    let host = must(object::create(account, |_| HostSpace::new(pd)));
-    let pio = must(object::create(account, |_| PioSpace::new(pd, true)));
+    let nova_objects = must(object::create(None, account, |_| ObjectSpace::new(nova_pd)));
+    let nova_host = must(object::create(None, account, |_| HostSpace::new(nova_pd)));
+    let nova_pio = must(object::create(None, account, |_| PioSpace::new(nova_pd, false)));
+    let nova_msr = must(object::create(None, account, |_| MsrSpace::new(nova_pd)));
+    let objects = must(object::create(None, account, |_| ObjectSpace::new(pd)));
+    let host = must(object::create(None, account, |_| HostSpace::new(pd)));
+    let pio = must(object::create(None, account, |_| PioSpace::new(pd, true)));
     pd.objects.call_once(|| objects.0);
     pd.host.call_once(|| host.0);
     pd.pio.call_once(|| pio.0);
@@ -110,7 +110,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     ec.bound.store(true, core::sync::atomic::Ordering::Relaxed);
     let scd = Scd { budget: 1000, priority: PRIORITY_MAX, cos: 0 };
     let (sc, sc_reference) =
-        must(object::create(pd.account(), |_| Ok(Sc::new(ec_reference, scd, timer::frequency() / 1000))));
+        must(object::create(None, pd.account(), |_| Ok(Sc::new(ec_reference, cpu, scd, timer::frequency() / 1000))));
 
     let put = |selector, entry: Entry| must(objects.0.set(selector, entry));
     put(root::NOVA_OBJECT_SPACE, nova_objects.1.capability(take));
@@ -119,11 +119,11 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     let ec_permissions = Permissions::CTRL | Permissions::BIND_PT | Permissions::BIND_SC;
     put(root::EXECUTION_CONTEXT, ec_reference.capability(ec_permissions));
     put(root::SCHEDULING_CONTEXT, sc_reference.capability(Permissions::CTRL));
-    sched::enqueue(cpu, sc);
+    sched::begin(cpu, sc);
 }
 
 fn semaphore(sm: Sm) -> Ref<Sm> {
-    must(object::create(&KERNEL_ACCOUNT, |_| Ok(sm))).1
+    must(object::create(None, &KERNEL_ACCOUNT, |_| Ok(sm))).1
 }
 
 /// All ports but the protected ones; the registers that may be passed through.
@@ -193,7 +193,7 @@ fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
         extension: Announcement {
             magic: extension::MAGIC,
             version: extension::VERSION,
-            features: extension::FEATURE_ALLOWANCE | extension::FEATURE_NEUTRAL_EVENTS,
+            features: extension::FEATURE_ALLOWANCE | extension::FEATURE_NEUTRAL_EVENTS | extension::FEATURE_DESTROY,
         },
         ..Hip::default()
     };

@@ -12,6 +12,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
+use abi::Status;
 use kernel_core::mailbox::{Inbox, MailCell, MailCells, Mailbox};
 use kernel_core::ready::Fifo;
 
@@ -19,7 +20,7 @@ use crate::cpu::{CPUS_MAX, Cpu, Owned};
 use crate::ec::{Continuation, Ec, EcLinks};
 use crate::object::{self, by_id};
 use crate::sched::Sc;
-use crate::{lapic, registers, sched, semaphore};
+use crate::{destroy, lapic, registers, sched, semaphore};
 
 const WORDS: usize = CPUS_MAX / 64;
 
@@ -130,9 +131,11 @@ fn finish(cpu: &Cpu) {
     }
     while let Some(id) = cpu.rounds.waiting.get().pop_front(&EcLinks) {
         let ec = by_id::<Ec>(id);
-        ec.changes.forget();
-        ec.continuation.set(ec.after_round.get());
-        sched::unpark(cpu, ec);
+        // It may have been stopped meanwhile.
+        if ec.continuation.get() == Continuation::AwaitRound {
+            ec.continuation.set(ec.after_round.get());
+            sched::unpark(cpu, ec);
+        }
     }
     launch(cpu);
 }
@@ -141,8 +144,12 @@ fn finish(cpu: &Cpu) {
 pub mod mail {
     /// An EC: the semaphore that it waits on was upped.
     pub const WAKE: u32 = 1 << 0;
+    /// An EC: the semaphore that it waits on is being destroyed.
+    pub const ABORT: u32 = 1 << 1;
     /// An SC: it is new.
-    pub const START: u32 = 1 << 1;
+    pub const START: u32 = 1 << 2;
+    /// An EC or SC: it is being destroyed.
+    pub const STOP: u32 = 1 << 3;
 }
 
 /// Ids of SCs carry this bit, those of ECs do not.
@@ -156,7 +163,12 @@ impl MailCells for Cells {
 }
 
 fn post(to: &Cpu, id: u32, message: u32) {
-    if to.rounds.mailbox.post(&Cells, id, message) {
+    if !to.rounds.mailbox.post(&Cells, id, message) {
+        return;
+    }
+    if core::ptr::eq(to, Cpu::this()) {
+        to.reschedule.set(true);
+    } else {
         call(to);
     }
 }
@@ -166,18 +178,27 @@ pub fn post_ec(ec: &Ec, message: u32) {
     post(ec.cpu, object::id(ec), message);
 }
 
-/// Sends a message about `sc` to `cpu`, that of its EC.
-pub fn post_sc(cpu: &Cpu, sc: &Sc, message: u32) {
-    post(cpu, object::id(sc) | SC, message);
+/// Sends a message about `sc` to its CPU.
+pub fn post_sc(sc: &Sc, message: u32) {
+    post(sc.cpu, object::id(sc) | SC, message);
 }
 
 fn deliver(cpu: &'static Cpu, id: u32, message: u32) {
     if id & SC != 0 {
-        if message & mail::START != 0 {
-            sched::enqueue(cpu, by_id::<Sc>(id & !SC));
+        let sc = by_id::<Sc>(id & !SC);
+        match message & mail::STOP != 0 {
+            true => sched::remove(cpu, sc),
+            false => sched::begin(cpu, sc),
         }
-    } else if message & mail::WAKE != 0 {
-        semaphore::woken(cpu, by_id::<Ec>(id));
+        return;
+    }
+    let ec = by_id::<Ec>(id);
+    if message & mail::STOP != 0 {
+        destroy::stop(cpu, ec);
+    } else if message & mail::ABORT != 0 {
+        semaphore::woken(cpu, ec, Status::Aborted);
+    } else {
+        semaphore::woken(cpu, ec, Status::Success);
     }
 }
 

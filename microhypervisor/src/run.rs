@@ -11,7 +11,7 @@ use abi::{Status, USER_END};
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, FRAME_END};
 use crate::vcpu::Gprs;
-use crate::{ctrl_pd, fpu, guest, interrupt, portal, sched};
+use crate::{ctrl_pd, destroy, fpu, guest, interrupt, portal, sched};
 
 core::arch::global_asm!(
     include_str!("entry.S"),
@@ -85,6 +85,8 @@ pub fn run(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         },
         Continuation::SendEvent(event) => portal::raise(cpu, ec, event),
         Continuation::ResumeCtrlPd => ctrl_pd::resume(cpu, ec),
+        Continuation::ResumeDestroy => destroy::resume(cpu, ec),
+        Continuation::FreeTables => ctrl_pd::free_tables(cpu, ec),
         Continuation::AwaitReply
         | Continuation::AwaitEventReply
         | Continuation::Blocked
@@ -145,6 +147,15 @@ pub fn switch_space(cpu: &Cpu, ec: &Ec) {
         cpu.space.store(root, Ordering::Relaxed);
         // SAFETY: every host space maps the kernel.
         unsafe { crate::registers::set_cr3(root) };
+    }
+}
+
+/// The page tables of `ec`'s host space may go: this CPU does without if it has them loaded.
+pub fn forget_space(cpu: &Cpu, ec: &Ec) {
+    if cpu.space.load(Ordering::Relaxed) == ec.space.root() {
+        cpu.space.store(crate::space::master(), Ordering::Relaxed);
+        // SAFETY: the kernel's half is the same everywhere.
+        unsafe { crate::registers::set_cr3(crate::space::master()) };
     }
 }
 

@@ -20,11 +20,15 @@ use crate::{rounds, run, semaphore, timer};
 #[repr(C, align(64))]
 pub struct Sc {
     ec: Ref<Ec>,
-    /// 1 to 127.
-    pub priority: u8,
+    /// The CPU of that EC.
+    pub cpu: &'static Cpu,
+    /// 1 to 127; 0 for one that is not in use.
+    priority: Cell<u8>,
     /// Budget in system time.
-    budget: u64,
+    budget: Cell<u64>,
     left: Cell<u64>,
+    /// The blocked EC at which it waits.
+    parked_at: Cell<Option<&'static Ec>>,
     /// Time consumed; while it runs less one and the time at which it began to run, which is negative.
     time: AtomicU64,
     link: LinkCell,
@@ -46,17 +50,34 @@ impl Links for ScLinks {
 
 impl Sc {
     /// A new SC for `ec`; `ticks_per_ms` converts the descriptor's budget into system time.
-    pub fn new(ec: Ref<Ec>, scd: Scd, ticks_per_ms: u64) -> Self {
+    pub fn new(ec: Ref<Ec>, cpu: &'static Cpu, scd: Scd, ticks_per_ms: u64) -> Self {
         let budget = ticks_per_ms.saturating_mul(scd.budget as u64);
         Self {
-            ec,
-            priority: scd.priority,
-            budget,
+            priority: Cell::new(scd.priority),
+            budget: Cell::new(budget),
             left: Cell::new(budget),
+            ..Self::inherited(ec, cpu)
+        }
+    }
+
+    /// An SC for `ec` that has nothing to give yet.
+    pub const fn inherited(ec: Ref<Ec>, cpu: &'static Cpu) -> Self {
+        Self {
+            ec,
+            cpu,
+            priority: Cell::new(0),
+            budget: Cell::new(0),
+            left: Cell::new(0),
+            parked_at: Cell::new(None),
             time: AtomicU64::new(0),
             link: LinkCell::unlinked(),
             mail: MailCell::empty(),
         }
+    }
+
+    /// Whether it is bound to `ec`.
+    pub fn belongs_to(&self, ec: &Ec) -> bool {
+        self.ec == ec.reference
     }
 
     /// Total system time consumed. For any CPU.
@@ -78,8 +99,8 @@ impl Sc {
 
 /// Makes `sc` ready, behind the others of its priority.
 pub fn enqueue(cpu: &Cpu, sc: &Sc) {
-    cpu.ready.get().enqueue_back(&ScLinks, sc.priority, object::id(sc));
-    if cpu.sc.get().is_none_or(|current| current.priority < sc.priority) {
+    cpu.ready.get().enqueue_back(&ScLinks, sc.priority.get(), object::id(sc));
+    if cpu.sc.get().is_none_or(|current| current.priority.get() < sc.priority.get()) {
         cpu.reschedule.set(true);
     }
 }
@@ -87,7 +108,46 @@ pub fn enqueue(cpu: &Cpu, sc: &Sc) {
 /// `ec` can go on: the SCs that wait for it are ready again.
 pub fn unpark(cpu: &Cpu, ec: &Ec) {
     while let Some(id) = ec.parked.get().pop_front(&ScLinks) {
-        enqueue(cpu, by_id::<Sc>(id));
+        let sc = by_id::<Sc>(id);
+        sc.parked_at.set(None);
+        enqueue(cpu, sc);
+    }
+}
+
+/// A new SC begins to compete.
+pub fn begin(cpu: &Cpu, sc: &Sc) {
+    if let Some(ec) = sc.ec.get() {
+        ec.share.set(Some((sc.priority.get(), sc.budget.get())));
+    }
+    enqueue(cpu, sc);
+}
+
+/// `ec` loses the SC that it runs on to a destruction: an SC with its priority and budget lingers until `ec` is done.
+pub fn inherit(cpu: &Cpu, ec: &Ec, share: Option<(u8, u64)>) {
+    if let Some((priority, budget)) = share.filter(|_| ec.orphan.priority.get() == 0) {
+        ec.orphan.priority.set(priority);
+        ec.orphan.budget.set(budget);
+        enqueue(cpu, &ec.orphan);
+    }
+}
+
+/// `ec` is done with what it inherited, if it did.
+pub fn disinherit(cpu: &Cpu, ec: &Ec) {
+    if ec.orphan.priority.get() != 0 {
+        remove(cpu, &ec.orphan);
+        ec.orphan.priority.set(0);
+    }
+}
+
+/// `sc` competes no longer.
+pub fn remove(cpu: &Cpu, sc: &Sc) {
+    if cpu.sc.get().is_some_and(|current| core::ptr::eq(current, sc)) {
+        suspend(cpu);
+        cpu.reschedule.set(true);
+    } else if let Some(ec) = sc.parked_at.take() {
+        ec.parked.get().remove(&ScLinks, object::id(sc));
+    } else {
+        cpu.ready.get().remove(&ScLinks, sc.priority.get(), object::id(sc));
     }
 }
 
@@ -101,14 +161,15 @@ fn suspend(cpu: &Cpu) -> Option<&'static Sc> {
 }
 
 /// The current SC waits at `ec`, the blocked end of its chain.
-fn park_current(cpu: &Cpu, ec: &Ec) {
+fn park_current(cpu: &Cpu, ec: &'static Ec) {
     if let Some(sc) = suspend(cpu) {
+        sc.parked_at.set(Some(ec));
         ec.parked.get().push_back(&ScLinks, object::id(sc));
     }
 }
 
 /// The current SC waits at `ec`, which has just blocked; another one runs.
-pub fn park(cpu: &'static Cpu, ec: &Ec) -> ! {
+pub fn park(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     park_current(cpu, ec);
     schedule(cpu)
 }
@@ -122,7 +183,7 @@ pub fn check(cpu: &'static Cpu) {
     let attended = rounds::attend(cpu);
     let Some(current) = cpu.sc.get() else { schedule(cpu) };
     let expired = now() >= cpu.slice_end.get();
-    let urgent = cpu.ready.get().highest().is_some_and(|priority| priority > current.priority);
+    let urgent = cpu.ready.get().highest().is_some_and(|priority| priority > current.priority.get());
     if !expired && !urgent {
         timer::program(cpu);
         if attended {
@@ -131,9 +192,9 @@ pub fn check(cpu: &'static Cpu) {
         return;
     }
     suspend(cpu);
-    let (priority, id) = (current.priority, object::id(current));
+    let (priority, id) = (current.priority.get(), object::id(current));
     if expired {
-        current.left.set(current.budget);
+        current.left.set(current.budget.get());
         cpu.ready.get().enqueue_back(&ScLinks, priority, id);
     } else {
         cpu.ready.get().enqueue_front(&ScLinks, priority, id);
@@ -149,7 +210,7 @@ pub fn schedule(cpu: &'static Cpu) -> ! {
         if let Some((_, id)) = cpu.ready.get().pop_highest(&ScLinks) {
             let sc = by_id::<Sc>(id);
             if sc.left.get() == 0 {
-                sc.left.set(sc.budget);
+                sc.left.set(sc.budget.get());
             }
             let now = now();
             cpu.sc.set(Some(sc));
@@ -180,14 +241,20 @@ fn follow(cpu: &Cpu, sc: &Sc) -> Option<&'static Ec> {
     cpu.helping.set(false);
     let mut next = sc.ec.get();
     while let Some(ec) = next {
-        let retries = matches!(ec.continuation.get(), Continuation::SendCall | Continuation::SendEvent(_));
-        match ec.callee.get() {
-            // It waits for a callee that is free by now, or gone: it tries again.
-            Some(callee) if retries && callee.caller.get().is_none() => return Some(ec),
-            Some(callee) => {
-                cpu.helping.set(cpu.helping.get() | retries);
-                next = Some(callee);
+        if matches!(ec.continuation.get(), Continuation::SendCall | Continuation::SendEvent(_)) {
+            let busy = |callee: &&Ec| !matches!(callee.continuation.get(), Continuation::Idle | Continuation::Dead);
+            match ec.helps.get().and_then(Ref::get).filter(busy) {
+                Some(callee) => {
+                    cpu.helping.set(true);
+                    next = Some(callee);
+                    continue;
+                }
+                // It waits for a callee that is free by now, or gone: it tries again.
+                None => return Some(ec),
             }
+        }
+        match ec.callee.get() {
+            Some(callee) => next = Some(callee),
             None => match ec.continuation.get() {
                 Continuation::Blocked | Continuation::AwaitRound => {
                     park_current(cpu, ec);

@@ -15,7 +15,7 @@ use spin::Mutex;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcLinks, EcTimeouts};
 use crate::object::{self, Object, by_id};
-use crate::{rounds, run, sched, timer};
+use crate::{destroy, rounds, run, sched, timer};
 
 /// Value of [`Sm::interrupt`] for an ordinary semaphore.
 const NO_INTERRUPT: u32 = u32::MAX;
@@ -23,6 +23,8 @@ const NO_INTERRUPT: u32 = u32::MAX;
 struct State {
     counter: u64,
     queue: Fifo,
+    /// It is being destroyed: nobody may begin to wait.
+    closed: bool,
 }
 
 /// A semaphore. An interrupt semaphore is upped by its interrupt.
@@ -45,7 +47,7 @@ impl Sm {
     /// A semaphore with an initial counter.
     pub const fn new(counter: u64) -> Self {
         Self {
-            state: Mutex::new(State { counter, queue: Fifo::empty() }),
+            state: Mutex::new(State { counter, queue: Fifo::empty(), closed: false }),
             interrupt: NO_INTERRUPT,
             route: AtomicU32::new(0),
         }
@@ -83,6 +85,17 @@ impl Sm {
         Ok(())
     }
 
+    /// Destruction: from now on nobody waits; releases the EC that waits longest. False if there is none.
+    pub fn abort_one(&self) -> bool {
+        let mut state = self.state.lock();
+        state.closed = true;
+        let first = state.queue.pop_front(&EcLinks);
+        if let Some(id) = first {
+            rounds::post_ec(by_id::<Ec>(id), rounds::mail::ABORT);
+        }
+        first.is_some()
+    }
+
     /// Counts down, or blocks `ec` until an up, or until `timeout` if that is not 0.
     pub fn down(&'static self, cpu: &'static Cpu, ec: &'static Ec, zero: bool, timeout: u64) -> Result<(), Status> {
         if let Some(gsi) = self.interrupt() {
@@ -92,6 +105,9 @@ impl Sm {
             crate::interrupt::unmask_level(gsi);
         }
         let mut state = self.state.lock();
+        if state.closed {
+            return Err(Status::Aborted);
+        }
         if state.counter > 0 {
             state.counter = if zero { 0 } else { state.counter - 1 };
             return Ok(());
@@ -117,15 +133,28 @@ fn wake(cpu: &Cpu, ec: &Ec, status: Status) {
     if ec.timeout.deadline().is_some() {
         cpu.timeouts.get().remove(&EcTimeouts, object::id(ec));
     }
-    ec.waits_on.set(None);
+    let waited_on = ec.waits_on.take();
     run::finish(ec, status);
+    if waited_on.is_some_and(|sm| core::ptr::eq(sm, &destroy::TOKEN)) {
+        ec.continuation.set(Continuation::ResumeDestroy);
+    }
     sched::unpark(cpu, ec);
 }
 
-/// Another CPU took `ec` out of its semaphore's queue by an up.
-pub fn woken(cpu: &Cpu, ec: &Ec) {
+/// `ec`, which is being stopped, waits no longer.
+pub fn forget(cpu: &Cpu, ec: &Ec) {
+    if ec.timeout.deadline().is_some() {
+        cpu.timeouts.get().remove(&EcTimeouts, object::id(ec));
+    }
+    if let Some(sm) = ec.waits_on.take() {
+        sm.state.lock().queue.remove(&EcLinks, object::id(ec));
+    }
+}
+
+/// `ec` was taken out of its semaphore's queue, by another CPU's up or because the semaphore is destroyed.
+pub fn woken(cpu: &Cpu, ec: &Ec, status: Status) {
     if ec.continuation.get() == Continuation::Blocked {
-        wake(cpu, ec, Status::Success);
+        wake(cpu, ec, status);
     }
 }
 

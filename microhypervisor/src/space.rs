@@ -10,13 +10,13 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use abi::Status;
 use abi::capability::{Cacheability, Permissions, SELECTOR_COUNT};
-use kernel_core::paging::{Ept, Host, Leaf, MapError, Npt, Space};
+use kernel_core::paging::{Ept, Format, Host, Leaf, MapError, Npt, Space};
 use kernel_core::slots::{Entry, Kind};
 use spin::{Mutex, Once};
 
 use crate::cpu::{BLOCK, Cpu, CpuBlock};
 use crate::descriptors::{WINDOW_GROUP, WINDOW_GROUPS, WINDOW_TSS_PAGES};
-use crate::memory::{Changes, Frame, KERNEL, KERNEL_ACCOUNT, StaticFrame, Tables, read_entry, write_entry};
+use crate::memory::{Changes, Frame, KERNEL, KERNEL_ACCOUNT, StaticFrame, Tables, read_entry, release, write_entry};
 use crate::object::{Object, Ref, resolve};
 use crate::pd::Pd;
 use crate::vcpu::Processor;
@@ -67,6 +67,22 @@ impl ObjectSpace {
     #[inline(always)]
     pub fn get<T: Object>(&self, selector: u64, permissions: Permissions) -> Result<(&'static T, Ref<T>), Status> {
         resolve(self.lookup(selector), permissions)
+    }
+
+    /// Destruction: frees one more of its frames; `done` counts. True when all are free.
+    pub fn clear(&self, done: &mut u64) -> bool {
+        let index = *done as usize;
+        *done += 1;
+        // SAFETY: as in `slot`; nobody else looks any more.
+        let root = unsafe { &*self.root.pointer().cast::<[AtomicU64; 512]>() };
+        let Some(leaf) = root.get(index) else {
+            release(self.root);
+            return true;
+        };
+        if let Some(frame) = Frame::from_pointer(leaf.load(Ordering::Relaxed)) {
+            release(frame);
+        }
+        false
     }
 
     /// Puts `entry` at `selector`, whatever was there.
@@ -293,6 +309,33 @@ impl HostSpace {
             .map_err(|_| Status::MemObj)
     }
 
+    /// Unmaps the kernel's page `physical` at `address`, if it is still there.
+    pub fn unmap_kernel_page(&self, changes: &Changes, address: u64, physical: u64) {
+        let _guard = self.lock.lock();
+        let mut tables = Tables(self.pd.account(), changes);
+        if self.space.lookup_run(&tables, address).0.is_some_and(|leaf| leaf.address == physical) {
+            // Unmapping needs no memory but where a large page is split; this is a small one.
+            let _ = self.space.map_step(&mut tables, address, 0, 1, Permissions::empty(), Cacheability::WriteBack);
+        }
+    }
+
+    /// Destruction: clears some more of its tables, which go to `changes`; `done` counts pages. True when all are.
+    pub fn clear(&self, changes: &Changes, done: &mut u64) -> bool {
+        if !clear(&self.space, &mut Tables(self.pd.account(), changes), self.selectors(), done) {
+            return false;
+        }
+        let address = |entry: u64| entry & 0xf_ffff_ffff_f000;
+        if self.has_ports() {
+            let pdpt = address(read_entry(self.root(), 510));
+            let pd = address(read_entry(pdpt, 0));
+            for table in [address(read_entry(pd, 0)), pd, pdpt] {
+                Frame::from_physical(table).map(release);
+            }
+        }
+        Frame::from_physical(self.root()).map(release);
+        true
+    }
+
     /// Gives the space a window with the I/O bitmap `bitmap` of its own.
     fn open_window(&self, bitmap: [u64; 2]) -> Result<(), Status> {
         let _guard = self.lock.lock();
@@ -357,6 +400,19 @@ impl GuestSpace {
         Ok(Self { nested, lock: Mutex::new(()), pd, generation: AtomicU64::new(1) })
     }
 
+    /// Destruction: clears some more of its tables, which go to `changes`; `done` counts pages. True when all are.
+    pub fn clear(&self, changes: &Changes, done: &mut u64) -> bool {
+        let mut tables = Tables(self.pd.account(), changes);
+        let all = match &self.nested {
+            Nested::Ept(space) => clear(space, &mut tables, self.selectors(), done),
+            Nested::Npt(space) => clear(space, &mut tables, self.selectors(), done),
+        };
+        if all {
+            Frame::from_physical(self.root()).map(release);
+        }
+        all
+    }
+
     /// Physical address of its root.
     pub fn root(&self) -> u64 {
         match &self.nested {
@@ -364,6 +420,17 @@ impl GuestSpace {
             Nested::Npt(space) => space.root(),
         }
     }
+}
+
+/// Unmaps the next piece of a space of `pages` pages, whose first `done` are unmapped. True if they all are.
+fn clear<F: Format>(space: &Space<F>, tables: &mut Tables, pages: u64, done: &mut u64) -> bool {
+    if *done >= pages {
+        return true;
+    }
+    let (address, left) = (*done << 12, pages - *done);
+    let step = space.map_step(tables, address, 0, left, Permissions::empty(), Cacheability::WriteBack);
+    *done += step.unwrap_or(1).max(1);
+    false
 }
 
 /// Ports: one bit each, set = no access, in the format of task state, VMX and SVM alike.
@@ -391,6 +458,16 @@ impl PioSpace {
     /// Physical address of the bitmap.
     pub fn bitmap(&self) -> u64 {
         self.bitmap.physical()
+    }
+
+    /// Its frames, to be freed.
+    pub fn frames(&self) -> Frame {
+        self.bitmap
+    }
+
+    /// Whether it governs the host ECs of its protection domain.
+    pub fn is_first(&self) -> bool {
+        self.first
     }
 
     fn word(&self, port: u64) -> &AtomicU64 {
@@ -458,6 +535,11 @@ impl MsrSpace {
     /// Physical address of the bitmap.
     pub fn bitmap(&self) -> u64 {
         self.bitmap.physical()
+    }
+
+    /// Its frames, to be freed.
+    pub fn frames(&self) -> Frame {
+        self.bitmap
     }
 
     /// Where what was granted for `msr` is noted: byte and shift. `None` for registers that no bitmap covers.

@@ -195,6 +195,8 @@ pub trait VirtualCpu {
     /// Makes the CPU ready to run user programs: syscall MSRs and GDT limit are the host's again. TR keeps the limit
     /// that the exit gave it (0x67 on VMX). Cheap if nothing has to be done.
     fn restore_host(&mut self);
+    /// Takes its state out of the CPU: it is not used again, and its frames are free.
+    fn release(&mut self);
     /// Enters the guest until it exits or, if the CPU can do that, the TSC reaches `deadline`.
     ///
     /// # Safety

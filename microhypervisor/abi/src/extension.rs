@@ -12,6 +12,8 @@ pub const VERSION: u32 = 1;
 pub const FEATURE_ALLOWANCE: u32 = 1 << 0;
 /// [`Announcement::features`]: guest events are numbered and qualified as on VMX on every CPU, see [`crate::event`].
 pub const FEATURE_NEUTRAL_EVENTS: u32 = 1 << 1;
+/// [`Announcement::features`]: [`Operation::Destroy`] and [`Operation::Balance`] exist.
+pub const FEATURE_DESTROY: u32 = 1 << 2;
 
 /// The record in the information page that announces the extensions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,4 +35,13 @@ pub enum Operation {
     /// caller's allowance of kernel memory to that PD; a PD that paid from its creator's account gets its own first.
     /// MEM_OBJ if the caller has not that much left.
     MoveAllowance = 0,
+    /// RDI selector: any object. RSI: the PD capability, with permission PD, of the protection domain in which it was
+    /// created. Destroys the object, a PD with everything that was created in it; all its memory is free when the call
+    /// returns. ECs blocked in it get ABORTED. BAD_CAP if one of the selectors has no such capability; BAD_PAR if the
+    /// object was created elsewhere, if the caller is inside, or if it is an object space, host space or the first PIO
+    /// space, which go with their PD only.
+    Destroy = 1,
+    /// RDI selector: a PD capability with permission PD. Returns in RSI the number of frames that the PD could still
+    /// use, in RDX the number of those that are free in the whole kernel.
+    Balance = 2,
 }

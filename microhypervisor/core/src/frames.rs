@@ -47,6 +47,7 @@ pub struct NotAllocated;
 pub struct Frames<'a> {
     meta: &'a mut [FrameMeta],
     heads: [u32; ORDERS],
+    available: u32,
 }
 
 impl<'a> Frames<'a> {
@@ -55,7 +56,7 @@ impl<'a> Frames<'a> {
     pub fn new(meta: &'a mut [FrameMeta], first_free: u32) -> Self {
         meta.fill(FrameMeta::RESERVED);
         let end = meta.len().min(1 << 31) as u32;
-        let mut frames = Self { meta, heads: [NIL; ORDERS] };
+        let mut frames = Self { meta, heads: [NIL; ORDERS], available: end.saturating_sub(first_free) };
         let mut frame = first_free;
         while frame < end {
             let order = frame.trailing_zeros().min((end - frame).ilog2()).min(ORDERS as u32 - 1) as u8;
@@ -72,6 +73,7 @@ impl<'a> Frames<'a> {
             found -= 1;
             self.push(frame + (1 << found), found);
         }
+        self.available -= 1 << order;
         *self.meta.get_mut(frame as usize)? = FrameMeta { state: ALLOCATED | order, ..FrameMeta::RESERVED };
         Some(FrameNumber(frame))
     }
@@ -91,7 +93,13 @@ impl<'a> Frames<'a> {
             merged += 1;
         }
         self.push(block, merged);
+        self.available += 1 << order;
         Ok(order)
+    }
+
+    /// Number of free frames.
+    pub fn available(&self) -> u32 {
+        self.available
     }
 
     /// Order of the allocated block that begins with `frame`.

@@ -122,8 +122,14 @@ pub struct Header {
     kind: AtomicU8,
     state: AtomicU8,
     object: AtomicU32,
-    /// While the header is free: the next free one.
+    /// While the header is free: the next free one. Else the next one with the same owner, plus one.
     link: AtomicU32,
+    /// The one before it with the same owner, plus one.
+    before: AtomicU32,
+    /// Header of the protection domain that owns the object, plus one.
+    owner: AtomicU32,
+    /// Of a protection domain: the first header that it owns, plus one.
+    first: AtomicU32,
 }
 
 /// [`Header::state`]: can be allocated.
@@ -142,6 +148,9 @@ impl Header {
             state: AtomicU8::new(FREE),
             object: AtomicU32::new(0),
             link: AtomicU32::new(0),
+            before: AtomicU32::new(0),
+            owner: AtomicU32::new(0),
+            first: AtomicU32::new(0),
         }
     }
 }
@@ -174,6 +183,9 @@ impl<'a> HeaderTable<'a> {
         let generation = header.generation.load(Relaxed).max(1);
         header.kind.store(kind as u8, Relaxed);
         header.object.store(object, Relaxed);
+        for member in [&header.link, &header.before, &header.owner, &header.first] {
+            member.store(0, Relaxed);
+        }
         header.state.store(LIVE, Relaxed);
         header.generation.store(generation, Release);
         Some(Reference { index, generation })
@@ -210,6 +222,60 @@ impl<'a> HeaderTable<'a> {
             self.push(index, header);
         }
         released
+    }
+
+    /// Kind and object of a header in use, whatever its generation: for who destroys it.
+    pub fn content(&self, index: u32) -> Option<(Kind, u32)> {
+        let header = self.header(index).filter(|header| header.state.load(Relaxed) != FREE)?;
+        Some((Kind::from_raw(header.kind.load(Relaxed)), header.object.load(Relaxed)))
+    }
+
+    /// Makes every copy of the reference to a header stale.
+    pub fn end(&self, index: u32) {
+        let generation = self.header(index).map_or(0, |header| header.generation.load(Relaxed));
+        let _ = self.invalidate(Reference { index, generation });
+    }
+
+    /// Puts a header first into the list of what `owner` owns. Under the lock of that owner, as all that follows.
+    pub fn attach(&self, owner: u32, index: u32) {
+        let (Some(above), Some(header)) = (self.header(owner), self.header(index)) else { return };
+        let first = above.first.swap(index + 1, Relaxed);
+        if let Some(second) = first.checked_sub(1).and_then(|first| self.header(first)) {
+            second.before.store(index + 1, Relaxed);
+        }
+        header.link.store(first, Relaxed);
+        header.before.store(0, Relaxed);
+        header.owner.store(owner + 1, Relaxed);
+    }
+
+    /// Takes a header out of its owner's list.
+    pub fn detach(&self, index: u32) {
+        let Some(header) = self.header(index) else { return };
+        let (next, before) = (header.link.swap(0, Relaxed), header.before.swap(0, Relaxed));
+        let owner = header.owner.swap(0, Relaxed);
+        if let Some(next) = next.checked_sub(1).and_then(|next| self.header(next)) {
+            next.before.store(before, Relaxed);
+        }
+        if let Some(before) = before.checked_sub(1).and_then(|before| self.header(before)) {
+            before.link.store(next, Relaxed);
+        } else if let Some(owner) = owner.checked_sub(1).and_then(|owner| self.header(owner)) {
+            owner.first.store(next, Relaxed);
+        }
+    }
+
+    /// The header that owns `index`.
+    pub fn owner(&self, index: u32) -> Option<u32> {
+        self.header(index)?.owner.load(Relaxed).checked_sub(1)
+    }
+
+    /// The first header that `index` owns.
+    pub fn first(&self, index: u32) -> Option<u32> {
+        self.header(index)?.first.load(Relaxed).checked_sub(1)
+    }
+
+    /// The header that follows `index` in its owner's list.
+    pub fn next(&self, index: u32) -> Option<u32> {
+        self.header(index)?.link.load(Relaxed).checked_sub(1)
     }
 
     fn take_fresh(&self) -> Option<u32> {

@@ -121,7 +121,7 @@ impl Svm {
         let this: *mut Self = self;
         let previous = self.cpu.current.replace(this);
         if previous != this {
-            // SAFETY: a vCPU stays where it is for ever: nothing is destroyed yet.
+            // SAFETY: a vCPU stays where it is until `release`.
             if let Some(previous) = unsafe { previous.as_mut() } {
                 previous.common.foreign.leave();
             }
@@ -298,6 +298,13 @@ impl VirtualCpu for Svm {
     }
 
     fn restore_host(&mut self) {}
+
+    fn release(&mut self) {
+        if self.cpu.current.get() == core::ptr::from_mut(self) {
+            self.common.foreign.leave();
+            self.cpu.current.set(core::ptr::null_mut());
+        }
+    }
 
     unsafe fn enter(&mut self, gprs: *mut Gprs, _deadline: u64) -> ! {
         self.make_current();

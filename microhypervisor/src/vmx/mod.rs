@@ -141,7 +141,7 @@ impl Vmx {
             // SAFETY: `current` says so.
             return unsafe { Current::assume() };
         }
-        // SAFETY: a vCPU stays where it is for ever: nothing is destroyed yet.
+        // SAFETY: a vCPU stays where it is until `release`.
         if let Some(previous) = unsafe { previous.as_mut() } {
             previous.park_fast();
             previous.park_slow();
@@ -409,6 +409,18 @@ impl VirtualCpu for Vmx {
 
     fn restore_host(&mut self) {
         self.park_fast();
+    }
+
+    fn release(&mut self) {
+        if self.cpu.current.get() == core::ptr::from_mut(self) {
+            self.park_fast();
+            self.park_slow();
+            self.cpu.current.set(core::ptr::null_mut());
+        }
+        if self.initialized {
+            // SAFETY: the page is this vCPU's own. The processor may keep parts of a VMCS until it is cleared.
+            unsafe { vmcs::vmclear(self.pages.control.pa) };
+        }
     }
 
     unsafe fn enter(&mut self, gprs: *mut Gprs, deadline: u64) -> ! {

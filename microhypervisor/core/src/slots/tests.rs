@@ -88,7 +88,7 @@ fn impossible_entries_are_null() {
     assert_eq!(Entry::new(Reference { index: HEADERS_MAX, generation: 1 }, Permissions::all()), Entry::NULL);
     assert_eq!(Entry::new(Reference { index: 1, generation: 0 }, Permissions::all()), Entry::NULL);
     assert_eq!(Entry::new(Reference { index: 1, generation: 1 }, Permissions::empty()), Entry::NULL);
-    assert_eq!(size_of::<Header>(), 16);
+    assert!(size_of::<Header>() <= 32);
 }
 
 #[test]

@@ -97,9 +97,7 @@ pub fn multiboot2(info: &[u8], free: &mut FreeMemory) -> Result<(), MapError> {
     let tag = multiboot2_tag(info, MULTIBOOT2_TAG_MEMORY_MAP, |_| true)?.ok_or(MapError::NoMap)?;
     let entry_size = u32_at(tag, 8).ok_or(MapError::Malformed)? as usize;
     let entries = tag.get(16..).filter(|_| entry_size >= 24).ok_or(MapError::Malformed)?;
-    for entry in entries.chunks_exact(entry_size) {
-        add(entry, u32_at(entry, 16), free);
-    }
+    add(entries.chunks_exact(entry_size), free);
     Ok(())
 }
 
@@ -123,14 +121,21 @@ pub fn multiboot1_map(info: &[u8]) -> Result<(u64, usize), MapError> {
 
 /// Adds the usable memory in a Multiboot 1 memory map to `free`. Each entry begins with the length of its rest.
 pub fn multiboot1(map: &[u8], free: &mut FreeMemory) -> Result<(), MapError> {
-    let mut at = 0;
-    while at < map.len() {
-        let size = u32_at(map, at).ok_or(MapError::Malformed)? as usize;
-        let end = at.saturating_add(4).saturating_add(size);
-        let entry = map.get(at + 4..end).filter(|e| e.len() >= 20).ok_or(MapError::Malformed)?;
-        add(entry, u32_at(entry, 16), free);
-        at = end;
+    let split = |map| {
+        let size = u32_at(map, 0)? as usize;
+        map.get(4..)?.split_at_checked(size).filter(|(entry, _)| entry.len() >= 20)
+    };
+    let mut rest = map;
+    while !rest.is_empty() {
+        (_, rest) = split(rest).ok_or(MapError::Malformed)?;
     }
+    let mut rest = map;
+    let entries = core::iter::from_fn(move || {
+        let (entry, behind) = split(rest)?;
+        rest = behind;
+        Some(entry)
+    });
+    add(entries, free);
     Ok(())
 }
 
@@ -166,9 +171,7 @@ pub fn pvh_map(info: &[u8]) -> Result<(u64, usize), MapError> {
 
 /// Adds the usable memory in a PVH memory map to `free`.
 pub fn pvh(map: &[u8], free: &mut FreeMemory) {
-    for entry in map.chunks_exact(PVH_ENTRY_LENGTH) {
-        add(entry, u32_at(entry, 16), free);
-    }
+    add(map.chunks_exact(PVH_ENTRY_LENGTH), free);
 }
 
 /// Physical address and number of entries of the module list of a PVH start-of-day structure.
@@ -186,10 +189,18 @@ pub fn pvh_module(list: &[u8], inside: u64) -> Option<PhysRange> {
     list.chunks_exact(PVH_MODULE_LENGTH).filter_map(range).find(|r| r.contains(inside))
 }
 
-/// An entry in any format begins with address and length.
-fn add(entry: &[u8], kind: Option<u32>, free: &mut FreeMemory) {
-    if let (Some(start), Some(length), Some(USABLE)) = (u64_at(entry, 0), u64_at(entry, 8), kind) {
-        free.add(PhysRange::new(start, start.saturating_add(length)));
+/// Adds what the entries of a map call usable, but for what others among them call something else. In all formats an
+/// entry begins with address, length and type.
+fn add<'a>(entries: impl Iterator<Item = &'a [u8]> + Clone, free: &mut FreeMemory) {
+    let ranges = entries.filter_map(|entry| {
+        let (start, length, kind) = (u64_at(entry, 0)?, u64_at(entry, 8)?, u32_at(entry, 16)?);
+        Some((PhysRange::new(start, start.saturating_add(length)), kind == USABLE))
+    });
+    for (range, _) in ranges.clone().filter(|(_, usable)| *usable) {
+        free.add(range);
+    }
+    for (range, _) in ranges.filter(|(_, usable)| !*usable) {
+        free.remove(range);
     }
 }
 
@@ -268,6 +279,18 @@ mod tests {
         assert_eq!(multiboot1(&map.concat(), &mut free), Ok(()));
         assert_eq!(free.total(), 0x9f000 + 0x7000);
         assert_eq!(multiboot1(&map.concat()[..70], &mut free), Err(MapError::Malformed));
+        assert_eq!(
+            multiboot1(&[&map.concat()[..], &[19, 0, 0, 0], &[0; 19]].concat(), &mut free),
+            Err(MapError::Malformed)
+        );
+    }
+
+    #[test]
+    fn what_any_entry_keeps_is_not_used() {
+        let map = [entry(0x4000, 0x1000, 2), entry(0, 0x9000, 1), entry(0x8800, 0x10, 3), entry(0x6000, 0x2000, 1)];
+        let mut free = FreeMemory::new();
+        pvh(&map.concat(), &mut free);
+        assert_eq!(free.ranges(), [PhysRange::new(0, 0x4000), PhysRange::new(0x5000, 0x8000)]);
     }
 
     #[test]

@@ -5,10 +5,12 @@ mod boot;
 mod crash;
 mod endings;
 mod fault;
+mod firmware;
 mod front;
 mod host;
 mod isolation;
 mod linux;
+mod loader;
 mod micro;
 mod written;
 
@@ -87,8 +89,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::everything()?;
     let filter = arguments.filter.as_deref().unwrap_or_default();
     let mut count = host::run(filter)?;
-    let topics =
-        [micro::TESTS, linux::TESTS, fault::TESTS, front::TESTS, isolation::TESTS, crash::TESTS, endings::TESTS];
+    let topics = [
+        micro::TESTS,
+        linux::TESTS,
+        fault::TESTS,
+        firmware::TESTS,
+        front::TESTS,
+        isolation::TESTS,
+        crash::TESTS,
+        endings::TESTS,
+    ];
     let jobs: VecDeque<(&Test, Emulator)> = topics
         .into_iter()
         .flatten()

@@ -28,7 +28,11 @@ pub struct Trial<'a> {
     lines: Vec<(&'a str, String)>,
     replaced: Option<(&'a str, Vec<u8>)>,
     alter: Option<&'a dyn Fn(Vec<u8>) -> Vec<u8>>,
+    loader: Option<&'a Loader<'a>>,
 }
+
+/// Makes of the kernel's file and a bundle one file that starts alone.
+type Loader<'a> = dyn Fn(&[u8], Vec<u8>) -> Result<Vec<u8>> + 'a;
 
 /// What came of it.
 pub struct Outcome {
@@ -62,6 +66,7 @@ impl Lab<'_> {
             lines: Vec::new(),
             replaced: None,
             alter: None,
+            loader: None,
         }
     }
 }
@@ -122,12 +127,18 @@ impl<'a> Trial<'a> {
         self
     }
 
+    /// With a boot loader of the test's own inside of the kernel's file.
+    pub fn loader(mut self, make: &'a Loader<'a>) -> Self {
+        self.loader = Some(make);
+        self
+    }
+
     /// Boots it.
     pub fn run(mut self) -> Result<Outcome> {
         let Lab { emulator, programs, name } = self.lab;
         let kernel = programs.file("microhypervisor");
         let folder = workspace::folder(&format!("run/{name}"))?;
-        let (boot, memory, cpus) = if self.system == "none" {
+        let (mut boot, memory, cpus) = if self.system == "none" {
             (Boot { kernel, module: None, linux: None }, 256, 1)
         } else {
             let mut system = bundle::load(self.system, self.exec)?;
@@ -147,6 +158,11 @@ impl<'a> Trial<'a> {
             (Boot { kernel, module: Some(file), linux: None }, system.memory, system.cpus)
         };
         let bundle = boot.module.clone();
+        if let (Some(make), Some(bundle)) = (self.loader, boot.module.take_if(|_| self.loader.is_some())) {
+            let whole = folder.join("whole");
+            workspace::write(&whole, &make(&workspace::read(&boot.kernel)?, workspace::read(&bundle)?)?)?;
+            boot.kernel = whole;
+        }
         let machine = Machine {
             boot,
             memory: self.memory.unwrap_or(memory),

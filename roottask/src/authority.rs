@@ -1,7 +1,8 @@
 //! What the kernel gives the root task (NOVA 6.1.3, 6.2.3), and where the root task keeps it.
 
-use abi::capability::{Permissions, nova, root};
+use abi::capability::{Permissions, SELECTOR_COUNT, nova, root};
 use abi::{Selector, Status};
+use core::sync::atomic::{AtomicU64, Ordering};
 use runtime::manifest::selector as own;
 use runtime::syscall;
 
@@ -33,27 +34,43 @@ pub mod selector {
     pub const PER_CHILD: Selector = 0x100;
 }
 
+/// Number of selectors in an object space, as the information page says it.
+static SELECTORS: AtomicU64 = AtomicU64::new(SELECTOR_COUNT);
+
+/// Where a selector at the upper end of an object space of [`SELECTOR_COUNT`] selectors is with as many as there are.
+fn at_the_end(selector: Selector) -> Selector {
+    SELECTORS.load(Ordering::Relaxed).wrapping_sub(SELECTOR_COUNT - selector)
+}
+
 /// Takes what the root task works with out of the NOVA object space and puts its own objects where the runtime expects
-/// them.
-pub fn take() -> Result<(), Status> {
+/// them. `selectors`: how many an object space has.
+pub fn take(selectors: u64) -> Result<(), Status> {
+    SELECTORS.store(selectors, Ordering::Relaxed);
+    let objects = at_the_end(root::OBJECT_SPACE);
     let copy = |from: Selector, to: Selector| {
-        syscall::delegate_object(root::OBJECT_SPACE, from, root::OBJECT_SPACE, to, Permissions::all())
+        syscall::delegate_object(objects, at_the_end(from), objects, to, Permissions::all())
     };
     copy(root::PROTECTION_DOMAIN, own::PROTECTION_DOMAIN)?;
     copy(root::OBJECT_SPACE, own::OBJECT_SPACE)?;
     copy(root::EXECUTION_CONTEXT, own::MAIN_EC)?;
     copy(root::SCHEDULING_CONTEXT, own::MAIN_SC)?;
-    take_from_kernel(nova::ROOT_HOST_SPACE, own::HOST_SPACE)?;
-    take_from_kernel(nova::ROOT_PIO_SPACE, own::PIO_SPACE)?;
-    take_from_kernel(nova::MSR_SPACE, own::MSR_SPACE)?;
-    take_from_kernel(nova::HOST_SPACE, selector::NOVA_HOST_SPACE)?;
-    take_from_kernel(nova::PIO_SPACE, selector::NOVA_PIO_SPACE)?;
-    take_from_kernel(nova::CONSOLE_SEMAPHORE, selector::KERNEL_CONSOLE)
+    for (from, to) in [
+        (nova::ROOT_HOST_SPACE, own::HOST_SPACE),
+        (nova::ROOT_PIO_SPACE, own::PIO_SPACE),
+        (nova::MSR_SPACE, own::MSR_SPACE),
+        (nova::HOST_SPACE, selector::NOVA_HOST_SPACE),
+        (nova::PIO_SPACE, selector::NOVA_PIO_SPACE),
+        (nova::CONSOLE_SEMAPHORE, selector::KERNEL_CONSOLE),
+    ] {
+        take_from_kernel(at_the_end(from), to)?;
+    }
+    Ok(())
 }
 
 /// Copies a capability from the NOVA object space with all permissions that it has there.
 pub fn take_from_kernel(from: Selector, to: Selector) -> Result<(), Status> {
-    syscall::delegate_object(root::NOVA_OBJECT_SPACE, from, root::OBJECT_SPACE, to, Permissions::all())
+    let (kernel, own) = (at_the_end(root::NOVA_OBJECT_SPACE), at_the_end(root::OBJECT_SPACE));
+    syscall::delegate_object(kernel, from, own, to, Permissions::all())
 }
 
 /// Gives `count` I/O ports from `base` to the PIO space `space`.

@@ -86,7 +86,7 @@ fn read_hip(hip: *const Hip) -> Hip {
 
 extern "C" fn early(magic: u64, info: u64, page: *const Hip) -> ! {
     let hip = read_hip(page);
-    if let Err(status) = authority::take() {
+    if let Err(status) = authority::take(hip.sel_num) {
         // Without authority there is no console either: the kernel's fault report shows the status.
         // SAFETY: raises #UD.
         unsafe { asm!("ud2", in("rax") status as u64, options(noreturn)) }

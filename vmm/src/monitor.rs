@@ -8,12 +8,12 @@ use alloc::vec::Vec;
 use abi::event::{GUEST_ARCH, GUEST_NOVA, RECALL, STARTUP};
 use abi::utcb::Architectural;
 use abi::{Mtd, Selector};
-use machine::vcpu::{EVERYTHING, INITIAL, Next, Vcpu};
+use machine::vcpu::{EVERYTHING, INITIAL, Next, Vcpu, set_controls};
 use plan::{OnReset, VmConfig};
 use runtime::parent::Ended;
 use runtime::thread::Service;
 use runtime::utcb::Utcb;
-use runtime::{log, syscall, time};
+use runtime::{log, manifest, syscall, time};
 
 use crate::image::Files;
 use crate::memory::HostMemory;
@@ -21,8 +21,18 @@ use crate::output::{HELD_MS, Output};
 use crate::threads::Shared;
 use crate::{ending, image};
 
-/// Events that have a portal.
+/// Events that have a portal. The kernel's own follow the architectural ones here, whatever their number is there.
 pub const EVENTS: u16 = GUEST_ARCH + GUEST_NOVA;
+
+/// Where the kernel looks for the portal of an event, from the vCPU's event base. The architectural events that it has no
+/// selectors for never happen.
+pub fn portal_offset(number: u16) -> Option<u64> {
+    let architectural = manifest().sel_gst_arch;
+    match number.checked_sub(GUEST_ARCH) {
+        Some(own) => Some(u64::from(architectural) + u64::from(own)),
+        None => (number < architectural).then_some(number.into()),
+    }
+}
 
 /// The selectors of the vCPU's spaces.
 #[derive(Clone, Copy, Debug)]
@@ -132,7 +142,8 @@ impl Monitor {
     }
 
     fn set_portal(&self, number: u16, mtd: Mtd) {
-        if let Err(status) = syscall::ctrl_pt(self.portals + number as u64, number as u64, mtd.bits()) {
+        let Some(offset) = portal_offset(number) else { return };
+        if let Err(status) = syscall::ctrl_pt(self.portals + offset, number as u64, mtd.bits()) {
             panic!("cannot set the portal of event {number:#x}: {status:?}");
         }
     }
@@ -154,6 +165,7 @@ impl Monitor {
             Ok(entry) => {
                 log!("{}", entry.description);
                 entry.apply(state);
+                set_controls(state, 0);
             }
             Err(error) => {
                 log!("{error}");

@@ -29,7 +29,7 @@ use runtime::{log, manifest, time};
 use crate::ending;
 use crate::image::Files;
 use crate::memory::HostMemory;
-use crate::monitor::{self, EVENTS, Monitor, Spaces};
+use crate::monitor::{self, EVENTS, Monitor, Spaces, portal_offset};
 use crate::output::Output;
 use crate::threads::{self, Shared};
 
@@ -91,8 +91,11 @@ fn build() -> Result<(), String> {
     let server = Server::at(layout::HANDLER, manifest().cpu, monitor).map_err(kernel("the handler"))?;
     for (number, mtd) in mtds {
         // Only events that exist: the others would cost the kernel memory.
-        if !(0x40..GUEST_ARCH).contains(&number) || !event_name(number).is_empty() {
-            server.portal(layout::PORTALS + number as u64, number as u64, mtd).map_err(kernel("an event portal"))?;
+        if (0x40..GUEST_ARCH).contains(&number) && event_name(number).is_empty() {
+            continue;
+        }
+        if let Some(offset) = portal_offset(number) {
+            server.portal(layout::PORTALS + offset, number.into(), mtd).map_err(kernel("an event portal"))?;
         }
     }
     let page = thread::utcb_address().map_err(kernel("an address for the vCPU's page"))?;

@@ -313,7 +313,7 @@ impl Board {
 
     /// The earliest STC value at which a device needs service; `Some(now)` or less when one already does.
     pub fn next_deadline(&self, now: u64) -> Option<u64> {
-        let tick_wanted = !self.ioapic.is_masked(2) || !self.pic.is_masked(IRQ_TIMER);
+        let tick_wanted = !self.ioapic.is_masked(2) || !self.pic.is_masked(IRQ_TIMER) && self.passes_external();
         let tick = if tick_wanted { self.pit.next_tick() } else { None };
         let sources = [self.lapic.next_deadline(), tick, self.rtc.next_deadline(now), self.pm.next_deadline()];
         sources.into_iter().flatten().min()

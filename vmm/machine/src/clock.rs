@@ -6,6 +6,10 @@
 /// Nanoseconds in a second.
 pub const NANOS: u64 = 1_000_000_000;
 
+/// Microseconds between two interrupts of a periodic timer at least, however short its period: one that asks for more
+/// would spend all its time on them. KVM draws the line there, too.
+pub const SHORTEST_PERIOD_US: u64 = 200;
+
 /// The STC's frequency, against which other clocks are expressed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Clock {

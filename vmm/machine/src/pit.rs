@@ -8,6 +8,10 @@ use crate::clock::Clock;
 /// Input clock in hertz.
 pub const HERTZ: u64 = 1_193_182;
 
+/// Clocks between two ticks at least: of shorter periods so many count as one tick that a guest cannot be kept busy by
+/// its timer alone. The count runs as programmed.
+const SHORTEST: u128 = (HERTZ * crate::clock::SHORTEST_PERIOD_US).div_ceil(1_000_000) as u128;
+
 /// Which bytes of the count an access takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Access {
@@ -119,12 +123,17 @@ impl Channel {
         }
     }
 
+    /// Edges that count as one.
+    fn stride(&self) -> u128 {
+        if self.is_periodic() { SHORTEST.div_ceil(self.reload.max(1).into()) } else { 1 }
+    }
+
     /// When the output rises next after the edges passed on.
     fn next_edge(&self, clock: Clock) -> Option<u64> {
         let since = self.since.filter(|_| self.reload != 0)?;
         let reload = u128::from(self.reload);
         let at = match self.mode {
-            2 | 3 => (self.edges + 1) * reload,
+            2 | 3 => (self.edges + self.stride()) * reload,
             _ if self.edges != 0 => return None,
             0 | 1 => reload,
             _ => reload + 1,
@@ -305,9 +314,12 @@ impl Pit {
 
     /// Whether channel 0's output rose since the last call. Edges that passed together count as one.
     pub fn take_tick(&mut self, now: u64) -> bool {
-        let edges = self.channels[0].rising_edges(self.clock, now);
-        let rose = edges > self.channels[0].edges;
-        self.channels[0].edges = edges;
+        let channel = &mut self.channels[0];
+        let edges = channel.rising_edges(self.clock, now);
+        let rose = edges >= channel.edges + channel.stride();
+        if rose {
+            channel.edges = edges;
+        }
         rose
     }
 
@@ -340,6 +352,24 @@ mod tests {
             assert!(!pit.take_tick(now));
         }
         assert_eq!(now, clock.ticks(100_000 * 0x2e9c, HERTZ));
+    }
+
+    /// Two clocks a period would be 600,000 ticks a second.
+    #[test]
+    fn short_periods_count_as_one() {
+        for mode in [0x14, 0x16] {
+            let mut pit = Pit::new(CLOCK);
+            pit.write(3, mode, 0);
+            pit.write(0, 2, 0);
+            let mut now = 0;
+            for _ in 0..100 {
+                let next = pit.next_tick().unwrap();
+                assert!(next - now >= 200 * CLOCK.frequency() / 1_000_000);
+                assert!(!pit.take_tick(next - 1) && pit.take_tick(next));
+                now = next;
+            }
+            assert!(now < CLOCK.ticks(100 * SHORTEST + 200, HERTZ));
+        }
     }
 
     #[test]

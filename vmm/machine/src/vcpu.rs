@@ -26,6 +26,8 @@ use crate::msr;
 use crate::report::{Cause, History};
 use crate::statistics::Statistics;
 
+pub use interrupts::set_controls;
+
 /// All state that a report or the emulator wants.
 pub const EVERYTHING: Mtd = Mtd::GPR_0_7
     .union(Mtd::GPR_8_15)
@@ -58,6 +60,7 @@ pub const INITIAL: Mtd = EVERYTHING
     .union(Mtd::TSC)
     .union(Mtd::DR)
     .union(Mtd::TPR)
+    .union(Mtd::CTRL)
     .union(Mtd::TLB);
 
 /// The task priority sank below the threshold (Intel SDM vol. 3D, appendix C).

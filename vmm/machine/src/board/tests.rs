@@ -63,6 +63,33 @@ fn tsc_deadline() {
     end(&mut board);
 }
 
+/// A timer that asks for an interrupt every microsecond or two gets as many as the guest can bear, and none at all
+/// while nothing listens.
+#[test]
+fn no_periodic_timer_floods_the_guest() {
+    let mut board = board();
+    outs(&mut board, &[(0x43, 0x34), (0x40, 2), (0x40, 0)]);
+    let mut write = |offset: u64, value: u64| {
+        assert_eq!(board.mmio_write(0xfee0_0000 + offset, Width::Dword, value, 0), Effect::None);
+    };
+    [(0x3e0, 0xb), (0x320, 0x3_00ec), (0x380, 1000)].into_iter().for_each(|(offset, value)| write(offset, value));
+    outs(&mut board, &[(0x21, 0xff)]);
+    assert_eq!(board.next_deadline(0), None, "all masked");
+    outs(&mut board, &[(0x21, 0xfe)]);
+    assert!(board.next_deadline(0).is_some());
+    assert_eq!(board.mmio_write(0xfee0_0350, Width::Dword, 0x1_0700, 0), Effect::None);
+    assert_eq!(board.next_deadline(0), None, "nothing passes the 8259A's requests on");
+    pin(&mut board, 2, 0x30);
+    assert_eq!(board.mmio_write(0xfee0_0320, Width::Dword, 0x2_00ec, 0), Effect::None);
+    let (mut now, mut wakes) = (0, 0);
+    while now < HZ / 10 {
+        now = board.next_deadline(now).unwrap();
+        board.advance(now);
+        wakes += 1;
+    }
+    assert!((800..=1002).contains(&wakes), "{wakes} in a tenth of a second, from two timers");
+}
+
 #[test]
 fn serial_interrupts_through_the_ioapic() {
     let mut board = board();

@@ -99,16 +99,16 @@ fn the_timer_in_each_mode() {
     assert_eq!(lapic.next_deadline(), None);
     write(&mut lapic, EOI, 0);
     write(&mut lapic, LVT_TIMER, 1 << 17 | 0xec);
-    write(&mut lapic, INITIAL_COUNT, 1000);
-    lapic.advance(5500);
+    write(&mut lapic, INITIAL_COUNT, 1_000_000);
+    lapic.advance(5_500_000);
     assert_eq!((lapic.acknowledge(), lapic.acknowledge()), (Some(0xec), None));
     write(&mut lapic, EOI, 0);
-    assert_eq!(lapic.next_deadline(), Some(6000));
+    assert_eq!(lapic.next_deadline(), Some(6_000_000));
     // What fell due while masked is not made up for.
     write(&mut lapic, LVT_TIMER, 1 << 17 | LVT_MASKED | 0xec);
     assert_eq!(lapic.next_deadline(), None);
-    assert_eq!(lapic.write_memory(LVT_TIMER << 4, Width::Dword, 1 << 17 | 0xec, 6500), Outcome::Done);
-    assert_eq!((lapic.pending(), lapic.next_deadline()), (None, Some(7000)));
+    assert_eq!(lapic.write_memory(LVT_TIMER << 4, Width::Dword, 1 << 17 | 0xec, 6_500_000), Outcome::Done);
+    assert_eq!((lapic.pending(), lapic.next_deadline()), (None, Some(7_000_000)));
     // Deadline mode disarms the count; a deadline in the past fires at once.
     write(&mut lapic, LVT_TIMER, 1 << 18 | 0xec);
     assert_eq!(lapic.next_deadline(), None);

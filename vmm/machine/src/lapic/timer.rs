@@ -3,6 +3,8 @@
 //! Intel SDM vol. 3A, 11.5.4. The guest's TSC is the STC. The count's input clock is the STC divided by a power of
 //! two ([`CrystalClock`]), so that CPUID 0x15 states it exactly and every expiry is a whole number of STC ticks.
 
+use crate::clock::SHORTEST_PERIOD_US;
+
 /// The clock that the timer counts: the STC's frequency, halved until it fits the 32 bits of CPUID 0x15 ECX.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CrystalClock {
@@ -45,6 +47,8 @@ struct Countdown {
 #[derive(Clone, Debug)]
 pub struct Timer {
     shift: u32,
+    /// STC ticks between two periodic interrupts at least.
+    shortest: u64,
     initial: u32,
     divide: u32,
     countdown: Option<Countdown>,
@@ -54,12 +58,15 @@ pub struct Timer {
 impl Timer {
     /// A stopped timer.
     pub fn new(crystal: CrystalClock) -> Self {
-        Self { shift: crystal.shift, initial: 0, divide: 0, countdown: None, deadline: 0 }
+        let frequency = u128::from(crystal.frequency) << crystal.shift;
+        let shortest = (frequency * u128::from(SHORTEST_PERIOD_US) / 1_000_000) as u64;
+        Self { shift: crystal.shift, shortest, initial: 0, divide: 0, countdown: None, deadline: 0 }
     }
 
     /// Stops and clears everything.
     pub fn reset(&mut self) {
-        *self = Self { shift: self.shift, initial: 0, divide: 0, countdown: None, deadline: 0 };
+        *self =
+            Self { shift: self.shift, shortest: self.shortest, initial: 0, divide: 0, countdown: None, deadline: 0 };
     }
 
     /// STC ticks of one count.
@@ -108,10 +115,13 @@ impl Timer {
 
     /// The current count register.
     pub fn current(&self, now: u64) -> u32 {
-        match self.countdown {
-            Some(countdown) => countdown.expiry.saturating_sub(now).div_ceil(self.unit()).min(u32::MAX.into()) as u32,
-            None => 0,
-        }
+        let Some(Countdown { expiry, period }) = self.countdown else { return 0 };
+        let left = match expiry.saturating_sub(now) {
+            // Periods that count as one.
+            left if left > period && period != 0 => (left - 1) % period + 1,
+            left => left,
+        };
+        left.div_ceil(self.unit()).min(u32::MAX.into()) as u32
     }
 
     /// IA32_TSC_DEADLINE: zero unless armed.
@@ -142,7 +152,8 @@ impl Timer {
         }
     }
 
-    /// Consumes what is due at `now`; whether it fired. Periods that passed together fire once.
+    /// Consumes what is due at `now`; whether it fired. Periods that passed together fire once, and so do as many as
+    /// make a period of the shortest length.
     pub fn fire(&mut self, mode: Mode, now: u64) -> bool {
         if self.next(mode).is_none_or(|due| due > now) {
             return false;
@@ -150,7 +161,7 @@ impl Timer {
         self.deadline = 0;
         self.countdown = match (mode, self.countdown) {
             (Mode::Periodic, Some(Countdown { expiry, period })) if period != 0 => {
-                let passed = (now - expiry) / period + 1;
+                let passed = (now - expiry) / period + self.shortest.div_ceil(period).max(1);
                 Some(Countdown { expiry: expiry.saturating_add(passed.saturating_mul(period)), period })
             }
             _ => None,
@@ -210,6 +221,21 @@ mod tests {
         assert_eq!(timer.next(Mode::Periodic), None);
     }
 
+    /// A period of a few ticks interrupts no oftener than the shortest, and still counts as programmed.
+    #[test]
+    fn short_periods_count_as_one() {
+        let mut timer = Timer::new(CrystalClock::new(1_000_000_000));
+        timer.set_divide(11, 0);
+        timer.set_initial(7, Mode::Periodic, 0);
+        assert_eq!(timer.next(Mode::Periodic), Some(7));
+        let mut fired = 0;
+        for now in 0..1_000_000 {
+            fired += u32::from(timer.fire(Mode::Periodic, now));
+            assert_eq!(u64::from(timer.current(now)), 7 - now % 7);
+        }
+        assert_eq!(fired, 5);
+    }
+
     proptest! {
         #[test]
         fn periods_never_drift(count in 1u32.., divide in 0u32..16, start in 0u64..1 << 40,
@@ -223,7 +249,7 @@ mod tests {
                 now += step;
                 timer.fire(Mode::Periodic, now);
                 let next = timer.next(Mode::Periodic).unwrap();
-                prop_assert!(next > now && next - now <= period);
+                prop_assert!(next > now && next - now <= period.max(timer.shortest.next_multiple_of(period)));
                 prop_assert_eq!((next - start) % period, 0);
                 prop_assert!(timer.current(now) >= 1 && timer.current(now) <= count);
             }

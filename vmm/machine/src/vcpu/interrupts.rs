@@ -16,6 +16,20 @@ const CR8_LOAD_EXITING: u32 = 1 << 19;
 /// Vector of the non-maskable interrupt.
 const NMI: u32 = 2;
 
+/// HLT, MWAIT, RDPMC, MONITOR exit (Intel SDM vol. 3C, table 25-6): what this monitor relies on. A kernel may have these
+/// controls fixed.
+const EXITS: u32 = 1 << 7 | 1 << 10 | 1 << 11 | 1 << 29;
+/// RDTSCP and INVPCID exist, WBINVD exits (table 25-7).
+const SECONDARY: u32 = 1 << 3 | 1 << 6 | 1 << 12;
+
+/// States which instructions exit, `more` among them; goes with [`Mtd::CTRL`].
+pub fn set_controls(state: &mut Architectural, more: u32) {
+    state.exec_controls_1 = EXITS | more;
+    (state.exec_controls_2, state.exec_controls_3) = (SECONDARY, 0);
+    (state.cr0_intercepts, state.cr4_intercepts, state.exception_intercepts) = (0, 0, 0);
+    (state.page_fault_mask, state.page_fault_match) = (0, 0);
+}
+
 /// Whether the vCPU can take an interrupt at the next entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Readiness {
@@ -200,10 +214,7 @@ impl Vcpu {
                 Mtd::TPR
             }
             PriorityExit::Write => {
-                state.exec_controls_1 = if class == 0 { 0 } else { CR8_LOAD_EXITING };
-                (state.exec_controls_2, state.exec_controls_3) = (0, 0);
-                (state.cr0_intercepts, state.cr4_intercepts, state.exception_intercepts) = (0, 0, 0);
-                (state.page_fault_mask, state.page_fault_match) = (0, 0);
+                set_controls(state, if class == 0 { 0 } else { CR8_LOAD_EXITING });
                 Mtd::CTRL
             }
         }

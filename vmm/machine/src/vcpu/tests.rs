@@ -174,13 +174,13 @@ fn writes_of_the_task_priority_are_awaited() {
     f.wrmsr(0x83f, 0x51);
     (f.state.cr8, f.state.interruption_info) = (7, 0);
     assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ | Mtd::CTRL));
-    assert_eq!((f.state.interruption_info, f.state.exec_controls_1), (0, 1 << 19));
+    assert_eq!((f.state.interruption_info, f.state.exec_controls_1 >> 19 & 1), (0, 1));
     assert_eq!(f.vcpu.deadline(), 1_000_000);
     // A vector of a higher class asks for a window of its own.
     assert_eq!(f.wrmsr(0x83f, 0x81), Next::Resume(Mtd::INJ | Mtd::RIP));
     f.state.interruption_info = 0;
     assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ | Mtd::CTRL));
-    assert_eq!((f.state.interruption_info, f.state.exec_controls_1), (VALID | 0x81, 0));
+    assert_eq!((f.state.interruption_info, f.state.exec_controls_1 >> 19 & 1), (VALID | 0x81, 0));
     // When that is over, the first one waits for the priority again.
     assert_eq!(f.wrmsr(0x80b, 0), Next::Resume(Mtd::INJ | Mtd::RIP));
     f.state.interruption_info = 0;
@@ -191,7 +191,7 @@ fn writes_of_the_task_priority_are_awaited() {
     f.state.qualification[0] = 8;
     let Next::Resume(reply) = f.exit(guest::CR_ACCESS, EVERY) else { panic!() };
     assert!(reply.contains(Mtd::CR | Mtd::CTRL | Mtd::INJ | Mtd::RIP));
-    assert_eq!((f.state.cr8, f.state.exec_controls_1, f.state.rip), (2, 0, CODE + 4));
+    assert_eq!((f.state.cr8, f.state.exec_controls_1 >> 19 & 1, f.state.rip), (2, 0, CODE + 4));
     assert_eq!(f.state.interruption_info, INTERRUPT_WINDOW);
     f.state.interruption_info = 0;
     assert_eq!(f.exit(guest::INTERRUPT_WINDOW, Mtd::INJ | Mtd::CR), Next::Resume(Mtd::INJ));

@@ -8,8 +8,6 @@
 //! own; load descriptor tables and control registers; measure the clocks; turn virtualization on; create the root
 //! protection domain and let it run.
 
-use core::sync::atomic::Ordering;
-
 use kernel_core::boot::acpi::{self, Tables as AcpiTables};
 use kernel_core::boot::memory_map::{MemoryMap, UefiMap};
 use kernel_core::boot::{PhysicalMemory, multiboot1, multiboot2, pvh};
@@ -277,7 +275,7 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
 
 /// Makes the CPU that executes this ready for programs. `choose` is called before the LAPIC is enabled.
 fn start_this(cpu: &'static Cpu, components: u64, choose: impl FnOnce()) {
-    cpu.space.store(space::master(), Ordering::Relaxed);
+    cpu.space.announce(space::master());
     cpu.block().load_descriptors();
     control_registers(cpu);
     fpu::init(cpu, components);

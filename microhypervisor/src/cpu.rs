@@ -5,9 +5,10 @@
 
 use core::cell::{Cell, UnsafeCell};
 use core::mem::size_of;
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, Ordering};
 
 use kernel_core::ready::ReadyQueue;
+use kernel_core::shootdown::Use;
 use kernel_core::timeout::TimeoutQueue;
 use spin::Once;
 
@@ -68,7 +69,7 @@ pub struct Cpu {
     /// System time that the timer is programmed for.
     pub deadline: Cell<u64>,
     /// Physical address of the page tables in CR3.
-    pub space: AtomicU64,
+    pub space: Use,
     /// Owner of what the FPU holds.
     pub fpu_owner: Cell<*const Ec>,
     /// Value of XCR0.
@@ -86,7 +87,7 @@ pub struct Cpu {
     /// Global descriptor table.
     pub gdt: Cell<*mut Gdt>,
     /// Physical address of the nested page tables of the guest that ran last.
-    pub nested: AtomicU64,
+    pub nested: Use,
     /// What passes between CPUs.
     pub rounds: Rounds,
 }
@@ -187,7 +188,7 @@ impl Cpu {
             timeouts: Owned::new(TimeoutQueue::empty()),
             slice_end: Cell::new(u64::MAX),
             deadline: Cell::new(u64::MAX),
-            space: AtomicU64::new(0),
+            space: Use::none(),
             fpu_owner: Cell::new(core::ptr::null()),
             xcr0: Cell::new(0),
             ts_clear: Cell::new(false),
@@ -196,7 +197,7 @@ impl Cpu {
             task_register_stale: Cell::new(false),
             task: Cell::new(None),
             gdt: Cell::new(core::ptr::null_mut()),
-            nested: AtomicU64::new(0),
+            nested: Use::none(),
             rounds: Rounds::new(),
         }
     }

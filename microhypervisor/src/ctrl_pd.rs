@@ -4,11 +4,10 @@
 //! EC's registers still hold the call, `Ec::progress` how far it came. A call that took something away that processors
 //! may have cached ends with one round over the CPUs that use the space.
 
-use core::sync::atomic::Ordering;
-
 use abi::Status;
 use abi::capability::{Cacheability, MEMORY_ALL, Permissions, SELECTOR_COUNT};
 use abi::utcb::gpr;
+use kernel_core::shootdown::Use;
 use kernel_core::slots::{Entry, Kind};
 use spin::Once;
 
@@ -73,6 +72,7 @@ fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
     if !source.permissions().contains(Permissions::TAKE) || !destination.permissions().contains(Permissions::GRANT) {
         return Err(Status::BadCap);
     }
+    ec.destination.set(destination);
     match (object::kind(source), object::kind(destination)) {
         (Kind::ObjectSpace, Kind::ObjectSpace) => {
             objects(cpu, ec, space::<ObjectSpace>(source)?, space::<ObjectSpace>(destination)?)
@@ -112,14 +112,17 @@ fn settle(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>, cached
 
 /// The last part of a call: frees the tables that it made superfluous.
 pub fn free_tables(cpu: &'static Cpu, ec: &'static Ec) -> ! {
-    ec.continuation.set(Continuation::FreeTables);
-    while ec.changes.forget() {
-        registers::interrupt_window();
-        if cpu.reschedule.get() {
-            run::run(cpu, ec)
-        }
+    let destination = ec.destination.get();
+    let memory = space::<HostSpace>(destination).map(MemorySpace::generation);
+    if let Ok(generation) = memory.or(space::<GuestSpace>(destination).map(MemorySpace::generation)) {
+        generation.complete(ec.progress.get());
     }
-    ec.continuation.set(Continuation::ReturnHypercall);
+    ec.continuation.set(Continuation::FreeTables);
+    if ec.changes.forget() {
+        registers::interrupt_window();
+    } else {
+        ec.continuation.set(Continuation::ReturnHypercall);
+    }
     run::run(cpu, ec)
 }
 
@@ -172,9 +175,9 @@ fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpac
         }
         breathe(cpu, ec, done, &mut steps);
     }
-    if !ec.changes.any() {
-        return result;
-    }
+    // Also what another EC has taken away but not every CPU has seen.
+    let Some(generation) = to.generation().due() else { return result };
+    ec.progress.set(generation);
     to.flush(cpu);
     settle(cpu, ec, result, |other| to.cached_by(other))
 }
@@ -209,7 +212,7 @@ fn msrs(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &MsrSpace) -> Res
         to.set(msr as u32, from.get(msr as u32) & request.mask);
     }
     // The bitmap may not change under a guest that runs (Intel SDM vol. 3C, 25.11.4): none does when this is over.
-    settle(cpu, ec, Ok(()), |other| other.nested.load(Ordering::Relaxed) != 0)
+    settle(cpu, ec, Ok(()), |other| other.nested.root() != Use::NONE)
 }
 
 static NOVA_HOST: Once<Entry> = Once::new();

@@ -299,7 +299,9 @@ fn sweep_one(ec: &Ec, index: u32, cleared: &mut u64) -> Left {
 
 fn free_ec(ec: &Ec) {
     release(ec.utcb);
-    ec.fpu_state.map(release);
+    if let Some(area) = ec.fpu_state {
+        release(area);
+    }
     if let Some(guest) = ec.guest {
         let control: Frame = guest.control;
         release(control);

@@ -12,7 +12,7 @@ use abi::Mtd;
 use abi::utcb::Architectural;
 use kernel_core::mailbox::MailCell;
 use kernel_core::ready::{Fifo, LinkCell, Links};
-use kernel_core::slots::Kind;
+use kernel_core::slots::{Entry, Kind};
 use kernel_core::timeout::{TimeoutNode, TimeoutNodes};
 
 use crate::cpu::{Cpu, Owned};
@@ -143,6 +143,8 @@ pub struct Ec {
     pub fault_address: Cell<u64>,
     /// Pages done of a preempted ctrl_pd.
     pub progress: Cell<u64>,
+    /// The space that this ctrl_pd changes.
+    pub destination: Cell<Entry>,
     /// What that ctrl_pd took away so far.
     pub changes: Changes,
     /// What comes after the round that it waits for.
@@ -218,6 +220,7 @@ impl Ec {
             waits_on: Cell::new(None),
             fault_address: Cell::new(0),
             progress: Cell::new(0),
+            destination: Cell::new(Entry::NULL),
             changes: Changes::none(),
             after_round: Cell::new(continuation),
             mail: MailCell::empty(),

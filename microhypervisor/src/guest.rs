@@ -4,7 +4,7 @@
 //! Unsafe: enters the guest.
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::capability::Permissions;
 use abi::event::guest as event;
@@ -127,13 +127,8 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     fpu::acquire(cpu, ec);
     let vcpu = guest.vcpu();
     fpu::load_xcr0(cpu, vcpu.xcr0());
-    let root = space.root();
-    if cpu.nested.load(Ordering::Relaxed) != root {
-        cpu.nested.store(root, Ordering::Relaxed);
-        // Whoever takes memory away counts the generation on, then looks which CPUs use the space.
-        fence(Ordering::SeqCst);
-    }
-    let generation = space.generation.load(Ordering::Acquire);
+    cpu.nested.enter(space.root());
+    let generation = space.generation.current();
     if generation != guest.generation.replace(generation) {
         vcpu.flush();
     }

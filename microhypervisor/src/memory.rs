@@ -139,8 +139,10 @@ pub fn release(frame: Frame) {
     Account::by_id(owner).balance.credit(1 << order);
 }
 
-/// Size classes of small objects in bytes; larger ones take whole frames.
-const CLASSES: [usize; 5] = [64, 128, 256, 512, 1024];
+/// Size classes of small objects in bytes.
+const CLASSES: [usize; 4] = [SMALLEST, 256, 512, 1024];
+/// Smallest size class.
+pub const SMALLEST: usize = 128;
 const NONE: u32 = u32::MAX;
 
 /// A slab frame: its free slots (bit set = free), and its links in the list of its account and class.

@@ -15,11 +15,11 @@ use abi::Status;
 use abi::capability::Permissions;
 use kernel_core::slots::{Entry, Header, HeaderTable, Kind, Reference};
 
-use crate::memory::{Account, KERNEL, Shared, release_small};
+use crate::memory::{Account, FRAME, KERNEL, POOL_FRAMES, SMALLEST, Shared, release_small};
 use crate::pd::Pd;
 
-/// Number of object headers.
-const HEADERS: usize = 1 << 16;
+/// Number of object headers: as many as the pool has room for objects, so that nobody can take another's.
+const HEADERS: usize = POOL_FRAMES * FRAME / SMALLEST;
 
 #[unsafe(link_section = ".metadata")]
 static HEADER_MEMORY: Shared<[Header; HEADERS]> = Shared::new([const { Header::new() }; HEADERS]);

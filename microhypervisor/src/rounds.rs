@@ -10,11 +10,12 @@
 //!
 //! A CPU has one round under way; ECs that come meanwhile share the next one. All state has a fixed size.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{Ordering, fence};
 
 use abi::Status;
 use kernel_core::mailbox::{Inbox, MailCell, MailCells, Mailbox};
 use kernel_core::ready::Fifo;
+use kernel_core::shootdown::{Requests, Round};
 
 use crate::cpu::{CPUS_MAX, Cpu, Owned};
 use crate::ec::{Continuation, Ec, EcLinks};
@@ -28,15 +29,11 @@ const WORDS: usize = CPUS_MAX / 64;
 pub struct Rounds {
     mailbox: Mailbox,
     inbox: Owned<Inbox>,
-    /// Some CPU asks this one.
-    asked: AtomicBool,
-    /// Which ones do.
-    asked_by: [AtomicU64; WORDS],
-    /// CPUs that have not answered this one's round.
-    outstanding: AtomicU32,
-    /// They all have.
-    answered: AtomicBool,
-    /// ECs that wait for the round under way.
+    /// CPUs that wait for this one.
+    requests: Requests<WORDS>,
+    /// This one's round.
+    round: Round,
+    /// ECs that wait for it.
     waiting: Owned<Fifo>,
     /// ECs that wait for the next one.
     next: Owned<Fifo>,
@@ -50,10 +47,8 @@ impl Rounds {
         Self {
             mailbox: Mailbox::empty(),
             inbox: Owned::new(Inbox::empty()),
-            asked: AtomicBool::new(false),
-            asked_by: [const { AtomicU64::new(0) }; WORDS],
-            outstanding: AtomicU32::new(0),
-            answered: AtomicBool::new(false),
+            requests: Requests::none(),
+            round: Round::ended(),
             waiting: Owned::new(Fifo::empty()),
             next: Owned::new(Fifo::empty()),
             targets: Owned::new([0; WORDS]),
@@ -92,42 +87,33 @@ fn launch(cpu: &Cpu) {
         return;
     }
     core::mem::swap(rounds.waiting.get(), rounds.next.get());
-    let targets = core::mem::replace(rounds.targets.get(), [0; WORDS]);
-    rounds.outstanding.store(targets.iter().map(|word| word.count_ones()).sum(), Ordering::Relaxed);
-    for other in members(&targets) {
-        other.rounds.asked_by[cpu.number as usize / 64].fetch_or(1 << (cpu.number % 64), Ordering::AcqRel);
-        other.rounds.asked.store(true, Ordering::Release);
-        call(other);
+    let set = core::mem::replace(rounds.targets.get(), [0; WORDS]);
+    let targets = Cpu::all().filter(|cpu| set[cpu.number as usize / 64] & 1 << (cpu.number % 64) != 0);
+    if rounds.round.start(cpu.number, targets.map(|cpu| (cpu, &cpu.rounds.requests)), call) {
+        cpu.reschedule.set(true);
     }
 }
 
-/// The CPUs of a set.
-fn members(set: &[u64; WORDS]) -> impl Iterator<Item = &'static Cpu> {
-    let set = *set;
-    Cpu::all().filter(move |cpu| set[cpu.number as usize / 64] & 1 << (cpu.number % 64) != 0)
-}
-
-/// Answers all CPUs that ask this one.
-fn answer(cpu: &Cpu) {
-    if !cpu.rounds.asked.swap(false, Ordering::AcqRel) {
-        return;
-    }
-    let who = cpu.rounds.asked_by.each_ref().map(|word| word.swap(0, Ordering::AcqRel));
-    // SAFETY: the tables are loaded already; loading them again drops stale translations. Those of guests go before
-    // the next entry, see `GuestSpace::generation`.
-    unsafe { registers::set_cr3(cpu.space.load(Ordering::Relaxed)) };
-    for other in members(&who) {
-        if other.rounds.outstanding.fetch_sub(1, Ordering::AcqRel) == 1 {
-            other.rounds.answered.store(true, Ordering::Release);
+/// Answers all CPUs that ask this one; false if none does.
+fn answer(cpu: &Cpu) -> bool {
+    let mut flushed = false;
+    for other in cpu.rounds.requests.take().filter_map(Cpu::by_number) {
+        if !core::mem::replace(&mut flushed, true) {
+            // SAFETY: the tables are loaded already; loading them again drops stale translations. Those of guests go
+            // before the next entry, see `GuestSpace::generation`.
+            unsafe { registers::set_cr3(cpu.space.root()) };
+        }
+        if other.rounds.round.acknowledge() {
             call(other);
         }
     }
+    flushed
 }
 
-/// ECs whose round is over go on.
-fn finish(cpu: &Cpu) {
-    if !cpu.rounds.answered.swap(false, Ordering::AcqRel) {
-        return;
+/// ECs whose round is over go on. False if there are none.
+fn finish(cpu: &Cpu) -> bool {
+    if cpu.rounds.waiting.get().front().is_none() || !cpu.rounds.round.has_ended() {
+        return false;
     }
     while let Some(id) = cpu.rounds.waiting.get().pop_front(&EcLinks) {
         let ec = by_id::<Ec>(id);
@@ -138,6 +124,7 @@ fn finish(cpu: &Cpu) {
         }
     }
     launch(cpu);
+    true
 }
 
 /// What a message says, in the name of an EC or SC.
@@ -209,17 +196,14 @@ const BATCH: u32 = 32;
 /// they were about to run. False if there was nothing to do.
 pub fn attend(cpu: &'static Cpu) -> bool {
     let rounds = &cpu.rounds;
-    let mut any = rounds.asked.load(Ordering::Relaxed) || rounds.answered.load(Ordering::Relaxed);
     let mut handled = 0;
     while let Some((id, message)) = rounds.inbox.get().take(&rounds.mailbox, &Cells) {
-        any = true;
         deliver(cpu, id, message);
         handled += 1;
         if handled % BATCH == 0 {
             registers::interrupt_window();
         }
     }
-    answer(cpu);
-    finish(cpu);
-    any
+    // Not before all mail that was sent before the request.
+    answer(cpu) | finish(cpu) | (handled != 0)
 }

@@ -143,8 +143,8 @@ fn prepare_user(cpu: &'static Cpu, ec: &'static Ec) {
 #[inline(always)]
 pub fn switch_space(cpu: &Cpu, ec: &Ec) {
     let root = ec.space.root();
-    if cpu.space.load(Ordering::Relaxed) != root {
-        cpu.space.store(root, Ordering::Relaxed);
+    if cpu.space.root() != root {
+        cpu.space.announce(root);
         // SAFETY: every host space maps the kernel.
         unsafe { crate::registers::set_cr3(root) };
     }
@@ -152,8 +152,8 @@ pub fn switch_space(cpu: &Cpu, ec: &Ec) {
 
 /// The page tables of `ec`'s host space may go: this CPU does without if it has them loaded.
 pub fn forget_space(cpu: &Cpu, ec: &Ec) {
-    if cpu.space.load(Ordering::Relaxed) == ec.space.root() {
-        cpu.space.store(crate::space::master(), Ordering::Relaxed);
+    if cpu.space.root() == ec.space.root() {
+        cpu.space.announce(crate::space::master());
         // SAFETY: the kernel's half is the same everywhere.
         unsafe { crate::registers::set_cr3(crate::space::master()) };
     }

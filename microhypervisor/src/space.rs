@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use abi::Status;
 use abi::capability::{Cacheability, Permissions, SELECTOR_COUNT};
 use kernel_core::paging::{Ept, Format, Host, Leaf, MapError, Npt, Space};
+use kernel_core::shootdown::{Generation, Use};
 use kernel_core::slots::{Entry, Kind};
 use spin::{Mutex, Once};
 
@@ -125,6 +126,7 @@ pub struct HostSpace {
     lock: Mutex<()>,
     pd: &'static Pd,
     ports: AtomicBool,
+    generation: Generation,
 }
 
 impl Object for HostSpace {
@@ -272,7 +274,8 @@ impl HostSpace {
         for index in [510, 511] {
             write_entry(root, index, read_entry(MASTER.physical(), index));
         }
-        Ok(Self { space: Space::new(root, largest_page()), lock: Mutex::new(()), pd, ports: AtomicBool::new(false) })
+        let (space, lock, ports) = (Space::new(root, largest_page()), Mutex::new(()), AtomicBool::new(false));
+        Ok(Self { space, lock, pd, ports, generation: Generation::first() })
     }
 
     /// Physical address of its page-table root: the value for CR3.
@@ -329,10 +332,10 @@ impl HostSpace {
             let pdpt = address(read_entry(self.root(), 510));
             let pd = address(read_entry(pdpt, 0));
             for table in [address(read_entry(pd, 0)), pd, pdpt] {
-                Frame::from_physical(table).map(release);
+                release_table(table);
             }
         }
-        Frame::from_physical(self.root()).map(release);
+        release_table(self.root());
         true
     }
 
@@ -380,7 +383,7 @@ pub struct GuestSpace {
     lock: Mutex<()>,
     pd: &'static Pd,
     /// Counts changes that took rights away: vCPUs flush when theirs differs.
-    pub generation: AtomicU64,
+    pub generation: Generation,
 }
 
 impl Object for GuestSpace {
@@ -397,7 +400,7 @@ impl GuestSpace {
             Processor::Svm(_) => Nested::Npt(Space::new(root, largest)),
             Processor::Vmx(_) => Nested::Ept(Space::new(root, largest)),
         };
-        Ok(Self { nested, lock: Mutex::new(()), pd, generation: AtomicU64::new(1) })
+        Ok(Self { nested, lock: Mutex::new(()), pd, generation: Generation::first() })
     }
 
     /// Destruction: clears some more of its tables, which go to `changes`; `done` counts pages. True when all are.
@@ -408,7 +411,7 @@ impl GuestSpace {
             Nested::Npt(space) => clear(space, &mut tables, self.selectors(), done),
         };
         if all {
-            Frame::from_physical(self.root()).map(release);
+            release_table(self.root());
         }
         all
     }
@@ -419,6 +422,12 @@ impl GuestSpace {
             Nested::Ept(space) => space.root(),
             Nested::Npt(space) => space.root(),
         }
+    }
+}
+
+fn release_table(physical: u64) {
+    if let Some(frame) = Frame::from_physical(physical) {
+        release(frame);
     }
 }
 
@@ -507,7 +516,7 @@ impl PioSpace {
     /// Whether `cpu` may have cached the window without bitmap, or runs a guest that may still use a port.
     pub fn cached_by(&self, cpu: &Cpu) -> bool {
         let host = self.first && self.pd.host.get().is_some_and(|host| host.cached_by(cpu));
-        host || cpu.nested.load(Ordering::Relaxed) != 0
+        host || cpu.nested.root() != Use::NONE
     }
 }
 
@@ -600,8 +609,10 @@ pub trait MemorySpace {
     ) -> Result<u64, Status>;
     /// Number of selectors, a power of two.
     fn selectors(&self) -> u64;
-    /// Rights were taken away: this CPU drops what it has cached, and whoever enters a guest will.
+    /// This CPU drops what it has cached; before it enters a guest it does so anyway.
     fn flush(&self, cpu: &Cpu);
+    /// Counts what was taken away, and whether all CPUs have seen it.
+    fn generation(&self) -> &Generation;
     /// Whether `cpu` may have cached what the space held.
     fn cached_by(&self, cpu: &Cpu) -> bool;
 }
@@ -617,9 +628,12 @@ impl MemorySpace for HostSpace {
         cache: Cacheability,
     ) -> Result<u64, Status> {
         let _guard = self.lock.lock();
-        self.space
-            .map_step(&mut Tables(self.pd.account(), changes), address, physical, pages, permissions, cache)
-            .map_err(refused)
+        let mut tables = Tables(self.pd.account(), changes);
+        let done = self.space.map_step(&mut tables, address, physical, pages, permissions, cache);
+        if changes.any() {
+            self.generation.bump();
+        }
+        done.map_err(refused)
     }
 
     fn selectors(&self) -> u64 {
@@ -633,8 +647,12 @@ impl MemorySpace for HostSpace {
         }
     }
 
+    fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
     fn cached_by(&self, cpu: &Cpu) -> bool {
-        cpu.space.load(Ordering::Relaxed) == self.root()
+        cpu.space.root() == self.root()
     }
 }
 
@@ -650,23 +668,28 @@ impl MemorySpace for GuestSpace {
     ) -> Result<u64, Status> {
         let _guard = self.lock.lock();
         let mut tables = Tables(self.pd.account(), changes);
-        match &self.nested {
+        let done = match &self.nested {
             Nested::Ept(space) => space.map_step(&mut tables, address, physical, pages, permissions, cache),
             Nested::Npt(space) => space.map_step(&mut tables, address, physical, pages, permissions, cache),
+        };
+        if changes.any() {
+            self.generation.bump();
         }
-        .map_err(refused)
+        done.map_err(refused)
     }
 
     fn selectors(&self) -> u64 {
         1 << (48 - 12)
     }
 
-    fn flush(&self, _: &Cpu) {
-        self.generation.fetch_add(1, Ordering::Release);
+    fn flush(&self, _: &Cpu) {}
+
+    fn generation(&self) -> &Generation {
+        &self.generation
     }
 
     fn cached_by(&self, cpu: &Cpu) -> bool {
-        cpu.nested.load(Ordering::Relaxed) == self.root()
+        cpu.nested.root() == self.root()
     }
 }
 

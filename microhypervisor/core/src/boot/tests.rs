@@ -2,6 +2,7 @@
 
 mod acpi;
 mod elf;
+mod fuzz;
 mod loaders;
 mod memory_map;
 

@@ -15,7 +15,7 @@ const FADT: u64 = 0x10_3000;
 const DSDT: u64 = 0x10_4000;
 
 /// Makes the sum of `bytes` zero by the byte at `offset`.
-fn fix(bytes: &mut [u8], offset: usize) {
+pub fn fix(bytes: &mut [u8], offset: usize) {
     bytes[offset] = 0;
     bytes[offset] = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte));
 }
@@ -84,7 +84,7 @@ fn root(signature: &[u8; 4], entries: &[u64]) -> Vec<u8> {
     table(signature, &entries.iter().flat_map(entry).collect::<Vec<_>>())
 }
 
-fn old_machine() -> Ram {
+pub fn old_machine() -> Ram {
     let mut bios = vec![0; 0x2_0000];
     put(&mut bios, RSDP as usize - 0xe_0000, &rsdp(None));
     let root = root(b"RSDT", &[DSDT, FADT, MADT]);
@@ -95,7 +95,7 @@ fn old_machine() -> Ram {
         .and(DSDT, table(b"SSDT", &[1; 99]))
 }
 
-fn new_machine() -> Ram {
+pub fn new_machine() -> Ram {
     let root = root(b"XSDT", &[FADT, DSDT, MADT]);
     Ram::with(0x8000, rsdp(Some(XSDT))).and(XSDT, root).and(MADT, madt()).and(FADT, new_fadt()).and(DSDT, [0xff; 36])
 }

@@ -5,7 +5,7 @@ use abi::capability::Permissions;
 use proptest::prelude::*;
 use std::string::{String, ToString};
 
-const LOAD: u64 = 0x50_0000;
+pub const LOAD: u64 = 0x50_0000;
 const PROGRAM_HEADERS: usize = 64;
 const SIZE: usize = 0x4000;
 
@@ -23,7 +23,7 @@ fn image(segments: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// Code, data, and headers of other types.
-fn good() -> Vec<u8> {
+pub fn good() -> Vec<u8> {
     image(&[
         program_header(1, 5, 0, 0x1000_0000, 0xa75, 0xa75),
         program_header(1, 6, 0xff8, 0x1000_2ff8, 0x1010, 0x1010),

@@ -4,7 +4,7 @@ use crate::boot::{multiboot1, multiboot2, pvh};
 use proptest::prelude::*;
 use std::string::ToString;
 
-const AT: u64 = 0x9000;
+pub const AT: u64 = 0x9000;
 
 fn tag(kind: u32, payload: &[u8]) -> Vec<u8> {
     let mut tag = bytes![kind, payload.len() as u32 + 8];
@@ -25,7 +25,7 @@ fn descriptor(kind: u32, start: u64, pages: u64) -> Vec<u8> {
 }
 
 /// As GRUB hands it over, with two modules, old and new root pointer and a UEFI memory map.
-fn grub() -> Vec<u8> {
+pub fn grub() -> Vec<u8> {
     let region = |base: u64, len: u64, kind: u32| bytes![base, len, kind, 0u32];
     let map = [region(0, 0x9fc00, 1), region(0x9fc00, 0x400, 2), region(0x100000, 0x3fe00000, 1)].concat();
     multiboot2_information(&[
@@ -101,7 +101,7 @@ fn multiboot2_says_what_is_wrong() {
 }
 
 /// As QEMU hands it over: start information, module list and memory map in one region.
-fn qemu() -> Vec<u8> {
+pub fn qemu() -> Vec<u8> {
     let (list, map) = (AT + 64, AT + 96);
     let mut information = bytes![pvh::MAGIC, 1u32, 0u32, 1u32, list, 0u64, 0xf_1234u64, map, 2u32, 0u32];
     information.resize(64, 0);
@@ -147,7 +147,7 @@ fn pvh_says_what_is_wrong() {
 }
 
 /// As a loader of the first version of Multiboot hands it over: information, a module, two regions.
-fn old_loader() -> Vec<u8> {
+pub fn old_loader() -> Vec<u8> {
     let (list, map) = (AT as u32 + 52, AT as u32 + 68);
     let mut information = bytes![0x4cu32, 0u32, 0u32, 0u32, 0u32, 1u32, list, 0u64, 0u64, 48u32, map];
     information.extend(bytes![0x50_0000u32, 0x51_2345u32, 0u32, 0u32]);

@@ -152,6 +152,7 @@ fn control_registers(cpu: &Cpu) {
     // table is the one that the page-table formats encode: WB, WT, UC-, UC, WC, WP, UC-, UC.
     unsafe {
         registers::set_cr4(cr4);
+        registers::set_cr0(registers::cr0() | registers::CR0_AM);
         wrmsr(PAT, 0x0007_0501_0007_0406);
         wrmsr(EFER, rdmsr(EFER) | 0x801);
         wrmsr(STAR, ((descriptors::USER_SS - 8) as u64) << 48 | (descriptors::KERNEL_CS as u64) << 32);

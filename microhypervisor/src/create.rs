@@ -19,7 +19,7 @@ use crate::portal::Pt;
 use crate::sched::{self, Sc};
 use crate::semaphore::Sm;
 use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace};
-use crate::vcpu::{PhysPage, VcpuPages};
+use crate::vcpu::{PhysPage, Processor, VcpuPages};
 use crate::{fpu, rounds, timer};
 
 /// Creates an object and its capability at the call's selector in the caller's object space, where room was made.
@@ -99,7 +99,7 @@ pub fn ec(ec: &'static Ec, call: Call) -> Result<(), Status> {
     if guest && cpu.processor.get().is_none() {
         return Err(Status::BadFtr);
     }
-    if !guest && page >= USER_END >> PAGE_BITS {
+    if shows_page(guest, cpu) && page >= USER_END >> PAGE_BITS {
         return Err(Status::BadPar);
     }
     let (objects, space) = match (pd.objects.get(), pd.host.get()) {
@@ -112,7 +112,12 @@ pub fn ec(ec: &'static Ec, call: Call) -> Result<(), Status> {
     ec.objects.set(call.selector, reference.capability(Permissions::CTRL | Permissions::BIND_PT | Permissions::BIND_SC))
 }
 
-/// Creates an EC in `pd` with its pages, its UTCB mapped at page number `page`.
+/// Whether an EC's page is mapped in its host space: a UTCB, or the virtual-APIC page, which only VMX has.
+fn shows_page(guest: bool, cpu: &Cpu) -> bool {
+    !guest || matches!(cpu.processor.get(), Some(Processor::Vmx(_)))
+}
+
+/// Creates an EC in `pd` with its pages, its UTCB or virtual-APIC page mapped at page number `page`.
 #[allow(clippy::too_many_arguments)]
 pub fn host_or_guest(
     changes: &Changes,
@@ -131,25 +136,29 @@ pub fn host_or_guest(
         let utcb = account.draft(0)?;
         let fpu_state = if fpu { Some(account.draft(0)?) } else { None };
         let control = if kind == EcKind::Guest { Some(account.draft(0)?) } else { None };
-        let address = page << PAGE_BITS;
+        let shown = shows_page(kind == EcKind::Guest, cpu);
+        let address = if shown { page << PAGE_BITS } else { 0 };
+        if shown {
+            let both = Permissions::READ | Permissions::WRITE;
+            space.map_kernel_page(changes, address, utcb.frame.physical(), both)?;
+        }
         let guest = match (&control, cpu.processor.get()) {
             (Some(control), Some(processor)) => {
                 let page = |draft: &Draft| PhysPage { pa: draft.frame.physical(), va: draft.frame.pointer() };
                 let pages = VcpuPages { control: page(control), extra: page(&utcb) };
                 let state = GuestState::new(processor, pages, control.frame, space.root());
-                Some(account.place(state).ok_or(Status::MemObj)?)
+                Some(account.place(state).ok_or_else(|| {
+                    space.unmap_kernel_page(changes, address, utcb.frame.physical());
+                    Status::MemObj
+                })?)
             }
-            _ => {
-                let both = Permissions::READ | Permissions::WRITE;
-                space.map_kernel_page(changes, address, utcb.frame.physical(), both)?;
-                None
-            }
+            _ => None,
         };
         // Nothing fails any more.
         control.map(Draft::keep);
         let fpu_state = fpu_state.map(Draft::keep);
         fpu_state.inspect(|area| fpu::reset_area(area.pointer()));
-        let (utcb, utcb_address) = (utcb.keep(), if guest.is_some() { 0 } else { address });
+        let (utcb, utcb_address) = (utcb.keep(), address);
         let binding =
             Binding { reference, kind, cpu, pd, objects, space, utcb, utcb_address, event_base, fpu_state, guest };
         Ok(Ec::new(binding, rsp))

@@ -143,7 +143,8 @@ fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpac
     let request = Request::decode(ec)?;
     let nova = is(&NOVA_HOST, source);
     let from: &HostSpace = space(source)?;
-    let attributes = Cacheability::from_bits(request.attributes & 7).filter(|_| request.attributes >> 3 == 0);
+    // Key identifiers, bits 17:3, end with 0; what is above is ignored.
+    let attributes = Cacheability::from_bits(request.attributes & 7).filter(|_| request.attributes >> 3 & 0x7fff == 0);
     let attributes = if nova { attributes.ok_or(Status::BadPar)? } else { Cacheability::WriteBack };
     let limit = if nova { crate::platform::physical_pages() } else { from.selectors() };
     request.within(limit, to.selectors())?;

@@ -187,7 +187,7 @@ fn mark_one(cpu: &'static Cpu, ec: &'static Ec, index: u32, alone: bool) -> bool
     if let Some(pd) = object::content::<Pd>(index) {
         *pd.dying.lock() = true;
     } else if let Some(target) = object::content::<Ec>(index) {
-        if alone && target.guest.is_none() {
+        if alone {
             target.space.unmap_kernel_page(&ec.changes, target.utcb_address, target.utcb.physical());
         }
         rounds::post_ec(target, mail::STOP);

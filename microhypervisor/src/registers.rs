@@ -5,6 +5,8 @@
 
 use core::arch::asm;
 
+/// CR0.AM: programs that set RFLAGS.AC get #AC.
+pub const CR0_AM: u64 = 1 << 18;
 /// CR0.TS: FPU instructions raise #NM.
 pub const CR0_TS: u64 = 1 << 3;
 

@@ -20,12 +20,12 @@ impl Scd {
         self.budget as u64 | (self.priority as u64) << 16 | (self.cos as u64) << 23
     }
 
-    /// Decodes `raw`; `None` if budget or priority is zero or a reserved bit is set.
+    /// Decodes `raw`, whose upper bits are ignored; `None` if budget or priority is zero.
     pub const fn from_raw(raw: u64) -> Option<Self> {
         let budget = raw as u16;
         let priority = (raw >> 16) as u8 & 0x7f;
         let cos = (raw >> 23) as u16;
-        if budget == 0 || priority == 0 || raw >> 39 != 0 {
+        if budget == 0 || priority == 0 {
             return None;
         }
         Some(Self { budget, priority, cos })

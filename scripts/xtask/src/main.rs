@@ -47,6 +47,8 @@ enum Verb {
     Check,
     /// Run the host's tests, then systems in emulators
     Test(test::Arguments),
+    /// Compare a kernel with the specification of its interface, and show the report
+    Conformance(test::Conformance),
     /// Make boot media of a system
     Image {
         /// System file, or the name of one in tests/systems
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Verb::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Check => check::run().map(|()| ExitCode::SUCCESS),
         Verb::Test(arguments) => test::run(&arguments),
+        Verb::Conformance(arguments) => test::conformance(&arguments),
         Verb::Image { system, iso, kernel } => {
             image::make(&system, &iso, kernel.as_deref()).map(|()| ExitCode::SUCCESS)
         }

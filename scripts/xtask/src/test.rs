@@ -2,6 +2,7 @@
 //! on every emulator it is meant for.
 
 mod boot;
+mod conformance;
 mod crash;
 mod endings;
 mod fault;
@@ -25,6 +26,8 @@ use anyhow::Result;
 use crate::emulator::Emulator;
 use crate::programs::Programs;
 use crate::{setup, workspace};
+
+pub use conformance::{Arguments as Conformance, run as conformance};
 
 /// What `test` was asked to do.
 #[derive(clap::Args)]
@@ -90,6 +93,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let filter = arguments.filter.as_deref().unwrap_or_default();
     let mut count = host::run(filter)?;
     let topics = [
+        conformance::TESTS,
         micro::TESTS,
         linux::TESTS,
         fault::TESTS,

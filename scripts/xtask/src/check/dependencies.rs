@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::workspace;
 
 /// A crate and those of ours that it may depend on. A crate that is missing here may not exist.
-const MAY_DEPEND: [(&str, &[&str]); 13] = [
+const MAY_DEPEND: [(&str, &[&str]); 14] = [
     ("abi", &[]),
     ("kernel_core", &["abi"]),
     ("microhypervisor", &["abi", "kernel_core", "iommu"]),
@@ -20,6 +20,7 @@ const MAY_DEPEND: [(&str, &[&str]); 13] = [
     ("vmm", &["abi", "runtime", "plan", "machine"]),
     ("agent", &[]),
     ("micro", &[]),
+    ("conformance", &[]),
     ("instruction-count", &[]),
     ("xtask", &["plan"]),
 ];

@@ -1,0 +1,176 @@
+//! The conformance root tasks of `tests/abi` on a kernel: every clause of the interface, and what we add to it.
+
+mod tap;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::{Lab, Test};
+use crate::emulator::{Boot, Emulator, Machine};
+use crate::programs::Programs;
+use crate::session::{Ending, Event, Next, Session};
+use crate::{setup, workspace};
+use tap::Report;
+
+pub const TESTS: &[Test] = &[
+    Test::new("conformance::the specification", |lab| specification(lab, 1)),
+    Test::new("conformance::the extensions", |lab| passes(lab, Suite::new("extensions"))),
+    Test::new("conformance::a reset starts the machine again", reset),
+];
+
+/// Where the arguments of a suite stand in its file: behind this.
+const MARKER: &[u8] = b"conformance arguments:";
+/// Most bytes of arguments.
+const ARGUMENTS: usize = 480;
+/// RAM of the machine in MiB.
+const MEMORY: u32 = 512;
+
+/// What `conformance` was asked to do.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only tests whose name contains this
+    filter: Option<String>,
+    /// Where it runs
+    #[arg(long, value_enum, default_value = "qemu")]
+    on: Emulator,
+    /// CPUs of the machine
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// Another kernel with the same interface
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// What this kernel adds to the interface, instead
+    #[arg(long)]
+    extensions: bool,
+}
+
+/// One run of a root task of `tests/abi`.
+struct Suite<'a> {
+    program: &'a str,
+    cpus: u32,
+    only: &'a str,
+    reset: bool,
+    show: bool,
+}
+
+impl<'a> Suite<'a> {
+    fn new(program: &'a str) -> Self {
+        Self { program, cpus: 1, only: "", reset: false, show: false }
+    }
+
+    /// Boots it on `kernel`; what it said, and how the machine ended.
+    fn run(&self, programs: &Programs, kernel: &Path, emulator: Emulator, name: &str) -> Result<(Report, Ending)> {
+        let folder = workspace::folder(&format!("run/{name}"))?;
+        let module = folder.join(self.program);
+        workspace::write(&module, &self.image(programs)?)?;
+        let machine = Machine {
+            boot: Boot { kernel: kernel.into(), module: Some(module.clone()), linux: None },
+            memory: MEMORY,
+            cpus: self.cpus,
+            cpu_model: None,
+            further: Vec::new(),
+            folder,
+        };
+        let log = workspace::folder("run")?.join(format!("{name}.log"));
+        let mut session = Session::start(emulator, &machine, &log)?;
+        let mut report = Report::default();
+        let timeout = Duration::from_secs(if emulator == Emulator::Bochs { 600 } else { 180 });
+        let ending = session.watch(Some(timeout), |event| {
+            if let Event::Line(line) = event {
+                if self.show {
+                    println!("{line}");
+                }
+                report.line(line);
+            }
+            Ok(if report.over() { Next::Finish(Duration::ZERO) } else { Next::Continue })
+        })?;
+        drop(session);
+        for file in [module, machine.folder.join("boot.iso")] {
+            let _ = std::fs::remove_file(file);
+        }
+        Ok((report, ending))
+    }
+
+    /// The program's file with its arguments.
+    fn image(&self, programs: &Programs) -> Result<Vec<u8>> {
+        let mut image = programs.stripped(self.program)?;
+        let place = image.windows(MARKER.len()).rposition(|window| window == MARKER);
+        let place = place.with_context(|| format!("{} has no place for arguments", self.program))? + MARKER.len();
+        let end = if self.reset { "reset" } else { "off" };
+        let arguments = format!("\nend={end}\nonly={}\n", self.only);
+        ensure!(arguments.len() <= ARGUMENTS, "the arguments are too long");
+        image[place..place + arguments.len()].copy_from_slice(arguments.as_bytes());
+        Ok(image)
+    }
+}
+
+/// `cargo xtask conformance`: shows the report as it comes.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    arguments.on.check_host()?;
+    setup::for_machine(arguments.on)?;
+    let programs = Programs::build(["microhypervisor", "conformance"])?;
+    let kernel = arguments.kernel.clone().unwrap_or_else(|| programs.file("microhypervisor"));
+    let suite = Suite {
+        program: if arguments.extensions { "extensions" } else { "conformance" },
+        cpus: arguments.cpus,
+        only: arguments.filter.as_deref().unwrap_or_default(),
+        reset: false,
+        show: true,
+    };
+    let name = format!("{}-{}-{}", suite.program, arguments.on.name(), arguments.cpus);
+    let (report, ending) = suite.run(&programs, &kernel, arguments.on, &name)?;
+    let failures = report.failures();
+    let (passed, skipped) = report.counts();
+    println!("# {passed} passed, {skipped} skipped, {} failed", failures.len());
+    for (name, text) in &failures {
+        println!("# failed: {name}: {text}");
+    }
+    if failures.is_empty() {
+        switched_off(&ending)?;
+    }
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// All of a suite passes, and the machine is off when it has ended it.
+fn passes(lab: &Lab, suite: Suite) -> Result<()> {
+    let kernel = lab.programs.file("microhypervisor");
+    let (report, ending) = suite.run(lab.programs, &kernel, lab.emulator, &lab.name)?;
+    let failures = report.failures();
+    if !failures.is_empty() {
+        let lines: Vec<String> = failures.iter().map(|(name, text)| format!("{name}: {text}")).collect();
+        bail!("{} of {} tests failed:\n{}", lines.len(), report.tests.len(), lines.join("\n"));
+    }
+    switched_off(&ending)?;
+    let (passed, skipped) = report.counts();
+    println!("{} on {}, {} CPU: {passed} passed, {skipped} skipped", suite.program, lab.emulator.name(), suite.cpus);
+    Ok(())
+}
+
+fn specification(lab: &Lab, cpus: u32) -> Result<()> {
+    passes(lab, Suite { cpus, ..Suite::new("conformance") })
+}
+
+/// The end by ctrl_hw, sleep state S5: the machine stops without having been told from outside.
+fn switched_off(ending: &Ending) -> Result<()> {
+    match ending {
+        Ending::Stopped(_) => Ok(()),
+        Ending::Finished => bail!("the machine was reset instead of switched off"),
+        ending => Err(anyhow!(ending.failure().unwrap_or_default())),
+    }
+}
+
+/// The end by ctrl_hw, platform reset: QEMU then stops, as it is told; in Bochs everything begins anew.
+fn reset(lab: &Lab) -> Result<()> {
+    let suite = Suite { only: "information page::", reset: true, ..Suite::new("conformance") };
+    let kernel = lab.programs.file("microhypervisor");
+    let (report, ending) = suite.run(lab.programs, &kernel, lab.emulator, &lab.name)?;
+    ensure!(report.complete() && report.failures().is_empty(), "the suite failed: {:?}", report.failures());
+    match (lab.emulator, &ending) {
+        (Emulator::Bochs, Ending::Finished) if report.reset() => Ok(()),
+        (Emulator::Qemu | Emulator::Kvm, Ending::Stopped(_)) => Ok(()),
+        (_, ending) => bail!("no reset: {ending:?}"),
+    }
+}

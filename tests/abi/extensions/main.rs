@@ -1,0 +1,12 @@
+//! The second suite: what this kernel adds to the interface.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+lab::suite![];
+
+/// The program exists only for the freestanding target.
+#[cfg(not(target_os = "none"))]
+fn main() {}

@@ -53,8 +53,14 @@ pub fn finish(ec: &Ec, status: Status) {
     ec.continuation.set(Continuation::ReturnHypercall);
 }
 
-/// Runs `ec`, the end of the current SC's chain, unless something more urgent is ready.
-pub fn run(cpu: &'static Cpu, ec: &'static Ec) -> ! {
+/// Runs `ec`, the end of the current SC's chain, unless something more urgent is ready. The stack, on whose top `cpu` is,
+/// begins anew: programs can bring the kernel here any number of times before it returns to user mode.
+#[unsafe(naked)]
+pub extern "C" fn run(cpu: &'static Cpu, ec: &'static Ec) -> ! {
+    core::arch::naked_asm!("mov rsp, rdi", "call {}", sym go_on)
+}
+
+extern "C" fn go_on(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     sched::check(cpu);
     let continuation = ec.continuation.get();
     if ec.recall.load(Ordering::Relaxed) {

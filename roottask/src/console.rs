@@ -1,7 +1,7 @@
 //! Where the root task's lines go: to COM1 directly until the serial program has it, then to a ring.
 //!
 //! Writing never waits for the serial program: what does not fit into the ring is kept here and sent by the main
-//! thread when there is space. After a fatal error lines go to COM1 directly again.
+//! thread when there is space.
 #![allow(unsafe_code)]
 
 use crate::authority::{self, selector};
@@ -63,8 +63,43 @@ pub fn use_ring(ring: Sender) {
     output.ring = Some(ring);
 }
 
-/// Sends further lines, and those that are still waiting, to COM1 directly.
-pub fn use_port() {
+/// Writes the last line of all. It goes the way of those before it, so that they do not mix, unless nobody takes it:
+/// then COM1 gets it, and what is left, directly.
+pub fn write_last(line: &str) {
+    write(line);
+    if !taken() {
+        use_port();
+        write_regardless(line);
+    }
+}
+
+/// Waits until the serial program has taken everything; whether it has. It may be why these are the last words.
+fn taken() -> bool {
+    const PATIENCE_MS: u64 = 200;
+    let mut last = usize::MAX;
+    let mut deadline = 0;
+    loop {
+        let waiting = {
+            let mut output = OUTPUT.lock();
+            output.push();
+            let Some(ring) = &output.ring else { return true };
+            output.backlog.len() + ring.backlog()
+        };
+        if waiting == 0 {
+            return true;
+        }
+        if waiting != last {
+            (last, deadline) = (waiting, time::now() + time::ticks_from_ms(PATIENCE_MS));
+        }
+        if time::now() >= deadline {
+            return false;
+        }
+        runtime::sync::sleep_until(time::now() + time::ticks_from_ms(5));
+    }
+}
+
+/// Sends further lines, and those that are still waiting here, to COM1 directly.
+fn use_port() {
     let mut output = OUTPUT.lock();
     output.ring = None;
     while let Some(byte) = output.backlog.pop_front() {

@@ -24,9 +24,8 @@ pub fn learn(rsdp: u64) {
 
 /// Says `reason` on the console and switches the machine off.
 pub fn fatal(reason: core::fmt::Arguments<'_>) -> ! {
-    console::use_port();
     let line = runtime::text::Line::<400>::format(format_args!("root: fatal: {reason}"));
-    console::write(line.as_str());
+    console::write_last(line.as_str());
     off()
 }
 

@@ -236,9 +236,13 @@ fn message(id: usize, mtd: u32, utcb: &Utcb) {
     }
 }
 
+/// What the serial program has may go out before the root task's last words, if that does not take longer.
+const LAST_LINES_MS: u64 = 1000;
+
 /// The root task's own exceptions: report on COM1 without locks, then the end.
 fn own_fault(pid: u64, _: u32, mut utcb: Utcb) -> u32 {
     let state = *utcb.architectural();
+    console::drain_uart(console::COM1, LAST_LINES_MS);
     report::exception("root: fatal: the root task", pid, &state, None, |line| {
         console::write_regardless(Line::<200>::format(line).as_str());
     });
@@ -247,6 +251,7 @@ fn own_fault(pid: u64, _: u32, mut utcb: Utcb) -> u32 {
 
 /// The root task's own panics.
 pub fn own_panic(message: &str) {
+    console::drain_uart(console::COM1, LAST_LINES_MS);
     for line in message.lines() {
         console::write_regardless(Line::<200>::format(format_args!("root: fatal: {line}")).as_str());
     }

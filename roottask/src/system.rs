@@ -300,6 +300,8 @@ fn wait(rings: &[SharedRing]) -> ! {
             power::fatal(format_args!("cannot wait for events: {status:?}"));
         }
     }
+    // This line is the last one.
+    drain(rings);
     log!("root: all VMs ended");
     drain(rings);
     console::drain_uart(console::COM1, DRAIN_MS);

@@ -1,6 +1,6 @@
 //! Micro guests: each exercises one mechanism and tells its verdict as an exit status.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{Lab, Test};
 
@@ -15,7 +15,11 @@ pub const TESTS: &[Test] = &[
 fn hello(lab: &Lab) -> Result<()> {
     let outcome = lab.boot("micro").run()?;
     outcome.status(0)?;
-    outcome.says("vm micro: powered off").map(|_| ())
+    outcome.says("vm micro: powered off")?;
+    // Whatever came before, from whomever, has arrived, too.
+    let last = outcome.lines.last().map(String::as_str);
+    ensure!(last == Some("root: all VMs ended"), outcome.failure("the console ends with another line"));
+    Ok(())
 }
 
 fn quick(lab: &Lab) -> Result<()> {

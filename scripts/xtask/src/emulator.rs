@@ -42,7 +42,7 @@ pub struct Machine {
     pub cpus: u32,
     /// Another CPU model than the emulator's usual one.
     pub cpu_model: Option<String>,
-    /// Further arguments for QEMU.
+    /// Further arguments for QEMU, or lines for Bochs' configuration.
     pub further: Vec<String>,
     /// A folder of this run's own, for the emulator's files.
     pub folder: PathBuf,

@@ -2,8 +2,10 @@
 //! on every emulator it is meant for.
 
 mod boot;
+mod clock;
 mod conformance;
 mod crash;
+mod dialogue;
 mod endings;
 mod fault;
 mod firmware;
@@ -51,21 +53,26 @@ pub struct Count {
     pub failed: u32,
 }
 
+/// One for each vendor's virtualization.
+const BOTH: &[Emulator] = &[QEMU[0], BOCHS[0]];
+const QEMU: &[Emulator] = &[Emulator::Qemu];
+const BOCHS: &[Emulator] = &[Emulator::Bochs];
+
 /// A system test.
 struct Test {
     /// `topic::name`.
     name: &'static str,
     /// Where it runs.
     on: &'static [Emulator],
-    /// Whether it takes minutes, and so needs `--all`.
-    long: bool,
+    /// Where it takes minutes, and so needs `--all`.
+    long: &'static [Emulator],
     body: fn(&Lab) -> Result<()>,
 }
 
 impl Test {
     /// A test that runs on both vendors.
     const fn new(name: &'static str, body: fn(&Lab) -> Result<()>) -> Self {
-        Self { name, on: &[Emulator::Qemu, Emulator::Bochs], long: false, body }
+        Self { name, on: BOTH, long: &[], body }
     }
 
     const fn only(mut self, on: &'static [Emulator]) -> Self {
@@ -73,8 +80,12 @@ impl Test {
         self
     }
 
-    const fn long(mut self) -> Self {
-        self.long = true;
+    const fn long(self) -> Self {
+        self.long_on(BOTH)
+    }
+
+    const fn long_on(mut self, on: &'static [Emulator]) -> Self {
+        self.long = on;
         self
     }
 }
@@ -106,8 +117,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let jobs: VecDeque<(&Test, Emulator)> = topics
         .into_iter()
         .flatten()
-        .filter(|test| arguments.all || !test.long)
         .flat_map(|test| test.on.iter().map(move |&emulator| (test, emulator)))
+        .filter(|(test, emulator)| arguments.all || !test.long.contains(emulator))
         .filter(|(test, emulator)| title(test, *emulator).contains(filter))
         .collect();
     if !jobs.is_empty() {

@@ -49,6 +49,7 @@ impl Prepared {
 fn configure(machine: &Machine, [com1, com2]: SerialPorts, iso: &str) -> String {
     let cpu = machine.cpu_model.as_deref().unwrap_or(CPU);
     let Machine { cpus, memory, .. } = machine;
+    let further = machine.further.join("\n");
     format!(
         "config_interface: textconfig
 display_library: term
@@ -68,6 +69,7 @@ panic: action=fatal
 error: action=report
 info: action=ignore
 log: bochs.log
+{further}
 "
     )
 }

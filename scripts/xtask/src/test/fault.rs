@@ -2,8 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Lab, Test};
-use crate::emulator::Emulator;
+use super::{Lab, QEMU, Test};
 use crate::guest::Recipe;
 
 pub const TESTS: &[Test] = &[
@@ -14,9 +13,9 @@ pub const TESTS: &[Test] = &[
     Test::new("fault::an archive that is cut short", cut_archive),
     Test::new("fault::a guest kernel that is cut short", cut_guest_kernel),
     // Bochs has no CPU with XSAVE and without VT-x.
-    Test::new("fault::a CPU without virtualization", no_virtualization).only(&[Emulator::Qemu]),
+    Test::new("fault::a CPU without virtualization", no_virtualization).only(QEMU),
     Test::new("fault::too little memory for a virtual machine", little_memory),
-    Test::new("fault::too little memory for the kernel", no_memory).only(&[Emulator::Qemu]),
+    Test::new("fault::too little memory for the kernel", no_memory).only(QEMU),
 ];
 
 /// A boot loader that was given the kernel alone.

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::tcgetattr;
 
-use super::{Lab, Test};
-use crate::emulator::Emulator;
+use super::dialogue::PROMPT;
+use super::{BOCHS, Lab, QEMU, Test};
 use crate::workspace;
 
 pub const TESTS: &[Test] = &[
@@ -21,10 +21,8 @@ pub const TESTS: &[Test] = &[
     Test::new("front::a system that is nowhere is named", nowhere).only(QEMU),
     Test::new("front::a kernel of the user's own", own_kernel).only(QEMU),
     Test::new("front::exec prints the output and nothing else", exec).only(QEMU),
-    Test::new("front::an interactive shell", shell).only(QEMU),
+    Test::new("front::an interactive shell", shell).long_on(BOCHS),
 ];
-
-const QEMU: &[Emulator] = &[Emulator::Qemu];
 
 fn xtask(arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
@@ -76,22 +74,24 @@ fn exec(_: &Lab) -> Result<()> {
 }
 
 /// Echo, line editing, Ctrl-C, the key that leaves, and a terminal that is as it was.
-fn shell(_: &Lab) -> Result<()> {
+fn shell(lab: &Lab) -> Result<()> {
+    // Seconds for an answer.
+    const SOON: u64 = 30;
     let mut terminal = Terminal::open()?;
     let before = tcgetattr(&terminal.user)?;
-    terminal.start(xtask(&["run"])?)?;
+    terminal.start(xtask(&["run", "--on", lab.emulator.name()])?)?;
     terminal.wait_for("Ctrl-] leaves", 120)?;
-    terminal.wait_for("~ # ", 90)?;
+    terminal.wait_for(PROMPT, lab.boot_time().as_secs())?;
     // One wrong letter, taken back.
     terminal.write(b"echo $((6*7))x\x7f\r")?;
-    terminal.wait_for("echo $((6*7))", 10)?;
-    terminal.wait_for("\n42", 10)?;
+    terminal.wait_for("echo $((6*7))", SOON)?;
+    terminal.wait_for("\n42", SOON)?;
     terminal.write(b"sleep 1000\r")?;
-    terminal.wait_for("sleep 1000", 10)?;
+    terminal.wait_for("sleep 1000", SOON)?;
     thread::sleep(Duration::from_secs(1));
     terminal.write(b"\x03")?;
     terminal.write(b"echo status $?\r")?;
-    terminal.wait_for("status 130", 10)?;
+    terminal.wait_for("status 130", SOON)?;
     terminal.write(b"\x1d")?;
     let status = terminal.end(10)?;
     ensure!(status == 0, "leaving ends with status {status}");

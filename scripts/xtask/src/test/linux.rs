@@ -1,31 +1,27 @@
 //! Debian's kernel as the guest.
 
 use std::collections::BTreeSet;
-use std::io::Write;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use super::boot::Outcome;
-use super::{Lab, Test};
-use crate::emulator::{Emulator, Machine};
-use crate::exec::{Frame, Frames};
-use crate::session::{Event, Next, Session};
+use super::dialogue::{self, PROMPT};
+use super::{BOCHS, Lab, QEMU, Test, clock};
+use crate::emulator::Boot;
+use crate::session::Ending;
 use crate::{bench, bundle, workspace};
 
 pub const TESTS: &[Test] = &[
     Test::new("linux::a command's output and status arrive exactly", command),
-    Test::new("linux::power-off and reboot", endings).only(QEMU),
-    Test::new("linux::the clock neither drifts nor jumps", clock).only(QEMU),
+    Test::new("linux::power-off and reboot", endings).long_on(BOCHS),
+    Test::new("linux::a reset starts the guest again", restart).long_on(BOCHS),
+    Test::new("linux::the clock neither drifts nor jumps", clock::agrees).long_on(BOCHS),
     Test::new("linux::a boot takes at most 1.3 times the instructions of a bare one", instructions).only(QEMU),
-    Test::new("linux::no warning that a bare boot has not", messages).only(QEMU),
+    Test::new("linux::no warning that a bare boot has not", messages).long_on(BOCHS),
 ];
 
-const QEMU: &[Emulator] = &[Emulator::Qemu];
 const MEBIBYTE: usize = 1 << 20;
-/// Seconds for a boot and a command; with two emulators side by side.
-const TIME: u64 = 900;
 
 /// Most exits up to the shell beside those for the UART's ports and the timer, and most of those.
 const EXITS: u64 = 30_000;
@@ -35,7 +31,7 @@ const EXITS_FOR_UART_AND_TIMER: u64 = 100_000;
 /// more exits than it may.
 fn command(lab: &Lab) -> Result<()> {
     let command = "head -c 1048576 /dev/urandom >/tmp/random; cat /tmp/random; sha256sum </tmp/random >&2; exit 7";
-    let outcome = lab.boot("linux").exec(command).timeout(TIME).run()?;
+    let outcome = lab.boot("linux").exec(command).timeout(lab.boot_time().as_secs()).run()?;
     outcome.status(7)?;
     ensure!(outcome.output.len() == MEBIBYTE, outcome.failure(&format!("{} bytes arrived", outcome.output.len())));
     let found: String = Sha256::digest(&outcome.output).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -62,64 +58,48 @@ fn instructions(_: &Lab) -> Result<()> {
 
 fn endings(lab: &Lab) -> Result<()> {
     for (command, end) in [("poweroff; sleep 60", "vm linux: powered off"), ("reboot -f", "vm linux: reset")] {
-        let outcome = lab.boot("linux").exec(command).timeout(TIME).run()?;
+        let outcome = lab.boot("linux").exec(command).timeout(lab.boot_time().as_secs()).run()?;
         outcome.ended()?;
         outcome.says(end)?;
     }
     Ok(())
 }
 
-/// 30 s of the guest's clocks against the host's.
-fn clock(lab: &Lab) -> Result<()> {
-    let mut system = bundle::load(
-        "linux",
-        Some("for i in 1 2; do echo $(date +%s) $(cat /proc/uptime); [ $i = 2 ] || sleep 30; done; echo end"),
-    )?;
+/// The plan's default for a guest that resets itself: its monitor starts it again, as often as it likes. Then it switches
+/// itself off, which ends the machine.
+fn restart(lab: &Lab) -> Result<()> {
+    let mut system = bundle::load("linux", None)?;
     system.plan.name.clone_from(&lab.name);
-    let module = Some(bundle::write(&system, lab.programs, "")?);
-    let boot = crate::emulator::Boot { kernel: lab.programs.file("microhypervisor"), module, linux: None };
-    let (mut session, _) = start(lab, boot, system.memory)?;
-    let mut frames = Frames::default();
-    let mut readings: Vec<(Instant, String)> = Vec::new();
-    session.watch(Some(Duration::from_secs(TIME)), |event| {
-        if let Event::Channel(bytes) = event {
-            for frame in frames.append(bytes)? {
-                match frame {
-                    Frame::Output(bytes) => readings
-                        .extend(String::from_utf8_lossy(&bytes).lines().map(|line| (Instant::now(), line.to_string()))),
-                    Frame::Status(_) => return Ok(Next::Finish(Duration::ZERO)),
-                    _ => {}
-                }
-            }
-        }
-        Ok(Next::Continue)
-    })?;
-    let [(start, first), (end, second), ..] = &readings[..] else {
-        anyhow::bail!("the guest gave no readings\n{}", session.tail());
+    let boot = Boot {
+        kernel: lab.programs.file("microhypervisor"),
+        module: Some(bundle::write(&system, lab.programs, "")?),
+        linux: None,
     };
-    let host = (*end - *start).as_secs_f64();
-    let numbers = |line: &str| -> Result<Vec<f64>> { Ok(line.split(' ').map(str::parse).collect::<Result<_, _>>()?) };
-    let (first, second) = (numbers(first)?, numbers(second)?);
-    let uptime = second[1] - first[1];
-    // `date` has whole seconds.
-    let date = second[0] - first[0];
-    ensure!((uptime - host).abs() <= 0.01 * host, "{uptime} s of uptime in {host} s");
-    ensure!((date - host).abs() <= 1.0 + 0.01 * host, "{date} s by `date` in {host} s");
+    let mut session = lab.start(boot, system.memory, Vec::new())?;
+    let again = "the guest reset its machine: starting it again";
+    let steps = [
+        (PROMPT, "touch /tmp/written-once; reboot\n"),
+        (again, ""),
+        (PROMPT, "ls /tmp; reboot -f\n"),
+        (again, ""),
+        (PROMPT, "poweroff\n"),
+    ];
+    let (ending, lines) = dialogue::hold(&mut session, 3 * lab.boot_time(), &steps)?;
+    ensure!(ending == Ending::PoweredOff, "the machine did not switch itself off");
+    let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    ensure!(count("This is Linux inside Kilonova.") == 3, "it did not boot three times\n{}", session.tail());
+    ensure!(count("[linux] at mark 1, ") == 3, "the monitor has not seen three boots\n{}", session.tail());
+    // In the line that was typed.
+    ensure!(count("written-once") == 1, "what the first boot wrote was still there\n{}", session.tail());
+    ensure!(count("vm linux: powered off") == 1, "it did not switch itself off\n{}", session.tail());
     Ok(())
-}
-
-fn start(lab: &Lab, boot: crate::emulator::Boot, memory: u32) -> Result<(Session, std::path::PathBuf)> {
-    let folder = workspace::folder(&format!("run/{}", lab.name))?;
-    let log = workspace::folder("run")?.join(format!("{}.log", lab.name));
-    let machine = Machine { boot, memory, cpus: 1, cpu_model: None, further: Vec::new(), folder };
-    Ok((Session::start(lab.emulator, &machine, &log)?, log))
 }
 
 /// `dmesg`'s warnings and worse, as raw lines.
 const WARNINGS: &str = "dmesg -r | grep '^<[0-4]>'";
 
 fn messages(lab: &Lab) -> Result<()> {
-    let outcome = lab.boot("linux").exec(WARNINGS).timeout(TIME).run()?;
+    let outcome = lab.boot("linux").exec(WARNINGS).timeout(lab.boot_time().as_secs()).run()?;
     outcome.ended()?;
     let bare = bare_messages(lab)?;
     let allowed = allowed()?;
@@ -151,25 +131,10 @@ fn message(line: &str) -> String {
 /// What the machine's own kernel says, without us.
 fn bare_messages(lab: &Lab) -> Result<BTreeSet<String>> {
     let built = bundle::build_bare("linux")?;
-    let (mut session, _) = start(lab, built.boot, built.memory)?;
-    let mut console = session.console()?;
-    let mut messages = BTreeSet::new();
-    let (mut asked, mut answered) = (false, false);
-    let ending = session.watch(Some(Duration::from_secs(TIME)), |event| {
-        let Event::Line(line) = event else { return Ok(Next::Continue) };
-        if line.contains("built-in shell") && !asked {
-            asked = true;
-            std::thread::sleep(Duration::from_secs(1));
-            console.write_all(format!("{WARNINGS}; echo the end''\n").as_bytes())?;
-        }
-        if line.starts_with('<') {
-            messages.insert(message(line.trim_end()));
-        }
-        answered |= line.trim_end() == "the end";
-        Ok(if answered { Next::Finish(Duration::ZERO) } else { Next::Continue })
-    })?;
-    ensure!(answered, "the bare boot did not answer: {}", ending.failure().unwrap_or_default());
-    Ok(messages)
+    let mut session = lab.start(built.boot, built.memory, Vec::new())?;
+    let ask = format!("{WARNINGS}; echo the end''\n");
+    let (_, lines) = dialogue::hold(&mut session, lab.boot_time(), &[(PROMPT, &ask), ("\nthe end\r", "")])?;
+    Ok(lines.iter().filter(|line| line.starts_with('<')).map(|line| message(line.trim_end())).collect())
 }
 
 /// The exceptions that the book lists with their reasons.

@@ -18,7 +18,9 @@ use crate::cpu::{BOOT_CPU, CPUS_MAX, Cpu, CpuBlock, now};
 use crate::panic::fatal;
 use crate::registers::{self, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
 use crate::vcpu::{PhysPage, Processor};
-use crate::{console, descriptors, fpu, ioapic, lapic, log, memory, platform, root, run, sched, smp, space, timer};
+use crate::{
+    console, descriptors, fpu, ioapic, lapic, log, memory, observation, platform, root, run, sched, smp, space, timer,
+};
 
 core::arch::global_asm!(
     include_str!("boot.S"),
@@ -268,6 +270,7 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     calibrate(tables.fadt.as_ref().and_then(|fadt| fadt.pm_timer()));
     enable_virtualization(cpu);
     smp::start_all(processors, &mut trampoline);
+    observation::init();
     let (mhz, cpus) = (timer::frequency() / 1_000_000, crate::cpu::count());
     log!("system time runs at {mhz} MHz; {pins} interrupt pins; {cpus} CPUs, the first with APIC id {}", lapic::id());
     root::create(cpu, &image, &hand_over, pins);

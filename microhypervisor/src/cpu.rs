@@ -16,6 +16,7 @@ use crate::descriptors::{Gdt, TaskState};
 use crate::ec::Ec;
 use crate::guest::GuestState;
 use crate::memory::FRAME;
+use crate::observation::Counters;
 use crate::rounds::Rounds;
 use crate::sched::Sc;
 use crate::vcpu::Processor;
@@ -88,6 +89,8 @@ pub struct Cpu {
     pub gdt: Cell<*mut Gdt>,
     /// Physical address of the nested page tables of the guest that ran last.
     pub nested: Use,
+    /// What it counts.
+    pub counters: Counters,
     /// What passes between CPUs.
     pub rounds: Rounds,
 }
@@ -198,6 +201,7 @@ impl Cpu {
             task: Cell::new(None),
             gdt: Cell::new(core::ptr::null_mut()),
             nested: Use::none(),
+            counters: Counters::none(),
             rounds: Rounds::new(),
         }
     }

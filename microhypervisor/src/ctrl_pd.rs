@@ -225,6 +225,11 @@ pub fn set_nova_spaces(host: Entry, pio: Entry) {
     NOVA_PIO.call_once(|| pio);
 }
 
+/// Whether `entry` is the NOVA host space, to take from.
+pub fn is_nova_host(entry: Entry) -> bool {
+    is(&NOVA_HOST, entry) && entry.permissions().contains(Permissions::TAKE)
+}
+
 fn is(nova: &Once<Entry>, entry: Entry) -> bool {
     nova.get().is_some_and(|nova| nova.reference() == entry.reference())
 }
@@ -232,10 +237,14 @@ fn is(nova: &Once<Entry>, entry: Entry) -> bool {
 /// What the NOVA host space holds at physical page `page`: everything but what the kernel protects. Also the number of
 /// pages from there for which this holds.
 fn nova_host(page: u64) -> (Permissions, u64) {
-    let mut run = u64::MAX;
+    let open = crate::observation::pages();
+    if open.contains(&page) {
+        return (Permissions::READ, open.end - page);
+    }
+    let mut run = if page < open.start { open.start - page } else { u64::MAX };
     for (start, end) in crate::platform::protected() {
         if (start..end).contains(&page) {
-            return (Permissions::empty(), end - page);
+            return (Permissions::empty(), run.min(end - page));
         }
         if page < start {
             run = run.min(start - page);

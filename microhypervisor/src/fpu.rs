@@ -51,6 +51,7 @@ pub fn acquire(cpu: &Cpu, ec: &Ec) {
     if core::ptr::eq(cpu.fpu_owner.get(), ec) {
         return;
     }
+    cpu.counters.count(abi::observation::counter::FPU_SWITCH);
     clear_ts();
     load_xcr0(cpu, components());
     let (low, high) = (components() as u32, (components() >> 32) as u32);

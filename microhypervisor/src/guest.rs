@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::capability::Permissions;
 use abi::event::guest as event;
+use abi::observation::counter;
 use abi::utcb::Architectural;
 
 use crate::cpu::{Cpu, Owned};
@@ -123,6 +124,8 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     let Some(space) = guest.space.get() else {
         portal::kill(cpu, ec, format_args!("it has no guest, PIO and MSR spaces, or they are gone"))
     };
+    run::make_current(cpu, ec);
+    cpu.counters.count(counter::GUEST_ENTRY);
     run::switch_space(cpu, ec);
     fpu::acquire(cpu, ec);
     let vcpu = guest.vcpu();
@@ -130,6 +133,7 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     cpu.nested.enter(space.root());
     let generation = space.generation.current();
     if generation != guest.generation.replace(generation) {
+        cpu.counters.count(counter::GUEST_FLUSH);
         vcpu.flush();
     }
     cpu.guest.set(Some(guest));

@@ -5,11 +5,13 @@ use core::sync::atomic::Ordering;
 use abi::capability::Permissions;
 use abi::extension::Operation;
 use abi::hypercall::flag;
+use abi::observation::{Traced, counter};
 use abi::utcb::gpr;
 use abi::{Hypercall, Status};
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
+use crate::observation::{set_tracing, trace};
 use crate::pd::Pd;
 use crate::portal::Pt;
 use crate::sched::Sc;
@@ -30,6 +32,8 @@ pub extern "C" fn hypercall(ec: &'static Ec) -> ! {
     let cpu = ec.cpu;
     let rdi = ec.gpr(gpr::RDI);
     let call = Call { selector: rdi >> 8, flags: rdi as u8 >> 4 };
+    cpu.counters.count(counter::HYPERCALL + (rdi as usize & 0xf));
+    trace(cpu, Traced::Hypercall, rdi as u8 as u16, call.selector, ec.reference.index() as u64);
     ec.continuation.set(Continuation::ReturnHypercall);
     let result = match Hypercall::from_number(rdi as u8) {
         Hypercall::IpcCall => portal::call(cpu, ec, call.flags & flag::CALL_NO_HELP != 0),
@@ -104,6 +108,7 @@ fn extension(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Statu
     const MOVE_ALLOWANCE: u8 = Operation::MoveAllowance as u8;
     const BALANCE: u8 = Operation::Balance as u8;
     const DESTROY: u8 = Operation::Destroy as u8;
+    const TRACE: u8 = Operation::Trace as u8;
     match call.flags {
         MOVE_ALLOWANCE => {
             let (pd, _) = ec.objects.get::<Pd>(call.selector, Permissions::PD)?;
@@ -120,6 +125,14 @@ fn extension(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Statu
             Ok(())
         }
         DESTROY => destroy::start(cpu, ec),
+        TRACE if !ctrl_pd::is_nova_host(ec.objects.lookup(call.selector)) => Err(Status::BadCap),
+        TRACE => match ec.gpr(gpr::RSI) {
+            on @ (0 | 1) => {
+                set_tracing(on != 0);
+                Ok(())
+            }
+            _ => Err(Status::BadPar),
+        },
         _ => Err(Status::BadHyp),
     }
 }

@@ -7,10 +7,12 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use abi::Status;
 use abi::hypercall::flag;
+use abi::observation::{Traced, counter};
 use spin::Once;
 
 use crate::cpu::Cpu;
 use crate::object::Ref;
+use crate::observation::trace;
 use crate::semaphore::Sm;
 use crate::{ioapic, lapic, sched};
 
@@ -83,6 +85,12 @@ pub fn unmask_level(gsi: u32) {
 
 /// Handles an interrupt from outside.
 pub fn handle(cpu: &'static Cpu, vector: u8) {
+    trace(cpu, Traced::Interrupt, vector as u16, 0, 0);
+    cpu.counters.count(match vector {
+        lapic::TIMER => counter::TIMER,
+        lapic::ATTENTION => counter::ATTENTION,
+        _ => counter::INTERRUPT,
+    });
     if vector == lapic::TIMER {
         lapic::end_of_interrupt();
         sched::expire(cpu);

@@ -23,6 +23,7 @@ mod ioapic;
 mod lapic;
 mod memory;
 mod object;
+mod observation;
 mod panic;
 mod pd;
 mod platform;

@@ -15,23 +15,16 @@ use abi::Status;
 use abi::capability::Permissions;
 use kernel_core::slots::{Entry, Header, HeaderTable, Kind, Reference};
 
-use crate::memory::{Account, FRAME, KERNEL, POOL_FRAMES, SMALLEST, Shared, release_small};
+use crate::memory::{Account, FRAME, KERNEL, POOL_FRAMES, SMALLEST, release_small};
 use crate::pd::Pd;
 
 /// Number of object headers: as many as the pool has room for objects, so that nobody can take another's.
 const HEADERS: usize = POOL_FRAMES * FRAME / SMALLEST;
 
 #[unsafe(link_section = ".metadata")]
-static HEADER_MEMORY: Shared<[Header; HEADERS]> = Shared::new([const { Header::new() }; HEADERS]);
+static HEADER_MEMORY: [Header; HEADERS] = [const { Header::new() }; HEADERS];
 
-static TABLE: spin::Once<HeaderTable<'static>> = spin::Once::new();
-
-fn table() -> &'static HeaderTable<'static> {
-    TABLE.call_once(|| {
-        // SAFETY: headers are atomics; this is the only reference to the array.
-        HeaderTable::new(unsafe { &*HEADER_MEMORY.get() })
-    })
-}
+static TABLE: HeaderTable<'static> = HeaderTable::new(&HEADER_MEMORY);
 
 /// A kind of object that capabilities can name.
 pub trait Object: Sized + 'static {
@@ -58,8 +51,7 @@ impl<T: Object> Ref<T> {
     /// The object, unless it is gone.
     #[inline(always)]
     pub fn get(self) -> Option<&'static T> {
-        let (kind, offset) = table().resolve(self.0)?;
-        (kind == T::KIND).then(|| at(offset))
+        TABLE.resolve_as(self.0, T::KIND).map(at)
     }
 
     /// The header's index, for reports.
@@ -94,16 +86,19 @@ fn at<T>(offset: u32) -> &'static T {
 /// The object that `entry` names if it is a `T` and carries all of `permissions`.
 #[inline(always)]
 pub fn resolve<T: Object>(entry: Entry, permissions: Permissions) -> Result<(&'static T, Ref<T>), Status> {
-    if !entry.permissions().contains(permissions) {
-        return Err(Status::BadCap);
-    }
-    let reference = Ref(entry.reference(), PhantomData);
-    reference.get().map(|object| (object, reference)).ok_or(Status::BadCap)
+    let offset = find(entry, permissions, T::KIND).ok_or(Status::BadCap)?;
+    Ok((at(offset), Ref(entry.reference(), PhantomData)))
+}
+
+/// What [`resolve`] does for all kinds.
+#[inline(never)]
+fn find(entry: Entry, permissions: Permissions, kind: Kind) -> Option<u32> {
+    TABLE.resolve_as(entry.reference(), kind).filter(|_| entry.permissions().contains(permissions))
 }
 
 /// The kind of object that `entry` names; Null if there is none (any more).
 pub fn kind(entry: Entry) -> Kind {
-    table().resolve(entry.reference()).map_or(Kind::Null, |(kind, _)| kind)
+    TABLE.resolve(entry.reference()).map_or(Kind::Null, |(kind, _)| kind)
 }
 
 /// Creates an object paid from `account`, which `owner` owns if there is one.
@@ -114,11 +109,7 @@ pub fn create<T: Object>(
     account: &Account,
     build: impl FnOnce(Ref<T>) -> Result<T, Status>,
 ) -> Result<(&'static T, Ref<T>), Status> {
-    let memory = account.small(size_of::<T>()).ok_or(Status::MemObj)?;
-    let Some(reference) = table().alloc(T::KIND, ((memory as u64 - KERNEL) >> 6) as u32) else {
-        release_small(memory, size_of::<T>());
-        return Err(Status::MemObj);
-    };
+    let (memory, reference) = allocate(account, T::KIND, size_of::<T>())?;
     match build(Ref(reference, PhantomData)) {
         Ok(object) => {
             let pointer = memory.cast::<T>();
@@ -128,67 +119,89 @@ pub fn create<T: Object>(
                 pointer.write(object);
                 &*pointer
             };
-            if let Some(owner) = owner {
-                let dying = owner.dying.lock();
-                table().attach(owner.reference.index(), reference.index);
-                if *dying {
-                    // Whoever destroys the owner frees it, too, but may have passed by already.
-                    table().end(reference.index);
-                    return Err(Status::BadCap);
-                }
-            }
+            attach(owner, reference.index)?;
             Ok((object, Ref(reference, PhantomData)))
         }
         Err(status) => {
-            table().end(reference.index);
-            table().release(reference.index);
+            TABLE.end(reference.index);
+            TABLE.release(reference.index);
             release_small(memory, size_of::<T>());
             Err(status)
         }
     }
 }
 
+/// Memory of `size` bytes and a header for an object. (Beside [`create`], as it is the same for all objects.)
+#[inline(never)]
+fn allocate(account: &Account, kind: Kind, size: usize) -> Result<(*mut u8, Reference), Status> {
+    let memory = account.small(size).ok_or(Status::MemObj)?;
+    let reference = TABLE.alloc(kind, ((memory as u64 - KERNEL) >> 6) as u32);
+    if reference.is_none() {
+        release_small(memory, size);
+    }
+    Ok((memory, reference.ok_or(Status::MemObj)?))
+}
+
+/// Makes `owner` the owner of the new object `index`.
+#[inline(never)]
+fn attach(owner: Option<&Pd>, index: u32) -> Result<(), Status> {
+    let Some(owner) = owner else { return Ok(()) };
+    let dying = owner.dying.lock();
+    TABLE.attach(owner.reference.index(), index);
+    if *dying {
+        // Whoever destroys the owner frees it, too, but may have passed by already.
+        TABLE.end(index);
+        return Err(Status::BadCap);
+    }
+    Ok(())
+}
+
 /// Takes a dead object out of its owner's list and frees its memory and header: nobody refers to it any more.
 pub fn free<T: Object>(index: u32, object: &'static T) {
+    free_memory(index, core::ptr::from_ref(object).cast_mut().cast(), size_of::<T>());
+}
+
+#[inline(never)]
+fn free_memory(index: u32, memory: *mut u8, size: usize) {
     match owner(index).and_then(content::<Pd>) {
         Some(owner) => {
             let _dying = owner.dying.lock();
-            table().detach(index);
+            TABLE.detach(index);
         }
-        None => table().detach(index),
+        None => TABLE.detach(index),
     }
-    table().release(index);
-    release_small(core::ptr::from_ref(object).cast_mut().cast(), size_of::<T>());
+    TABLE.release(index);
+    release_small(memory, size);
 }
 
 /// The kind of what header `index` names, whatever its generation.
 pub fn content_kind(index: u32) -> Kind {
-    table().content(index).map_or(Kind::Null, |(kind, _)| kind)
+    TABLE.content(index).map_or(Kind::Null, |(kind, _)| kind)
 }
 
 /// What header `index` names, whatever its generation, if it is a `T`. For who destroys it.
 pub fn content<T: Object>(index: u32) -> Option<&'static T> {
-    table().content(index).filter(|(kind, _)| *kind == T::KIND).map(|(_, offset)| at(offset))
+    TABLE.content(index).filter(|(kind, _)| *kind == T::KIND).map(|(_, offset)| at(offset))
 }
 
 /// Makes every reference to header `index` read as null.
 pub fn end(index: u32) {
-    table().end(index);
+    TABLE.end(index);
 }
 
 /// The protection domain that owns `index`, if any.
 pub fn owner(index: u32) -> Option<u32> {
-    table().owner(index)
+    TABLE.owner(index)
 }
 
 /// The first object that protection domain `index` owns.
 pub fn first(index: u32) -> Option<u32> {
     let _dying = content::<Pd>(index)?.dying.lock();
-    table().first(index)
+    TABLE.first(index)
 }
 
 /// The object that follows `index` among those with its owner.
 pub fn next(index: u32) -> Option<u32> {
     let _dying = content::<Pd>(owner(index)?)?.dying.lock();
-    table().next(index)
+    TABLE.next(index)
 }

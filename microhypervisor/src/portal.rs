@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use abi::capability::Permissions;
+use abi::observation::{Traced, counter};
 use abi::utcb::gpr;
 use abi::{Mtd, Status};
 use kernel_core::slots::Kind;
@@ -11,6 +12,7 @@ use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
 use crate::memory::copy_words;
 use crate::object::{Object, Ref};
+use crate::observation::trace;
 use crate::{run, sched};
 
 /// A portal.
@@ -50,6 +52,7 @@ fn enter(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, portal: &P
 fn help(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, retry: Continuation) -> ! {
     caller.continuation.set(retry);
     caller.helps.set(Some(callee.reference));
+    cpu.counters.count(counter::HELP);
     sched::resume_current(cpu)
 }
 
@@ -91,6 +94,9 @@ pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
         }
         help(cpu, ec, callee, Continuation::SendEvent(event));
     }
+    let (first, guest) = if ec.guest.is_some() { (counter::GUEST_EVENT, 1 << 15) } else { (counter::HOST_EVENT, 0) };
+    cpu.counters.count(first + event as usize);
+    trace(cpu, Traced::Event, event | guest, ec.reference.index() as u64, callee.reference.index() as u64);
     let mtd = Mtd::from_bits_retain(portal.mtd.load(Ordering::Relaxed));
     match ec.guest {
         Some(guest) => guest.vcpu().save(mtd, ec.gprs.get(), callee.architectural()),

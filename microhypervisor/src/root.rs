@@ -24,7 +24,7 @@ use crate::sched::{self, Sc};
 use crate::semaphore::Sm;
 use crate::space::{HostSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::vcpu::Processor;
-use crate::{console, create, ctrl_pd, interrupt, platform, timer};
+use crate::{console, create, ctrl_pd, interrupt, observation, platform, timer};
 
 /// Frames that the kernel keeps for itself; all others are the root protection domain's allowance.
 const KERNEL_RESERVE: u32 = 64;
@@ -161,6 +161,7 @@ fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
         Some(Processor::Svm(_)) => hip::FEATURE_SVM,
         None => 0,
     };
+    let observation = observation::place();
     let mut page = Hip {
         signature: hip::SIGNATURE,
         length: size_of::<Hip>() as u16,
@@ -193,7 +194,13 @@ fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
         extension: Announcement {
             magic: extension::MAGIC,
             version: extension::VERSION,
-            features: extension::FEATURE_ALLOWANCE | extension::FEATURE_NEUTRAL_EVENTS | extension::FEATURE_DESTROY,
+            features: extension::FEATURE_ALLOWANCE
+                | extension::FEATURE_NEUTRAL_EVENTS
+                | extension::FEATURE_DESTROY
+                | observation.map_or(0, |_| extension::FEATURE_OBSERVATION),
+            observation: observation.map_or(0, |(address, _)| address),
+            observation_frames: observation.map_or(0, |(_, frames)| frames),
+            reserved: 0,
         },
         ..Hip::default()
     };

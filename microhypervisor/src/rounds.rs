@@ -13,6 +13,7 @@
 use core::sync::atomic::{Ordering, fence};
 
 use abi::Status;
+use abi::observation::{Traced, counter};
 use kernel_core::mailbox::{Inbox, MailCell, MailCells, Mailbox};
 use kernel_core::ready::Fifo;
 use kernel_core::shootdown::{Requests, Round};
@@ -20,6 +21,7 @@ use kernel_core::shootdown::{Requests, Round};
 use crate::cpu::{CPUS_MAX, Cpu, Owned};
 use crate::ec::{Continuation, Ec, EcLinks};
 use crate::object::{self, by_id};
+use crate::observation::trace;
 use crate::sched::Sc;
 use crate::{destroy, lapic, registers, sched, semaphore};
 
@@ -74,6 +76,8 @@ pub fn start(cpu: &Cpu, ec: &Ec, after: Continuation, concerned: impl Fn(&Cpu) -
     if any {
         ec.after_round.set(after);
         ec.continuation.set(Continuation::AwaitRound);
+        cpu.counters.count(counter::ROUND);
+        trace(cpu, Traced::Round, 0, ec.reference.index() as u64, 0);
         cpu.rounds.next.get().push_back(&EcLinks, object::id(ec));
         launch(cpu);
     }
@@ -103,6 +107,8 @@ fn answer(cpu: &Cpu) -> bool {
             // before the next entry, see `GuestSpace::generation`.
             unsafe { registers::set_cr3(cpu.space.root()) };
         }
+        cpu.counters.count(counter::ANSWER);
+        trace(cpu, Traced::Answer, 0, 0, 0);
         if other.rounds.round.acknowledge() {
             call(other);
         }
@@ -198,6 +204,7 @@ pub fn attend(cpu: &'static Cpu) -> bool {
     let rounds = &cpu.rounds;
     let mut handled = 0;
     while let Some((id, message)) = rounds.inbox.get().take(&rounds.mailbox, &Cells) {
+        cpu.counters.count(counter::MESSAGE);
         deliver(cpu, id, message);
         handled += 1;
         if handled % BATCH == 0 {

@@ -5,11 +5,13 @@
 
 use core::sync::atomic::Ordering;
 
+use abi::observation::{Traced, counter};
 use abi::utcb::gpr;
 use abi::{Status, USER_END};
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, FRAME_END};
+use crate::observation::trace;
 use crate::vcpu::Gprs;
 use crate::{ctrl_pd, destroy, fpu, guest, interrupt, portal, sched};
 
@@ -132,7 +134,7 @@ fn prepare_user(cpu: &'static Cpu, ec: &'static Ec) {
         ec.vector.set(13);
         portal::raise(cpu, ec, 13);
     }
-    cpu.current.set(ec);
+    make_current(cpu, ec);
     if let Some(task) = cpu.task.get() {
         task.set_rsp0(core::ptr::from_ref(ec) as u64 + FRAME_END as u64);
     }
@@ -145,11 +147,21 @@ fn prepare_user(cpu: &'static Cpu, ec: &'static Ec) {
     }
 }
 
+/// `ec` is about to run.
+#[inline(always)]
+pub fn make_current(cpu: &Cpu, ec: &Ec) {
+    if !core::ptr::eq(cpu.current.replace(ec), ec) {
+        cpu.counters.count(counter::SWITCH);
+        trace(cpu, Traced::Switch, 0, ec.reference.index() as u64, ec.pd.reference.index() as u64);
+    }
+}
+
 /// Loads the page tables of `ec`'s host space if others are loaded, or if they lost entries since.
 #[inline(always)]
 pub fn switch_space(cpu: &Cpu, ec: &Ec) {
     let root = ec.space.root();
     if cpu.space.root() != root {
+        cpu.counters.count(counter::SPACE_SWITCH);
         cpu.space.announce(root);
         // SAFETY: every host space maps the kernel.
         unsafe { crate::registers::set_cr3(root) };

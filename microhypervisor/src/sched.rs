@@ -6,6 +6,7 @@
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use abi::observation::{Traced, counter};
 use abi::scd::Scd;
 use kernel_core::mailbox::MailCell;
 use kernel_core::ready::{LinkCell, Links};
@@ -14,6 +15,7 @@ use kernel_core::slots::Kind;
 use crate::cpu::{Cpu, now};
 use crate::ec::{Continuation, Ec, EcTimeouts};
 use crate::object::{self, Object, Ref, by_id};
+use crate::observation::trace;
 use crate::{rounds, run, semaphore, timer};
 
 /// A scheduling context.
@@ -213,6 +215,7 @@ pub fn schedule(cpu: &'static Cpu) -> ! {
                 sc.left.set(sc.budget.get());
             }
             let now = now();
+            cpu.counters.count(counter::TURN);
             cpu.sc.set(Some(sc));
             sc.begin(now);
             cpu.slice_end.set(now.saturating_add(sc.left.get()));
@@ -224,6 +227,10 @@ pub fn schedule(cpu: &'static Cpu) -> ! {
         }
         cpu.slice_end.set(u64::MAX);
         timer::program(cpu);
+        cpu.counters.count(counter::IDLE);
+        if !cpu.current.replace(core::ptr::null()).is_null() {
+            trace(cpu, Traced::Idle, 0, 0, 0);
+        }
         crate::registers::halt();
     }
 }

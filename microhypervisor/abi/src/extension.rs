@@ -14,6 +14,8 @@ pub const FEATURE_ALLOWANCE: u32 = 1 << 0;
 pub const FEATURE_NEUTRAL_EVENTS: u32 = 1 << 1;
 /// [`Announcement::features`]: [`Operation::Destroy`] and [`Operation::Balance`] exist.
 pub const FEATURE_DESTROY: u32 = 1 << 2;
+/// [`Announcement::features`]: there are counters and a trace, see [`crate::observation`], and [`Operation::Trace`].
+pub const FEATURE_OBSERVATION: u32 = 1 << 3;
 
 /// The record in the information page that announces the extensions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +27,12 @@ pub struct Announcement {
     pub version: u32,
     /// FEATURE_*.
     pub features: u32,
+    /// Physical address of the first CPU's frames of [`crate::observation`]; those of the others follow.
+    pub observation: u64,
+    /// Number of a CPU's frames: one of counters, the others of the trace.
+    pub observation_frames: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// Operations of hypercall 0xf, by the value of its flags.
@@ -44,4 +52,6 @@ pub enum Operation {
     /// RDI selector: a PD capability with permission PD. Returns in RSI the number of frames that the PD could still
     /// use, in RDX the number of those that are free in the whole kernel.
     Balance = 2,
+    /// RDI selector: the NOVA host space, with permission TAKE. RSI: 1 turns the trace of all CPUs on, 0 off.
+    Trace = 3,
 }

@@ -11,6 +11,7 @@ pub mod extension;
 pub mod hip;
 pub mod hypercall;
 pub mod mtd;
+pub mod observation;
 pub mod scd;
 pub mod utcb;
 

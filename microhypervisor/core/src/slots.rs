@@ -198,6 +198,14 @@ impl<'a> HeaderTable<'a> {
         live.then(|| (Kind::from_raw(header.kind.load(Relaxed)), header.object.load(Relaxed)))
     }
 
+    /// The object of a live reference if it is of `kind`.
+    #[inline(always)]
+    pub fn resolve_as(&self, reference: Reference, kind: Kind) -> Option<u32> {
+        let header = self.header(reference.index)?;
+        let live = header.generation.load(Acquire) == reference.generation && reference.generation != 0;
+        (live && header.kind.load(Relaxed) == kind as u8).then(|| header.object.load(Relaxed))
+    }
+
     /// Makes every copy of a live reference stale; false if it already is, so that exactly one caller destroys.
     #[must_use]
     pub fn invalidate(&self, reference: Reference) -> bool {

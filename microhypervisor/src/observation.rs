@@ -1,0 +1,104 @@
+#![allow(unsafe_code)]
+//! Counters and the trace: what each CPU does, for user programs to read (see `abi::observation`).
+//!
+//! Unsafe: writes to frames of the pool that nothing else uses.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+
+use abi::observation::{COUNTERS, RECORDS_PER_PAGE, Traced, counter};
+use spin::Once;
+
+use crate::cpu::{self, Cpu, now};
+use crate::memory::{FRAME, Frame, KERNEL_ACCOUNT, StaticFrame};
+
+/// Where a CPU counts. Only that CPU writes there.
+pub struct Counters(AtomicPtr<[AtomicU64; COUNTERS]>);
+
+/// Where CPUs count that have no frames of their own.
+static NOWHERE: StaticFrame = StaticFrame::zeroed();
+
+/// The trace is on.
+static TRACING: AtomicBool = AtomicBool::new(false);
+
+struct Frames {
+    first: Frame,
+    /// log2 of the number of each CPU's.
+    order: u8,
+}
+
+static FRAMES: Once<Frames> = Once::new();
+
+impl Counters {
+    /// Counts nowhere yet.
+    pub const fn none() -> Self {
+        Self(AtomicPtr::new(NOWHERE.get().cast()))
+    }
+
+    fn get(&self) -> &'static [AtomicU64; COUNTERS] {
+        // SAFETY: a frame of atomic words, for ever.
+        unsafe { &*self.0.load(Ordering::Relaxed) }
+    }
+
+    /// Counts one more of `counter`.
+    #[inline(always)]
+    pub fn count(&self, counter: usize) {
+        let counter = &self.get()[counter & (COUNTERS - 1)];
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+}
+
+/// Gives all CPUs, which have started, their frames: 4 MiB at most.
+pub fn init() {
+    let cpus = cpu::count().next_power_of_two().trailing_zeros() as u8;
+    let order = 6u8.saturating_sub(cpus.saturating_sub(4));
+    let Some(first) = KERNEL_ACCOUNT.frames(cpus + order) else { return };
+    for cpu in Cpu::all() {
+        let offset = (cpu.number as usize * FRAME) << order;
+        // SAFETY: inside the frames just allocated.
+        cpu.counters.0.store(unsafe { first.pointer().add(offset) }.cast(), Ordering::Relaxed);
+    }
+    FRAMES.call_once(|| Frames { first, order });
+}
+
+/// Physical address of the frames, and how many each CPU has.
+pub fn place() -> Option<(u64, u32)> {
+    FRAMES.get().map(|frames| (frames.first.physical(), 1 << frames.order))
+}
+
+/// Numbers of the physical pages that can be mapped, to read.
+pub fn pages() -> Range<u64> {
+    place().map_or(0..0, |(start, each)| {
+        let start = start >> 12;
+        start..start + (cpu::count() as u64) * each as u64
+    })
+}
+
+/// Turns the trace on or off, for all CPUs.
+pub fn set_tracing(on: bool) {
+    TRACING.store(on && FRAMES.get().is_some(), Ordering::Relaxed);
+}
+
+/// Writes a record if the trace is on.
+#[inline(always)]
+pub fn trace(cpu: &Cpu, what: Traced, detail: u16, first: u64, second: u64) {
+    if TRACING.load(Ordering::Relaxed) {
+        record(cpu, what as u64 | (detail as u64) << 16, first, second);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn record(cpu: &Cpu, what: u64, first: u64, second: u64) {
+    let Some(frames) = FRAMES.get() else { return };
+    let counters = cpu.counters.get();
+    let number = counters[counter::RECORDS].load(Ordering::Relaxed);
+    let capacity = ((1u64 << frames.order) - 1) * RECORDS_PER_PAGE;
+    let Some(place) = number.checked_rem(capacity) else { return };
+    // SAFETY: the records follow the counters, in frames that only this CPU writes.
+    let slot = unsafe { &*core::ptr::from_ref(counters).add(1).cast::<[AtomicU64; 4]>().add(place as usize) };
+    for (word, value) in slot.iter().zip([now(), what, first, second]) {
+        word.store(value, Ordering::Relaxed);
+    }
+    counters[counter::RECORDS].store(number + 1, Ordering::Release);
+}

@@ -262,7 +262,7 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     unsafe { registers::set_cr3(master) };
     let cpu = &BOOT_CPU.cpu;
     descriptors::fill_idt(&raw const run::interrupt_stubs as u64, run::STUB_STRIDE, run::interrupt_stack);
-    let processors = &processors[..found];
+    let processors = processors.get(..found).unwrap_or(&processors);
     // Before the LAPIC stops listening to them: QEMU keeps an interrupt asserted that is withdrawn after that.
     silence_legacy();
     start_this(cpu, components, || lapic::choose_mode(processors));

@@ -34,7 +34,7 @@ impl Request {
         let (rdx, rax) = (ec.gpr(gpr::RDX), ec.gpr(gpr::RAX));
         let pages = 1u64 << (rdx & 0x1f);
         let (source, destination) = (rdx >> 12, rax >> 12);
-        if source % pages != 0 || destination % pages != 0 {
+        if (source | destination) & pages.wrapping_sub(1) != 0 {
             return Err(Status::BadPar);
         }
         Ok(Self {
@@ -44,6 +44,16 @@ impl Request {
             mask: Permissions::from_bits_retain(rax as u8 & 0x1f),
             attributes: ec.gpr(8) as u32,
         })
+    }
+
+    /// Page `done` of the source. Sums cannot overflow after [`Request::within`].
+    fn from(&self, done: u64) -> u64 {
+        self.source.saturating_add(done)
+    }
+
+    /// Page `done` of the destination.
+    fn to(&self, done: u64) -> u64 {
+        self.destination.saturating_add(done)
     }
 
     /// Checks that both ranges lie below `source` and `destination` selectors.
@@ -92,7 +102,7 @@ fn space<T: object::Object>(entry: Entry) -> Result<&'static T, Status> {
 /// Remembers how far the call came and lets pending work run, at the end of each batch. Then the call begins anew with
 /// what it looks up, so that nothing that was destroyed meanwhile is used.
 fn breathe(cpu: &'static Cpu, ec: &'static Ec, done: u64, steps: &mut u32) {
-    *steps += 1;
+    *steps = steps.saturating_add(1);
     if *steps >= BATCH {
         ec.progress.set(done);
         ec.continuation.set(Continuation::ResumeCtrlPd);
@@ -131,10 +141,10 @@ fn objects(cpu: &'static Cpu, ec: &'static Ec, from: &ObjectSpace, to: &ObjectSp
     request.within(SELECTOR_COUNT, SELECTOR_COUNT)?;
     let mut steps = 0;
     for index in ec.progress.get()..request.pages {
-        let entry = from.lookup(request.source + index);
+        let entry = from.lookup(request.from(index));
         let entry = if object::kind(entry) == Kind::Null { Entry::NULL } else { entry.mask(request.mask) };
-        to.set(request.destination + index, entry)?;
-        breathe(cpu, ec, index + 1, &mut steps);
+        to.set(request.to(index), entry)?;
+        breathe(cpu, ec, index.saturating_add(1), &mut steps);
     }
     Ok(())
 }
@@ -152,8 +162,8 @@ fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpac
     let mut steps = 0;
     let mut result = Ok(());
     while done < request.pages {
-        let remaining = request.pages - done;
-        let page = request.source + done;
+        let remaining = request.pages.saturating_sub(done);
+        let page = request.from(done);
         let (physical, permissions, cache, run) = if nova {
             let (permissions, run) = nova_host(page);
             (page << 12, permissions, attributes, run)
@@ -166,9 +176,9 @@ fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpac
                 None => (0, Permissions::empty(), attributes, run),
             }
         };
-        let address = (request.destination + done) << 12;
+        let address = request.to(done) << 12;
         match to.step(&ec.changes, address, physical, remaining.min(run), permissions & request.mask, cache) {
-            Ok(pages) => done += pages.max(1),
+            Ok(pages) => done = done.saturating_add(pages.max(1)),
             Err(status) => {
                 result = Err(status);
                 break;
@@ -190,7 +200,7 @@ fn ports(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &PioSpace) -> Re
         return Err(Status::BadPar);
     }
     let from: &PioSpace = space(source)?;
-    for port in request.source..request.source + request.pages {
+    for port in request.source..request.from(request.pages) {
         let access = from.allows(port) && request.mask.contains(Permissions::ACCESS);
         to.set(port, access)?;
         if access && port == crate::console::UART as u64 && is(&NOVA_PIO, source) {
@@ -209,7 +219,7 @@ fn msrs(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &MsrSpace) -> Res
     }
     // Only the NOVA MSR space can be a source whose content matters: what others hold was taken from it.
     let from: &MsrSpace = space(source)?;
-    for msr in request.source..request.source + request.pages {
+    for msr in request.source..request.from(request.pages) {
         to.set(msr as u32, from.get(msr as u32) & request.mask);
     }
     // The bitmap may not change under a guest that runs (Intel SDM vol. 3C, 25.11.4): none does when this is over.
@@ -239,15 +249,15 @@ fn is(nova: &Once<Entry>, entry: Entry) -> bool {
 fn nova_host(page: u64) -> (Permissions, u64) {
     let open = crate::observation::pages();
     if open.contains(&page) {
-        return (Permissions::READ, open.end - page);
+        return (Permissions::READ, open.end.saturating_sub(page));
     }
-    let mut run = if page < open.start { open.start - page } else { u64::MAX };
+    let mut run = open.start.checked_sub(page).filter(|run| *run != 0).unwrap_or(u64::MAX);
     for (start, end) in crate::platform::protected() {
         if (start..end).contains(&page) {
-            return (Permissions::empty(), run.min(end - page));
+            return (Permissions::empty(), run.min(end.saturating_sub(page)));
         }
         if page < start {
-            run = run.min(start - page);
+            run = run.min(start.saturating_sub(page));
         }
     }
     (MEMORY_ALL, run)

@@ -89,13 +89,14 @@ pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
             _ => phase::MARK,
         },
         phase::FIRST_ROUND | phase::SECOND_ROUND => {
-            ec.progress.set(now + 1);
+            let next = now.saturating_add(1);
+            ec.progress.set(next);
             // This CPU takes part, too.
             cpu.reschedule.set(true);
             if rounds::start(cpu, ec, Continuation::ResumeDestroy, |_| true) {
                 sched::park(cpu, ec)
             }
-            now + 1
+            next
         }
         _ => match repeat(|work| sweep(ec, work)) {
             Left::Nothing => end(cpu, ec, Status::Success),

@@ -67,7 +67,7 @@ pub fn assign(semaphore: &Sm, cpu: u16, flags: u8) -> Result<(), Status> {
     state.store(bits as u8, Ordering::Relaxed);
     let low = choose(flags & flag::INT_LOW != 0, ioapic::LOW);
     let mode = low | choose(level, ioapic::LEVEL) | choose(masked, ioapic::MASKED);
-    ioapic::route(gsi, FIRST_VECTOR + gsi as u8, target, mode);
+    ioapic::route(gsi, FIRST_VECTOR.wrapping_add(gsi as u8), target, mode);
     Ok(())
 }
 

@@ -160,7 +160,7 @@ static SLABS: Shared<[Slab; POOL_FRAMES]> = Shared::new([Slab { free: 0, next: 0
 #[allow(clippy::mut_from_ref)]
 fn slab(frame: u32) -> &'static mut Slab {
     // SAFETY: frame numbers are in bounds; exclusive under the owning account's lock, see `SLABS`.
-    unsafe { &mut (*SLABS.get())[frame as usize] }
+    unsafe { &mut (*SLABS.get())[frame as usize % POOL_FRAMES] }
 }
 
 /// Puts `frame` at the head of a list.

@@ -71,7 +71,7 @@ pub fn call(cpu: &'static Cpu, caller: &'static Ec, no_help: bool) -> Result<(),
         _ => help(cpu, caller, callee, Continuation::SendCall),
     }
     let mtd = caller.gpr(gpr::RSI) as u32 & 0x1ff;
-    copy_words(caller.utcb, callee.utcb, mtd as usize + 1);
+    copy_words(caller.utcb, callee.utcb, (mtd as usize).saturating_add(1));
     caller.continuation.set(Continuation::AwaitReply);
     enter(cpu, caller, callee, portal, mtd)
 }
@@ -95,7 +95,7 @@ pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
         help(cpu, ec, callee, Continuation::SendEvent(event));
     }
     let (first, guest) = if ec.guest.is_some() { (counter::GUEST_EVENT, 1 << 15) } else { (counter::HOST_EVENT, 0) };
-    cpu.counters.count(first + event as usize);
+    cpu.counters.count(first.saturating_add(event as usize));
     trace(cpu, Traced::Event, event | guest, ec.reference.index() as u64, callee.reference.index() as u64);
     let mtd = Mtd::from_bits_retain(portal.mtd.load(Ordering::Relaxed));
     match ec.guest {
@@ -120,7 +120,7 @@ pub fn reply(cpu: &'static Cpu, callee: &'static Ec) -> ! {
     caller.callee.set(None);
     if caller.continuation.get() == Continuation::AwaitReply {
         let mtd = mtd & 0x1ff;
-        copy_words(callee.utcb, caller.utcb, mtd as usize + 1);
+        copy_words(callee.utcb, caller.utcb, (mtd as usize).saturating_add(1));
         caller.set_gpr(gpr::RSI, mtd as u64);
         run::finish(caller, Status::Success);
     } else {

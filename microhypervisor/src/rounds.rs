@@ -70,8 +70,10 @@ pub fn start(cpu: &Cpu, ec: &Ec, after: Continuation, concerned: impl Fn(&Cpu) -
     fence(Ordering::SeqCst);
     let mut any = false;
     for other in Cpu::all().filter(|other| !core::ptr::eq(*other, cpu) && concerned(other)) {
-        cpu.rounds.targets.get()[other.number as usize / 64] |= 1 << (other.number % 64);
-        any = true;
+        if let Some(word) = cpu.rounds.targets.get().get_mut(other.number as usize / 64) {
+            *word |= 1 << (other.number % 64);
+            any = true;
+        }
     }
     if any {
         ec.after_round.set(after);
@@ -92,7 +94,8 @@ fn launch(cpu: &Cpu) {
     }
     core::mem::swap(rounds.waiting.get(), rounds.next.get());
     let set = core::mem::replace(rounds.targets.get(), [0; WORDS]);
-    let targets = Cpu::all().filter(|cpu| set[cpu.number as usize / 64] & 1 << (cpu.number % 64) != 0);
+    let word = |cpu: &Cpu| set.get(cpu.number as usize / 64).copied().unwrap_or(0);
+    let targets = Cpu::all().filter(|cpu| word(cpu) & 1 << (cpu.number % 64) != 0);
     if rounds.round.start(cpu.number, targets.map(|cpu| (cpu, &cpu.rounds.requests)), call) {
         cpu.reschedule.set(true);
     }
@@ -202,12 +205,12 @@ const BATCH: u32 = 32;
 /// they were about to run. False if there was nothing to do.
 pub fn attend(cpu: &'static Cpu) -> bool {
     let rounds = &cpu.rounds;
-    let mut handled = 0;
+    let mut handled = 0_u32;
     while let Some((id, message)) = rounds.inbox.get().take(&rounds.mailbox, &Cells) {
         cpu.counters.count(counter::MESSAGE);
         deliver(cpu, id, message);
-        handled += 1;
-        if handled % BATCH == 0 {
+        handled = handled.saturating_add(1);
+        if handled.is_multiple_of(BATCH) {
             registers::interrupt_window();
         }
     }

@@ -122,7 +122,7 @@ fn recall(cpu: &'static Cpu, ec: &'static Ec, continuation: Continuation) {
     }
     if ec.take_recall() {
         let arch = first_microhypervisor_event(ec);
-        portal::raise(cpu, ec, arch + abi::event::RECALL)
+        portal::raise(cpu, ec, arch | abi::event::RECALL)
     }
 }
 
@@ -136,7 +136,7 @@ fn prepare_user(cpu: &'static Cpu, ec: &'static Ec) {
     }
     make_current(cpu, ec);
     if let Some(task) = cpu.task.get() {
-        task.set_rsp0(core::ptr::from_ref(ec) as u64 + FRAME_END as u64);
+        task.set_rsp0((core::ptr::from_ref(ec) as u64).wrapping_add(FRAME_END as u64));
     }
     switch_space(cpu, ec);
     fpu::prepare_user(cpu, ec);

@@ -109,7 +109,7 @@ impl Sm {
             return Err(Status::Aborted);
         }
         if state.counter > 0 {
-            state.counter = if zero { 0 } else { state.counter - 1 };
+            state.counter = if zero { 0 } else { state.counter.saturating_sub(1) };
             return Ok(());
         }
         if timeout != 0 && timeout <= crate::cpu::now() {

@@ -103,7 +103,7 @@ pub fn start_all(apic_ids: &[u32], code: &mut Trampoline) {
     code.exchange();
     TABLES.store(space::master(), Ordering::Relaxed);
     for (index, &id) in apic_ids.iter().enumerate() {
-        if id == own || apic_ids[..index].contains(&id) {
+        if id == own || apic_ids.iter().take(index).any(|before| *before == id) {
             continue;
         }
         let number = cpu::count();

@@ -1,7 +1,9 @@
 //! `cargo xtask check`: everything about the sources that needs no running system.
 
+mod arithmetic;
 mod dependencies;
 mod lines;
+mod panics;
 mod size;
 
 use std::process::Command;
@@ -21,14 +23,16 @@ type Check = fn() -> Result<()>;
 /// Runs every check; fails with the names of those that failed.
 pub fn run() -> Result<()> {
     setup::for_building()?;
-    let checks: [(&str, Check); 7] = [
+    let checks: [(&str, Check); 9] = [
         ("formatting", formatting),
         ("who depends on whom", dependencies::check),
         ("privileged source", privileged_source),
         ("lints of what runs on the host", || lints(&["--all-targets"])),
         ("lints of what runs on the kernel", lints_freestanding),
+        ("arithmetic on what programs hand in", arithmetic::check),
         ("documentation", documentation),
         ("kernel size", kernel_size),
+        ("paths to a panic in the kernel", panics),
     ];
     let mut failed = Vec::new();
     for (name, check) in checks {
@@ -102,5 +106,12 @@ fn kernel_size() -> Result<()> {
     if bytes > KERNEL_BYTES {
         bail!("{} bytes too many", bytes - KERNEL_BYTES);
     }
+    Ok(())
+}
+
+fn panics() -> Result<()> {
+    let kernel = Programs::build(["microhypervisor"])?.file("microhypervisor");
+    let found = panics::paths(&kernel)?;
+    ensure!(found.is_empty(), "these may panic:\n{}", found.join("\n"));
     Ok(())
 }

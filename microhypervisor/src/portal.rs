@@ -48,6 +48,15 @@ fn enter(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, portal: &P
     run::run(cpu, callee)
 }
 
+/// Whether `callee` cannot be done before `caller` is: helping would go round in a circle, for ever.
+fn waits_for(callee: &'static Ec, caller: &Ec) -> bool {
+    let mut next = Some(callee);
+    while next.is_some_and(|ec| !core::ptr::eq(ec, caller)) {
+        next = next.and_then(sched::ahead);
+    }
+    next.is_some()
+}
+
 /// `caller` found `callee` busy: its scheduling context runs what the callee is busy with, and then it tries again.
 fn help(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, retry: Continuation) -> ! {
     caller.continuation.set(retry);
@@ -68,6 +77,7 @@ pub fn call(cpu: &'static Cpu, caller: &'static Ec, no_help: bool) -> Result<(),
         Continuation::Dead => return Err(Status::Aborted),
         Continuation::Idle => {}
         _ if no_help => return Err(Status::Timeout),
+        _ if waits_for(callee, caller) => return Err(Status::Aborted),
         _ => help(cpu, caller, callee, Continuation::SendCall),
     }
     let mtd = caller.gpr(gpr::RSI) as u32 & 0x1ff;
@@ -88,8 +98,7 @@ pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
         _ => kill(cpu, ec, format_args!("the handler of event {event:#x} is gone")),
     };
     if callee.continuation.get() != Continuation::Idle {
-        // A handler that raises an event towards itself can never take it.
-        if core::ptr::eq(callee, ec) {
+        if waits_for(callee, ec) {
             kill(cpu, ec, format_args!("event {event:#x} in its own handler"));
         }
         help(cpu, ec, callee, Continuation::SendEvent(event));

@@ -118,6 +118,9 @@ pub fn unpark(cpu: &Cpu, ec: &Ec) {
 
 /// A new SC begins to compete.
 pub fn begin(cpu: &Cpu, sc: &Sc) {
+    if sc.priority.get() == 0 {
+        return;
+    }
     if let Some(ec) = sc.ec.get() {
         ec.share.set(Some((sc.priority.get(), sc.budget.get())));
     }
@@ -137,11 +140,10 @@ pub fn inherit(cpu: &Cpu, ec: &Ec, share: Option<(u8, u64)>) {
 pub fn disinherit(cpu: &Cpu, ec: &Ec) {
     if ec.orphan.priority.get() != 0 {
         remove(cpu, &ec.orphan);
-        ec.orphan.priority.set(0);
     }
 }
 
-/// `sc` competes no longer.
+/// `sc` competes no longer, nor does it if a message that it begins comes only now.
 pub fn remove(cpu: &Cpu, sc: &Sc) {
     if cpu.sc.get().is_some_and(|current| core::ptr::eq(current, sc)) {
         suspend(cpu);
@@ -151,6 +153,7 @@ pub fn remove(cpu: &Cpu, sc: &Sc) {
     } else {
         cpu.ready.get().remove(&ScLinks, sc.priority.get(), object::id(sc));
     }
+    sc.priority.set(0);
 }
 
 /// Ends the current SC's turn: accounts its time and returns it with what is left of its budget.
@@ -243,35 +246,31 @@ pub fn resume_current(cpu: &'static Cpu) -> ! {
     schedule(cpu)
 }
 
+/// Who must be done before `ec` can go on: the callee that serves it, or the busy one that it helps. None of that
+/// callee if it is free by now, or gone: then `ec` tries again.
+pub fn ahead(ec: &Ec) -> Option<&'static Ec> {
+    let busy = |callee: &&Ec| !matches!(callee.continuation.get(), Continuation::Idle | Continuation::Dead);
+    match ec.continuation.get() {
+        Continuation::SendCall | Continuation::SendEvent(_) => ec.helps.get().and_then(Ref::get).filter(busy),
+        _ => ec.callee.get(),
+    }
+}
+
 /// The end of the current SC's chain of calls. If it cannot run, parks or drops the SC.
 fn follow(cpu: &Cpu, sc: &Sc) -> Option<&'static Ec> {
     cpu.helping.set(false);
     let mut next = sc.ec.get();
     while let Some(ec) = next {
-        if matches!(ec.continuation.get(), Continuation::SendCall | Continuation::SendEvent(_)) {
-            let busy = |callee: &&Ec| !matches!(callee.continuation.get(), Continuation::Idle | Continuation::Dead);
-            match ec.helps.get().and_then(Ref::get).filter(busy) {
-                Some(callee) => {
-                    cpu.helping.set(true);
-                    next = Some(callee);
-                    continue;
-                }
-                // It waits for a callee that is free by now, or gone: it tries again.
-                None => return Some(ec),
+        next = ahead(ec);
+        match ec.continuation.get() {
+            Continuation::SendCall | Continuation::SendEvent(_) if next.is_some() => cpu.helping.set(true),
+            _ if next.is_some() => {}
+            Continuation::Blocked | Continuation::AwaitRound => {
+                park_current(cpu, ec);
+                return None;
             }
-        }
-        match ec.callee.get() {
-            Some(callee) => next = Some(callee),
-            None => match ec.continuation.get() {
-                Continuation::Blocked | Continuation::AwaitRound => {
-                    park_current(cpu, ec);
-                    return None;
-                }
-                Continuation::Dead | Continuation::Idle | Continuation::AwaitReply | Continuation::AwaitEventReply => {
-                    break;
-                }
-                _ => return Some(ec),
-            },
+            Continuation::Dead | Continuation::Idle | Continuation::AwaitReply | Continuation::AwaitEventReply => {}
+            _ => return Some(ec),
         }
     }
     suspend(cpu);

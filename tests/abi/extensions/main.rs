@@ -5,7 +5,7 @@
 extern crate alloc;
 
 #[cfg(target_os = "none")]
-lab::suite![];
+lab::suite![circles];
 
 /// The program exists only for the freestanding target.
 #[cfg(not(target_os = "none"))]

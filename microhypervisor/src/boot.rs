@@ -139,17 +139,9 @@ fn check_processor() -> (u64, u32) {
 fn control_registers(cpu: &Cpu) {
     let cpuid = CpuId::new();
     let extended = cpuid.get_extended_feature_info();
-    let has = |feature: fn(&raw_cpuid::ExtendedFeatures) -> bool| extended.as_ref().is_some_and(feature);
-    let mut cr4 = 1 << 5 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 18;
-    if has(|f| f.has_umip()) {
-        cr4 |= 1 << 11;
-    }
-    if has(|f| f.has_smep()) {
-        cr4 |= 1 << 20;
-    }
-    if has(|f| f.has_smap()) {
-        cr4 |= 1 << 21;
-    }
+    let optional = extended
+        .map_or(0, |f| u64::from(f.has_umip()) << 11 | u64::from(f.has_smep()) << 20 | u64::from(f.has_smap()) << 21);
+    let cr4 = 1 << 5 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 18 | optional;
     // SAFETY: only bits that the processor has; the system-call registers point to the kernel's entry; the attribute
     // table is the one that the page-table formats encode: WB, WT, UC-, UC, WC, WP, UC-, UC.
     unsafe {

@@ -8,9 +8,13 @@
 //! every space, then the two pages of the bitmap and a page whose first byte is the terminator, different for each
 //! space that has I/O ports. More CPUs than these pages hold have further such groups of pages.
 
+use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::mem::size_of;
 use core::sync::atomic::{AtomicU64, Ordering};
+
+use x86_64::VirtAddr;
+use x86_64::instructions::tables::{self, DescriptorTablePointer};
 
 use crate::cpu::CPUS_MAX;
 use crate::memory::{Shared, StaticFrame};
@@ -99,12 +103,6 @@ pub struct Gdt([u64; 7]);
 /// Interrupt descriptor table, the same for all CPUs; written once at boot by the first.
 static IDT: Shared<[[u64; 2]; 256]> = Shared::new([[0; 2]; 256]);
 
-#[repr(C, packed)]
-struct TableRegister {
-    limit: u16,
-    base: u64,
-}
-
 impl Gdt {
     /// A table whose task state segment is that of CPU `cpu`.
     pub const fn new(cpu: usize) -> Self {
@@ -161,23 +159,12 @@ pub unsafe fn load(cpu: usize, gdt: &'static mut Gdt, ist: [u64; 4]) -> &'static
     }
     // SAFETY: word 25 holds the I/O map base in its upper half.
     unsafe { (tss.words.get() as *mut u32).add(25).write(((BITMAP - offset) as u32) << 16) };
-    let gdtr = TableRegister { limit: size_of::<Gdt>() as u16 - 1, base: core::ptr::from_mut(gdt) as u64 };
-    let idtr = TableRegister { limit: 4095, base: IDT.get() as u64 };
+    let register = |limit, base| DescriptorTablePointer { limit, base: VirtAddr::new_truncate(base) };
     // SAFETY: the tables are complete and live for ever; the code segment keeps its selector and attributes.
     unsafe {
-        core::arch::asm!(
-            "lgdt [{gdtr}]",
-            "lidt [{idtr}]",
-            "mov ds, {null:e}",
-            "mov es, {null:e}",
-            "mov ss, {ss:e}",
-            "ltr {tss:x}",
-            gdtr = in(reg) &gdtr,
-            idtr = in(reg) &idtr,
-            null = in(reg) 0,
-            ss = in(reg) KERNEL_SS as u32,
-            tss = in(reg) TSS,
-        );
+        tables::lgdt(&register(size_of::<Gdt>() as u16 - 1, core::ptr::from_mut(gdt) as u64));
+        tables::lidt(&register(4095, IDT.get() as u64));
+        asm!("mov ds, {0:e}", "mov es, {0:e}", "mov ss, {1:e}", "ltr {2:x}", in(reg) 0, in(reg) KERNEL_SS, in(reg) TSS);
     }
     tss
 }
@@ -191,6 +178,6 @@ pub unsafe fn reload_task_register(gdt: *mut Gdt) {
     unsafe {
         let descriptor = gdt.cast::<u64>().add(TSS as usize / 8);
         descriptor.write_volatile(descriptor.read_volatile() & !(1 << 41));
-        core::arch::asm!("ltr {0:x}", in(reg) TSS);
+        asm!("ltr {0:x}", in(reg) TSS);
     }
 }

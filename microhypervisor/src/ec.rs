@@ -255,13 +255,7 @@ impl Ec {
 
     /// State of a host EC named by `mtd` -> `utcb` (NOVA 8.7.4).
     pub fn save_host(&self, mtd: Mtd, utcb: &mut Architectural) {
-        if mtd.contains(Mtd::GPR_0_7) {
-            utcb.gpr[..8].copy_from_slice(&self.gprs.get().0[..8]);
-            utcb.gpr[4] = self.rsp.get();
-        }
-        if mtd.contains(Mtd::GPR_8_15) {
-            utcb.gpr[8..].copy_from_slice(&self.gprs.get().0[8..]);
-        }
+        self.gprs.get().save(mtd, utcb, || self.rsp.get());
         if mtd.contains(Mtd::RFLAGS) {
             utcb.rflags = self.rflags.get();
         }
@@ -275,13 +269,7 @@ impl Ec {
 
     /// State named by `mtd` in `utcb` -> host EC.
     pub fn load_host(&self, mtd: Mtd, utcb: &Architectural) {
-        if mtd.contains(Mtd::GPR_0_7) {
-            self.gprs.get().0[..8].copy_from_slice(&utcb.gpr[..8]);
-            self.rsp.set(utcb.gpr[4]);
-        }
-        if mtd.contains(Mtd::GPR_8_15) {
-            self.gprs.get().0[8..].copy_from_slice(&utcb.gpr[8..]);
-        }
+        self.gprs.get().load(mtd, utcb, |rsp| self.rsp.set(rsp));
         if mtd.contains(Mtd::RFLAGS) {
             self.rflags.set(utcb.rflags & RFLAGS_USER | 0x202);
         }

@@ -7,7 +7,6 @@ use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::capability::Permissions;
-use abi::event::guest as event;
 use abi::observation::counter;
 use abi::utcb::Architectural;
 
@@ -55,19 +54,17 @@ impl GuestState {
     /// A virtual CPU of `processor` in the reset state, without spaces, whose handlers live in host space `root`.
     pub fn new(processor: &'static Processor, pages: VcpuPages, control: Frame, root: u64) -> Self {
         let vcpu = match processor {
-            Processor::Vmx(processor) => Vcpu::Vmx(Vmx::new(processor, pages)),
+            Processor::Vmx(processor) => Vcpu::Vmx(Vmx::new(processor, pages, root)),
             Processor::Svm(processor) => Vcpu::Svm(Svm::new(processor, pages)),
         };
-        let state = Self {
+        Self {
             vcpu: Owned::new(vcpu),
             assigned: Cell::new(None),
             space: Cell::new(None),
             ended: Cell::new(0),
             generation: Cell::new(0),
             control,
-        };
-        state.vcpu().set_host_cr3(root);
-        state
+        }
     }
 
     /// The virtual CPU.
@@ -129,7 +126,7 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     run::switch_space(cpu, ec);
     fpu::acquire(cpu, ec);
     let vcpu = guest.vcpu();
-    fpu::load_xcr0(cpu, vcpu.xcr0());
+    fpu::load_xcr0(cpu, vcpu.common().xcr0);
     cpu.nested.enter(space.root());
     let generation = space.generation.current();
     if generation != guest.generation.replace(generation) {
@@ -140,7 +137,8 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     cpu.task_register_stale.set(true);
     // SAFETY: the EC's first field are its registers, followed by its stack; the host space is loaded, the spaces are
     // assigned and live as long as the EC.
-    unsafe { vcpu.enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) }
+    let event = unsafe { vcpu.enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) };
+    portal::raise(cpu, ec, event)
 }
 
 /// Before user mode: registers that the last guest left live are the host's again.
@@ -161,15 +159,11 @@ pub extern "C" fn vcpu_exit(ec: *mut Gprs) -> ! {
     ec.continuation.set(Continuation::EnterGuest);
     match guest.vcpu().exit(ec.gprs.get()) {
         Exit::Event(number) => portal::raise(cpu, ec, number),
-        Exit::EntryFailed(error) => {
-            crate::log!("guest entry of EC {:#x} failed with VM-instruction error {error}", ec.reference.index());
-            portal::raise(cpu, ec, event::INVALID_STATE)
-        }
         Exit::Interrupt(Some(vector)) => interrupt::handle(cpu, vector),
         Exit::Interrupt(None) => registers::interrupt_window(),
         Exit::PreemptionTimer => sched::expire(cpu),
         Exit::MachineCheck => crate::panic::fatal(format_args!("machine check in a guest")),
-        Exit::Nmi | Exit::Resume => {}
+        Exit::Resume => {}
     }
     run::run(cpu, ec)
 }

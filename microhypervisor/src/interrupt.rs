@@ -134,17 +134,12 @@ pub struct KernelFrame {
 
 /// An interrupt or exception from the kernel. Only interrupts can come: while it is idle and in its interrupt window.
 pub extern "C" fn kernel_interrupt(frame: &KernelFrame) {
-    match frame.vector {
+    let (KernelFrame { vector, error, rip, rsp, rflags, .. }, cr2) = (frame, crate::registers::cr2());
+    match vector {
         2 => {}
         0..32 => crate::panic::fatal(format_args!(
-            "exception {:#x} in the kernel: error {:#x}, RIP {:#x}, RSP {:#x}, CR2 {:#x}, RFLAGS {:#x}",
-            frame.vector,
-            frame.error,
-            frame.rip,
-            frame.rsp,
-            crate::registers::cr2(),
-            frame.rflags,
+            "exception {vector:#x} in the kernel: error {error:#x}, RIP {rip:#x}, RSP {rsp:#x}, CR2 {cr2:#x}, RFLAGS {rflags:#x}",
         )),
-        vector => handle(Cpu::this(), vector as u8),
+        _ => handle(Cpu::this(), *vector as u8),
     }
 }

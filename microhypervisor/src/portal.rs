@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use abi::capability::Permissions;
 use abi::observation::{Traced, counter};
 use abi::utcb::gpr;
-use abi::{Mtd, Status};
+use abi::{Mtd, Status, event};
 use kernel_core::slots::Kind;
 
 use crate::cpu::Cpu;
@@ -13,6 +13,7 @@ use crate::ec::{Continuation, Ec, EcKind};
 use crate::memory::copy_words;
 use crate::object::{Object, Ref};
 use crate::observation::trace;
+use crate::vcpu::legal;
 use crate::{run, sched};
 
 /// A portal.
@@ -146,17 +147,28 @@ fn resume_event(cpu: &'static Cpu, ec: &'static Ec, handler: &Ec, mtd: Mtd) {
     if mtd.contains(Mtd::POISON) {
         kill(cpu, ec, format_args!("poisoned by its handler"));
     }
-    let utcb = *handler.architectural();
+    let utcb = handler.architectural();
     let Some(guest) = ec.guest else {
-        ec.load_host(mtd, &utcb);
+        ec.load_host(mtd, utcb);
         ec.continuation.set(Continuation::ReturnInterrupt);
         return;
     };
     if mtd.contains(Mtd::SPACES) {
-        guest.assign(handler.objects, &utcb);
+        guest.assign(handler.objects, utcb);
     }
-    guest.vcpu().load(mtd, ec.gprs.get(), &utcb);
-    ec.continuation.set(Continuation::EnterGuest);
+    let mut continuation = Continuation::EnterGuest;
+    if mtd.intersects(legal::CHECKED) {
+        // A copy, because the handler's program can change the original at any time.
+        let mut state = *utcb;
+        let taken = legal::check(mtd, &state);
+        if taken != mtd {
+            continuation = Continuation::SendEvent(event::guest::INVALID_STATE);
+        }
+        guest.vcpu().load(taken, ec.gprs.get(), &mut state);
+    } else {
+        guest.vcpu().load(mtd, ec.gprs.get(), utcb);
+    }
+    ec.continuation.set(continuation);
 }
 
 /// Kills `ec`; whoever waits for its reply gets ABORTED, or dies as well if it was waiting for an event handler.

@@ -47,56 +47,63 @@ pub unsafe fn wrmsr(msr: u32, value: u64) {
     };
 }
 
-/// Page-fault linear address.
-pub fn cr2() -> u64 {
-    let value;
-    // SAFETY: reading CR2 has no side effects.
-    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
+/// Functions that read and write control and debug registers.
+macro_rules! registers {
+    ($($(#[$doc:meta])* $name:ident: $read:ident $(#[$write_doc:meta])* $write:ident;)*) => { $(
+        $(#[$doc])*
+        #[inline(always)]
+        #[allow(dead_code)] // The kernel never asks for CR3.
+        pub fn $read() -> u64 {
+            let value;
+            // SAFETY: reading has no side effects.
+            unsafe { asm!(concat!("mov {}, ", stringify!($name)), out(reg) value, options(nomem, nostack, preserves_flags)) };
+            value
+        }
+        $(#[$write_doc])*
+        #[inline(always)]
+        pub unsafe fn $write(value: u64) {
+            // SAFETY: the caller's duty.
+            unsafe { asm!(concat!("mov ", stringify!($name), ", {}"), in(reg) value, options(nostack, preserves_flags)) };
+        }
+    )* };
 }
 
-/// Reads CR0.
-pub fn cr0() -> u64 {
-    let value;
-    // SAFETY: reading CR0 has no side effects.
-    unsafe { asm!("mov {}, cr0", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
-/// Writes CR0.
-///
-/// # Safety
-/// `value` must keep the kernel running: PE, PG, WP set.
-pub unsafe fn set_cr0(value: u64) {
-    // SAFETY: the caller's duty.
-    unsafe { asm!("mov cr0, {}", in(reg) value, options(nostack, preserves_flags)) };
-}
-
-/// Reads CR4.
-pub fn cr4() -> u64 {
-    let value;
-    // SAFETY: reading CR4 has no side effects.
-    unsafe { asm!("mov {}, cr4", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
-/// Writes CR4.
-///
-/// # Safety
-/// `value` must have only bits that the processor supports and must keep PAE.
-pub unsafe fn set_cr4(value: u64) {
-    // SAFETY: the caller's duty.
-    unsafe { asm!("mov cr4, {}", in(reg) value, options(nostack, preserves_flags)) };
-}
-
-/// Loads page tables; also flushes non-global translations.
-///
-/// # Safety
-/// The tables at physical address `root` must map the kernel as the current ones do.
-#[inline(always)]
-pub unsafe fn set_cr3(root: u64) {
-    // SAFETY: the caller's duty.
-    unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) };
+registers! {
+    /// Reads CR0.
+    cr0: cr0
+    /// Writes CR0.
+    ///
+    /// # Safety
+    /// `value` must keep the kernel running: PE, PG, WP set.
+    set_cr0;
+    /// Page-fault linear address.
+    cr2: cr2
+    /// Writes CR2.
+    ///
+    /// # Safety
+    /// Any value; no page fault may be on its way to a handler.
+    set_cr2;
+    /// Page tables.
+    cr3: cr3
+    /// Loads page tables; also flushes non-global translations.
+    ///
+    /// # Safety
+    /// The tables at physical address `value` must map the kernel as the current ones do.
+    set_cr3;
+    /// Reads CR4.
+    cr4: cr4
+    /// Writes CR4.
+    ///
+    /// # Safety
+    /// `value` must have only bits that the processor supports and must keep PAE.
+    set_cr4;
+    /// Reads DR6.
+    dr6: dr6
+    /// Writes DR6.
+    ///
+    /// # Safety
+    /// The upper half must be zero.
+    set_dr6;
 }
 
 /// Takes pending interrupts in the kernel, then goes on with interrupts off.

@@ -15,11 +15,11 @@
 //!
 //! Events are numbered and qualified as on VMX (see [`abi::event`]). For the event EXCEPTION the second qualification
 //! is the interruption information of the exception in the encoding of NOVA 8.7.3.2, the third its error code.
-//! Execution controls that a VMM may set are the bits [`RDTSC_EXITING`], [`INVLPG_EXITING`], [`MOV_DR_EXITING`] and
-//! [`PAUSE_EXITING`] of the first word. A guest is never entered in another activity state than active: waiting is
-//! the VMM's work.
+//! Execution controls that a VMM may set are those of [`vmx::spec::VMM_PRIMARY`] and, as far as they make
+//! anything exit or are VMX's, of [`vmx::spec::VMM_SECONDARY`]. A guest is never entered in another activity state than active: waiting is the VMM's work.
 #![allow(unsafe_code)] // Entry stubs are assembly, and the processor objects refer to the vCPU whose state is loaded.
 
+pub mod legal;
 pub mod register;
 
 use crate::{registers, svm, vmx};
@@ -65,17 +65,6 @@ unsafe extern "C" {
     pub fn vcpu_exit(ec: *mut Gprs) -> !;
 }
 
-/// First execution controls: RDTSC and RDTSCP exit.
-pub const RDTSC_EXITING: u32 = 1 << 12;
-/// First execution controls: INVLPG exits.
-pub const INVLPG_EXITING: u32 = 1 << 9;
-/// First execution controls: accesses to debug registers exit.
-pub const MOV_DR_EXITING: u32 = 1 << 23;
-/// First execution controls: PAUSE exits.
-pub const PAUSE_EXITING: u32 = 1 << 30;
-/// What the first execution controls of a VMM can ask for.
-pub const VMM_CONTROLS: u32 = RDTSC_EXITING | INVLPG_EXITING | MOV_DR_EXITING | PAUSE_EXITING;
-
 /// Exceptions that always exit: machine check for the kernel, and the two whose delivery can recur for ever inside
 /// the CPU without an interrupt getting through (#DB, #AC); those are given back to the guest.
 pub const KERNEL_EXCEPTIONS: u32 = 1 << vector::DEBUG | 1 << vector::ALIGNMENT_CHECK | 1 << vector::MACHINE_CHECK;
@@ -88,6 +77,8 @@ pub mod vector {
     pub const BREAKPOINT: u8 = 3;
     /// #OF.
     pub const OVERFLOW: u8 = 4;
+    /// #PF.
+    pub const PAGE_FAULT: u8 = 14;
     /// #AC.
     pub const ALIGNMENT_CHECK: u8 = 17;
     /// #MC.
@@ -131,16 +122,11 @@ pub enum Exit {
     /// A physical interrupt: its vector if the CPU acknowledged it (VMX), else it is pending until the kernel opens
     /// the interrupt flag (SVM).
     Interrupt(Option<u8>),
-    /// A physical NMI; the host's handler has already run.
-    Nmi,
     /// The deadline given to `enter` has passed.
     PreemptionTimer,
     /// A machine check, still to be handled.
     MachineCheck,
-    /// The guest could not be entered: the VMM asked for an impossible control or injection (VM-instruction error,
-    /// 0 if unknown). Best shown to the VMM as INVALID_STATE.
-    EntryFailed(u32),
-    /// Settled here: enter again.
+    /// Settled here, as a physical NMI whose handler has run: enter again.
     Resume,
 }
 
@@ -180,29 +166,27 @@ pub trait VirtualCpu {
     fn exit(&mut self, gprs: &mut Gprs) -> Exit;
     /// Copies the state that `mtd` names from the vCPU into `utcb`. Qualifications are those of the latest exit.
     fn save(&mut self, mtd: Mtd, gprs: &Gprs, utcb: &mut Architectural);
-    /// Copies the state that `mtd` names from `utcb` into the vCPU. What could harm the host is masked; what is
-    /// merely illegal makes the next entry fail.
-    fn load(&mut self, mtd: Mtd, gprs: &mut Gprs, utcb: &Architectural);
+    /// Copies the state that `mtd` names from `utcb`, which [`legal::check`] has seen, into the vCPU.
+    /// What else is illegal makes the next entry fail.
+    fn load(&mut self, mtd: Mtd, gprs: &mut Gprs, utcb: &mut Architectural);
     /// Assigns the spaces; an entry before that fails.
     fn assign(&mut self, spaces: &Spaces);
     /// The guest space has changed: nothing cached of it may be used at the next entry.
     fn flush(&mut self);
-    /// Root of the host space that is current after exits, to be set before first use. SVM keeps the one current at
-    /// entry.
-    fn set_host_cr3(&mut self, cr3: u64);
-    /// XCR0 of the guest, always legal to load.
-    fn xcr0(&self) -> u64;
+    /// What does not depend on the vendor.
+    fn common(&self) -> &Common;
     /// Makes the CPU ready to run user programs: syscall MSRs and GDT limit are the host's again. TR keeps the limit
     /// that the exit gave it (0x67 on VMX). Cheap if nothing has to be done.
     fn restore_host(&mut self);
     /// Takes its state out of the CPU: it is not used again, and its frames are free.
     fn release(&mut self);
-    /// Enters the guest until it exits or, if the CPU can do that, the TSC reaches `deadline`.
+    /// Enters the guest until it exits or, if the CPU can do that, the TSC reaches `deadline`. Returns only if there is
+    /// an event before the guest's first instruction.
     ///
     /// # Safety
     /// `gprs` begins a live EC with a stack pointer at [`STACK_OFFSET`]; nothing on the current stack is needed again;
     /// the host CR3 is set and the assigned spaces are valid until the vCPU is assigned others.
-    unsafe fn enter(&mut self, gprs: *mut Gprs, deadline: u64) -> !;
+    unsafe fn enter(&mut self, gprs: *mut Gprs, deadline: u64) -> u16;
 }
 
 /// Why a CPU cannot run guests.
@@ -252,34 +236,46 @@ impl Processor {
 
     /// Largest leaf of a guest space's page tables: 1 for 2 MiB, 2 for 1 GiB.
     pub fn max_leaf_level(&self) -> u8 {
-        match self {
-            Self::Vmx(cpu) => cpu.max_leaf_level(),
-            Self::Svm(cpu) => cpu.max_leaf_level(),
-        }
+        let (Self::Vmx(vmx::Processor { has_page_1g, .. }) | Self::Svm(svm::Processor { has_page_1g, .. })) = self;
+        1 + u8::from(*has_page_1g)
     }
 
     /// Lets the guest read or write `msr` without an exit, or not. `bitmap` has 8192 bytes, all ones at first.
-    /// What passes is at most the MSRs that are switched between guest and host, and reading the clock; with SVM not
-    /// EFER, whose SVME is the kernel's. The result tells what passes now.
-    pub fn set_msr(&self, bitmap: &mut [u8], msr: u32, read: bool, write: bool) -> (bool, bool) {
-        use register::{CSTAR, FS_BASE, KERNEL_GS_BASE, SYSENTER_CS, SYSENTER_EIP, TSC, TSC_AUX};
-        use registers::{EFER, FMASK, LSTAR, PAT, STAR};
-        let is_vmx = matches!(self, Self::Vmx(_));
-        let (may_read, may_write) = match msr {
-            TSC => (true, false),
-            SYSENTER_CS..=SYSENTER_EIP | FS_BASE..=KERNEL_GS_BASE | PAT | STAR | LSTAR | FMASK | TSC_AUX => {
-                (true, true)
-            }
-            EFER => (is_vmx, is_vmx),
-            CSTAR => (!is_vmx, !is_vmx),
-            _ => (false, false),
+    /// What passes is at most what the specification allows (NOVA 8.2.3). With SVM not EFER, whose SVME is the kernel's,
+    /// but CSTAR, which no reply can set.
+    pub fn set_msr(&self, bitmap: &mut [u8], msr: u32, read: bool, write: bool) {
+        let may = match self {
+            Self::Svm(_) if msr == registers::EFER => 0,
+            Self::Svm(_) if msr == register::CSTAR => 3,
+            _ => PASSING.iter().find(|(first, last, _)| (*first..=*last).contains(&msr)).map_or(0, |(.., may)| *may),
         };
-        let pass = (read && may_read, write && may_write);
-        let set = if is_vmx { vmx::bitmap::set } else { svm::bitmap::set };
-        set(bitmap, msr, pass.0, pass.1);
-        pass
+        // Intel SDM vol. 3C, 25.6.9; AMD APM vol. 2, 15.11. A set bit means exit.
+        let index = match msr {
+            0..0x2000 => msr as usize,
+            0xc000_0000..0xc000_2000 => 0x2000 + (msr as usize & 0x1fff),
+            _ => return,
+        };
+        let bits = if let Self::Vmx(_) = self { [index, index + 0x4000] } else { [2 * index, 2 * index + 1] };
+        for (bit, pass) in bits.into_iter().zip([read && may & 1 != 0, write && may & 2 != 0]) {
+            if let Some(byte) = bitmap.get_mut(bit / 8) {
+                *byte = *byte & !(1 << (bit % 8)) | u8::from(!pass) << (bit % 8);
+            }
+        }
     }
 }
+
+/// MSRs that a guest may read (1), write (2) or both (3), first and last (NOVA 8.2.3). First what is switched between guest
+/// and host; then commands of branch prediction and L1 data cache, the clock, identification of platform and microcode,
+/// core capabilities, MPERF and APERF, MTRR capabilities, architectural capabilities, microcode options, overclocking,
+/// performance and thermal status, IA32_XSS.
+#[rustfmt::skip]
+const PASSING: [(u32, u32, u8); 22] = [
+    (0x174, 0x176, 3), (0x277, 0x277, 3), (0xc000_0080, 0xc000_0080, 3), (0xc000_0081, 0xc000_0082, 1),
+    (0xc000_0084, 0xc000_0084, 1), (0xc000_0100, 0xc000_0102, 3), (0xc000_0103, 0xc000_0103, 1),
+    (0x49, 0x49, 2), (0x10b, 0x10b, 2), (0x10, 0x10, 1), (0x17, 0x17, 1), (0x8b, 0x8b, 1), (0xcf, 0xcf, 1),
+    (0xe7, 0xe8, 1), (0xfe, 0xfe, 1), (0x10a, 0x10a, 1), (0x123, 0x123, 1), (0x195, 0x195, 1), (0x198, 0x198, 1),
+    (0x19c, 0x19c, 1), (0x1b1, 0x1b1, 1), (0xda0, 0xda0, 1),
+];
 
 /// The state of a vCPU after reset (Intel SDM vol. 3A, table 10-1).
 pub const RESET: Architectural = {
@@ -302,6 +298,7 @@ pub const RESET: Architectural = {
         idtr: TABLE,
         cr0: 0x6000_0010,
         dr7: 0x400,
+        exec_controls_2: vmx::spec::VMM_INITIAL,
         xcr0: 1,
         pat: 0x0007_0406_0007_0406,
         ..zero
@@ -369,20 +366,22 @@ impl Common {
     pub fn save(&mut self, mtd: Mtd, utcb: &mut Architectural) {
         if mtd.contains(Mtd::XSAVE) {
             utcb.xcr0 = self.xcr0;
-            utcb.xss = 0;
+            utcb.xss = 0; // No other is legal.
         }
         if mtd.contains(Mtd::TSC) {
-            utcb.tsc_aux = self.foreign.tsc_aux();
+            utcb.tsc_aux = self.foreign.tsc_aux().map_or(0, |value| *value);
         }
     }
 
     /// See [`VirtualCpu::load`].
     pub fn load(&mut self, mtd: Mtd, utcb: &Architectural) {
         if mtd.contains(Mtd::XSAVE) {
-            self.xcr0 = legal_xcr0(utcb.xcr0).unwrap_or(self.xcr0);
+            self.xcr0 = utcb.xcr0;
         }
-        if mtd.contains(Mtd::TSC) {
-            self.foreign.set_tsc_aux(utcb.tsc_aux);
+        if mtd.contains(Mtd::TSC)
+            && let Some(value) = self.foreign.tsc_aux()
+        {
+            *value = utcb.tsc_aux;
         }
         if mtd.contains(Mtd::TLB) {
             self.tag = Tag::default();
@@ -390,20 +389,8 @@ impl Common {
     }
 }
 
-/// The canonical address that agrees with `address` in its lower 48 bits.
-pub const fn canonical(address: u64) -> u64 {
-    ((address << 16) as i64 >> 16) as u64
-}
-
-/// `value` if XSETBV accepts it and the kernel can save all of it, else `None` (Intel SDM vol. 1, 13.3): x87, then SSE,
-/// then AVX, then the three components of AVX-512 together.
-pub fn legal_xcr0(value: u64) -> Option<u64> {
-    (matches!(value, 0x1 | 0x3 | 0x7 | 0xe7) && value & !crate::fpu::components() == 0).then_some(value)
-}
-
-/// EFER as the hardware must have it: the bits that a guest can set, and LMA in agreement with LME and CR0.PG.
+/// EFER with LMA in agreement with LME and CR0.PG.
 pub const fn consistent_efer(efer: u64, cr0: u64) -> u64 {
-    use register::{CR0_PG, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE};
-    let efer = efer & (EFER_SCE | EFER_LME | EFER_NXE);
-    if efer & EFER_LME != 0 && cr0 & CR0_PG != 0 { efer | EFER_LMA } else { efer }
+    use register::{CR0_PG, EFER_LMA, EFER_LME};
+    if efer & EFER_LME != 0 && cr0 & CR0_PG != 0 { efer | EFER_LMA } else { efer & !EFER_LMA }
 }

@@ -67,10 +67,15 @@ pub mod guest {
     pub const VMXOFF: u16 = 0x1a;
     /// VMXON; SVM STGI.
     pub const VMXON: u16 = 0x1b;
-    /// Control-register access.
+    /// Control-register access. First qualification: bits 3:0 the register, 5:4 MOV to it, MOV from it, CLTS, LMSW, 11:8
+    /// the general register, 31:16 the operand of LMSW. [`UNKNOWN_OPERAND`] can be set.
     pub const CR_ACCESS: u16 = 0x1c;
-    /// Debug-register access.
+    /// Debug-register access. First qualification: bits 2:0 the register, 4 MOV from it, 11:8 the general register.
+    /// [`UNKNOWN_OPERAND`] can be set.
     pub const DR_ACCESS: u16 = 0x1d;
+    /// First qualification of CR_ACCESS and DR_ACCESS on a processor that does not tell the instruction: only the
+    /// register, and bit 4 for a read, mean something; the VMM decodes what is at RIP.
+    pub const UNKNOWN_OPERAND: u64 = 1 << 63;
     /// Port input or output. First qualification: bits 2:0 size - 1, 3 input, 4 string, 5 REP, 6 immediate, 31:16 port.
     pub const IO: u16 = 0x1e;
     /// RDMSR.
@@ -81,10 +86,20 @@ pub mod guest {
     pub const INVALID_STATE: u16 = 0x21;
     /// MWAIT.
     pub const MWAIT: u16 = 0x24;
+    /// Monitor trap flag (VMX).
+    pub const MONITOR_TRAP: u16 = 0x25;
     /// MONITOR.
     pub const MONITOR: u16 = 0x27;
     /// PAUSE.
     pub const PAUSE: u16 = 0x28;
+    /// The task priority is below the threshold.
+    pub const TPR_BELOW_THRESHOLD: u16 = 0x2b;
+    /// Access to the APIC page (VMX).
+    pub const APIC_ACCESS: u16 = 0x2c;
+    /// Access to GDTR or IDTR.
+    pub const GDTR_IDTR_ACCESS: u16 = 0x2e;
+    /// Access to LDTR or TR.
+    pub const LDTR_TR_ACCESS: u16 = 0x2f;
     /// Access to guest-physical memory without permission: EPT violation, nested page fault. First qualification:
     /// bit 0 read, 1 write, 2 fetch, 7 second qualification (linear address) valid. Third: guest-physical address.
     pub const PAGE_FAULT: u16 = 0x30;

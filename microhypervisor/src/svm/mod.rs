@@ -1,16 +1,16 @@
 //! AMD SVM with nested paging (AMD APM vol. 2, chapter 15), shown to the VMM in the vocabulary of VMX.
 //!
 //! Next-RIP and decode assists are used where the CPU has them. All state but DR0 to DR3 and TSC_AUX is switched by
-//! VMRUN, VMLOAD and VMSAVE; those two when another vCPU is used.
+//! VMRUN, VMLOAD and VMSAVE; those two when another vCPU is used. There are no PDPTEs: the CPU reads them from memory.
 #![allow(unsafe_code)] // MSRs, the control block, and the vCPU whose state is in the registers.
 
-pub mod bitmap;
 pub mod spec;
+mod step;
 mod transfer;
 mod vmcb;
 
 use crate::registers::{EFER, rdmsr, wrmsr};
-use crate::vcpu::register::{EFER_SVME, cpuid};
+use crate::vcpu::register::{DR6_CONDITIONS, EFER_SVME, cpuid};
 use crate::vcpu::{
     Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, PhysPage, RESET, Spaces, Tag, Tags, Unavailable, VcpuPages, VirtualCpu,
     vector,
@@ -21,7 +21,8 @@ use abi::mtd::injection;
 use abi::utcb::{Architectural, gpr};
 use core::cell::Cell;
 use kernel_core::virt::svm_usable;
-use spec::{INFO_VALID, Vmcb, code, first, io, nested, virtual_interrupt};
+use spec::{INFO_VALID, Vmcb, code, io, nested, virtual_interrupt};
+use step::Watch;
 
 /// Entry of [`Gprs`] where the stub finds the host's block.
 const STUB_HOST: usize = gpr::RSP;
@@ -31,7 +32,7 @@ pub struct Processor {
     /// Physical address of the block with what VMRUN does not switch of the host.
     host: u64,
     features: u32,
-    page_1g: bool,
+    pub has_page_1g: bool,
     tags: Tags,
     /// The vCPU whose debug registers and TSC_AUX are in the registers.
     current: Cell<*mut Svm>,
@@ -62,15 +63,10 @@ impl Processor {
         Ok(Self {
             host: host.pa,
             features,
-            page_1g: extended_edx & spec::CPUID_PAGE_1G != 0,
+            has_page_1g: extended_edx & spec::CPUID_PAGE_1G != 0,
             tags: Tags::new(asids),
             current: Cell::new(core::ptr::null_mut()),
         })
-    }
-
-    /// See [`crate::vcpu::Processor::max_leaf_level`].
-    pub fn max_leaf_level(&self) -> u8 {
-        if self.page_1g { 2 } else { 1 }
     }
 }
 
@@ -84,6 +80,13 @@ pub struct Svm {
     instruction_length: u32,
     /// Windows that the VMM waits for, as in interruption information.
     windows: u32,
+    /// Control-register intercepts that the VMM asked for.
+    cr_intercepts: u32,
+    /// Error codes of page faults that are treated other than the exception intercepts say: mask, match.
+    page_faults: [u32; 2],
+    /// The latest entry injects an interrupt of software, with RIP behind its instruction.
+    injects_software: bool,
+    watch: Watch,
     /// Of the foreign state DR6 is in the control block instead.
     common: Common,
 }
@@ -97,6 +100,10 @@ impl Svm {
             qualification: [0; 3],
             instruction_length: 0,
             windows: 0,
+            cr_intercepts: 0,
+            page_faults: [0; 2],
+            injects_software: false,
+            watch: Watch::default(),
             common: Common::new(),
         };
         let vmcb = vcpu.vmcb();
@@ -106,14 +113,24 @@ impl Svm {
         vmcb.virtual_interrupt = virtual_interrupt::MASKING | virtual_interrupt::IGNORE_TPR;
         vmcb.dr6 = 0xffff_0ff0;
         vmcb.rip = RESET.rip;
-        transfer::load(&mut vcpu, Mtd::all(), &RESET);
+        transfer::load(&mut vcpu, Mtd::all(), &mut { RESET });
         vcpu
     }
 
     /// The control block.
     fn vmcb(&mut self) -> &mut Vmcb {
+        self.parts().0
+    }
+
+    fn parts(&mut self) -> (&mut Vmcb, &mut Watch) {
         // SAFETY: the page belongs to this vCPU, whose guest does not run now, and any bits are a control block.
-        unsafe { &mut *self.control.va.cast::<Vmcb>() }
+        (unsafe { &mut *self.control.va.cast::<Vmcb>() }, &mut self.watch)
+    }
+
+    /// Exceptions that exit while nothing is watched.
+    fn exception_intercepts(&self) -> u32 {
+        let page_faults = if self.page_faults == [0; 2] { 0 } else { 1 << vector::PAGE_FAULT };
+        self.common.exceptions | KERNEL_EXCEPTIONS | page_faults
     }
 
     /// Makes this the vCPU whose foreign state may be in the registers.
@@ -125,19 +142,6 @@ impl Svm {
             if let Some(previous) = unsafe { previous.as_mut() } {
                 previous.common.foreign.leave();
             }
-        }
-    }
-
-    /// Has the guest exit when it can take an interrupt, if the VMM waits for a window: by a virtual interrupt that is
-    /// intercepted instead of delivered (AMD APM vol. 2, 15.21.4). The window for NMIs is taken to be the same.
-    fn set_windows(&mut self, windows: u32) {
-        self.windows = windows;
-        let vmcb = self.vmcb();
-        vmcb.virtual_interrupt &= !virtual_interrupt::PENDING;
-        vmcb.first_intercepts &= !first::VIRTUAL_INTERRUPT;
-        if windows != 0 {
-            vmcb.virtual_interrupt |= virtual_interrupt::PENDING;
-            vmcb.first_intercepts |= first::VIRTUAL_INTERRUPT;
         }
     }
 
@@ -155,7 +159,7 @@ impl Svm {
         }
     }
 
-    /// Exceptions.
+    /// Exceptions: those that the VMM does not want are given back to the guest.
     fn exception(&mut self, number: u8, info: [u64; 2]) -> Exit {
         if number == vector::MACHINE_CHECK {
             return Exit::MachineCheck;
@@ -164,21 +168,38 @@ impl Svm {
         const WITH_ERROR: u32 = 0x0022_7d00;
         let bit = 1u32 << (number & 31);
         let error = if WITH_ERROR & bit != 0 { injection::ERROR_CODE } else { 0 };
-        let event = injection::VALID | injection::TYPE_EXCEPTION | error | u32::from(number);
-        if self.common.exceptions & bit == 0 && KERNEL_EXCEPTIONS & bit != 0 {
-            let code = if error != 0 { info[0] << 32 } else { 0 };
-            self.vmcb().injection = u64::from(event) | code;
+        let kind = match number {
+            vector::BREAKPOINT | vector::OVERFLOW => injection::TYPE_SOFTWARE_EXCEPTION,
+            _ => injection::TYPE_EXCEPTION,
+        };
+        let event = injection::VALID | kind | error | u32::from(number);
+        let [mask, match_] = self.page_faults;
+        // Intel SDM vol. 3C, 26.2.
+        let other = number == vector::PAGE_FAULT && info[0] as u32 & mask != match_;
+        let vmcb = self.vmcb();
+        let qualification = match number {
+            vector::PAGE_FAULT => info[1],
+            vector::DEBUG => vmcb.dr6 & DR6_CONDITIONS,
+            _ => 0,
+        };
+        if (self.common.exceptions & bit != 0) == other {
+            let vmcb = self.vmcb();
+            vmcb.injection = transfer::injection_to_vmcb(event, info[0] as u32);
+            if number == vector::PAGE_FAULT {
+                vmcb.cr2 = info[1];
+            }
             return Exit::Resume;
         }
-        self.event(guest::EXCEPTION, [info[1], u64::from(event), info[0]])
+        self.event(guest::EXCEPTION, [qualification, u64::from(event), info[0]])
     }
 
-    /// Qualification of a control-register or debug-register exit. The operand is known only with decode assists;
-    /// CLTS, LMSW and SMSW look like MOV, so that a VMM decodes.
+    /// Qualification of a control-register or debug-register exit. The operand is known only with decode assists, and
+    /// then only of MOV: not of CLTS, LMSW, SMSW.
     fn register_qualification(&self, exit_code: u64, info: u64) -> u64 {
         let (number, write) = (exit_code & 0xf, exit_code & 0x10 != 0);
-        let operand = if self.cpu.features & spec::FEATURE_DECODE_ASSISTS != 0 { (info & 0xf) << 8 } else { 0 };
-        number | u64::from(!write) << 4 | operand
+        let told = self.cpu.features & spec::FEATURE_DECODE_ASSISTS != 0
+            && (exit_code >= code::DR || info & spec::MOV_CR_TOLD != 0);
+        number | u64::from(!write) << 4 | if told { (info & 0xf) << 8 } else { guest::UNKNOWN_OPERAND }
     }
 }
 
@@ -208,16 +229,26 @@ const fn fault_qualification(info: u64) -> u64 {
 impl VirtualCpu for Svm {
     fn exit(&mut self, gprs: &mut Gprs) -> Exit {
         let next_rip_known = self.cpu.features & spec::FEATURE_NEXT_RIP != 0;
+        let injects_software = self.injects_software;
         let vmcb = self.vmcb();
         gprs.0[gpr::RAX] = vmcb.rax;
         let (exit_code, info, next) = (vmcb.exit_code, vmcb.exit_info, vmcb.next_rip);
+        // An interrupt of software is injected again if it was before, or else its instruction done again.
+        let again =
+            vmcb.interrupted & INFO_VALID != 0 && (injects_software || !transfer::is_software(vmcb.interrupted));
+        if exit_code == code::INVALID {
+            vmcb.interrupted = 0;
+        } else {
+            vmcb.injection = if again { vmcb.interrupted } else { 0 };
+            self.injects_software = injects_software && again;
+        }
+        if self.watched(exit_code) {
+            return Exit::Resume;
+        }
         if exit_code == code::INVALID {
             self.instruction_length = 0;
             return self.event(guest::INVALID_STATE, [0; 3]);
         }
-        let interrupted = vmcb.interrupted;
-        vmcb.injection =
-            if interrupted & INFO_VALID != 0 && !transfer::is_software(interrupted) { interrupted } else { 0 };
         self.instruction_length = match exit_code {
             code::IO => self.length_to(info[1]),
             _ if next_rip_known => self.length_to(next),
@@ -225,26 +256,24 @@ impl VirtualCpu for Svm {
         };
         match exit_code {
             code::INTERRUPT => Exit::Interrupt(None),
-            code::NMI => Exit::Nmi,
+            code::NMI => Exit::Resume,
             code::EXCEPTION..=code::EXCEPTION_LAST => self.exception((exit_code - code::EXCEPTION) as u8, info),
             code::VIRTUAL_INTERRUPT => {
-                let window = self.windows & injection::INTERRUPT_WINDOW != 0;
-                self.set_windows(0);
-                self.event(if window { guest::INTERRUPT_WINDOW } else { guest::NMI_WINDOW }, [0; 3])
+                self.windows &= !injection::INTERRUPT_WINDOW;
+                self.event(guest::INTERRUPT_WINDOW, [0; 3])
             }
             code::IO => self.event(guest::IO, [io_qualification(info[0]), 0, 0]),
             code::MSR => self.event(if info[0] & 1 != 0 { guest::WRMSR } else { guest::RDMSR }, [0; 3]),
             code::NESTED_FAULT => self.event(guest::PAGE_FAULT, [fault_qualification(info[0]), 0, info[1]]),
-            code::INVLPG => {
-                let assisted = self.cpu.features & spec::FEATURE_DECODE_ASSISTS != 0;
-                self.event(guest::INVLPG, [if assisted { info[0] } else { 0 }, 0, 0])
+            code::INVLPG if self.cpu.features & spec::FEATURE_DECODE_ASSISTS != 0 => {
+                self.event(guest::INVLPG, [info[0], 0, 0])
             }
             code::CR..=code::DR_LAST => {
                 let event = if exit_code < code::DR { guest::CR_ACCESS } else { guest::DR_ACCESS };
                 self.event(event, [self.register_qualification(exit_code, info[0]), 0, 0])
             }
-            _ => match spec::PLAIN.iter().find(|(plain, _)| *plain == exit_code) {
-                Some((_, event)) => self.event(*event, [0; 3]),
+            _ => match spec::PLAIN.iter().find(|[plain, _]| u64::from(*plain) == exit_code) {
+                Some([_, event]) => self.event(u16::from(*event), [0; 3]),
                 // Not intercepted; a VMM that gets it reports it.
                 None => self.event(guest::INVALID_STATE, [exit_code, 0, 0]),
             },
@@ -268,7 +297,7 @@ impl VirtualCpu for Svm {
         }
     }
 
-    fn load(&mut self, mtd: Mtd, gprs: &mut Gprs, utcb: &Architectural) {
+    fn load(&mut self, mtd: Mtd, gprs: &mut Gprs, utcb: &mut Architectural) {
         let vmcb = self.vmcb();
         gprs.load(mtd, utcb, |rsp| vmcb.rsp = rsp);
         if mtd.contains(Mtd::RIP) {
@@ -291,10 +320,8 @@ impl VirtualCpu for Svm {
         self.common.tag = Tag::default();
     }
 
-    fn set_host_cr3(&mut self, _: u64) {}
-
-    fn xcr0(&self) -> u64 {
-        self.common.xcr0
+    fn common(&self) -> &Common {
+        &self.common
     }
 
     fn restore_host(&mut self) {}
@@ -306,12 +333,17 @@ impl VirtualCpu for Svm {
         }
     }
 
-    unsafe fn enter(&mut self, gprs: *mut Gprs, _deadline: u64) -> ! {
+    unsafe fn enter(&mut self, gprs: *mut Gprs, _deadline: u64) -> u16 {
+        if let Some(event) = self.watch() {
+            self.qualification = [0; 3];
+            return event;
+        }
         self.make_current();
         self.common.foreign.enter();
         let flush_all = self.cpu.tags.renew(&mut self.common.tag).unwrap_or(false);
         let (asid, control, host) = (self.common.tag.number, self.control.pa, self.cpu.host);
         let vmcb = self.vmcb();
+        vmcb.next_rip = vmcb.rip;
         vmcb.tlb_control = if flush_all { spec::FLUSH_ALL } else { 0 };
         // Without a guest space ASID 0 keeps the guest from being entered.
         vmcb.asid = if vmcb.nested_cr3 == 0 { 0 } else { asid };

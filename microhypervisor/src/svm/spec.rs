@@ -32,8 +32,8 @@ macro_rules! constants {
 constants! {
     /// Intercepts of the first word.
     first: u32 {
-        INTERRUPT 0x1 NMI 0x2 INIT 0x8 VIRTUAL_INTERRUPT 0x10 RDTSC 0x4000 RDPMC 0x8000 CPUID 0x4_0000 RSM 0x8_0000
-        INVD 0x40_0000 PAUSE 0x80_0000 HLT 0x100_0000 INVLPG 0x200_0000 INVLPGA 0x400_0000 IO 0x800_0000
+        INTERRUPT 0x1 NMI 0x2 INIT 0x8 VIRTUAL_INTERRUPT 0x10 DESCRIPTOR_TABLES 0x3fc0 RDTSC 0x4000
+        RDPMC 0x8000 CPUID 0x4_0000 RSM 0x8_0000 IRET 0x10_0000 INVD 0x40_0000 PAUSE 0x80_0000 HLT 0x100_0000 INVLPG 0x200_0000 INVLPGA 0x400_0000 IO 0x800_0000
         MSR 0x1000_0000 SHUTDOWN 0x8000_0000
     }
     /// Intercepts of the second word; SVM are VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT.
@@ -42,8 +42,8 @@ constants! {
     virtual_interrupt: u64 { TPR 0xf PENDING 0x100 IGNORE_TPR 0x10_0000 MASKING 0x100_0000 }
     /// Exit codes that carry information or are for the kernel.
     code: u64 {
-        CR 0x00 DR 0x20 DR_LAST 0x3f EXCEPTION 0x40 EXCEPTION_LAST 0x5f INTERRUPT 0x60 NMI 0x61
-        VIRTUAL_INTERRUPT 0x64 INVLPG 0x79 IO 0x7b MSR 0x7c NESTED_FAULT 0x400 INVALID 0xffff_ffff_ffff_ffff
+        CR 0x00 CR8_WRITE 0x18 DR 0x20 DR_LAST 0x3f EXCEPTION 0x40 EXCEPTION_LAST 0x5f INTERRUPT 0x60
+        NMI 0x61 VIRTUAL_INTERRUPT 0x64 IRET 0x74 INVLPG 0x79 IO 0x7b MSR 0x7c NESTED_FAULT 0x400 INVALID 0xffff_ffff_ffff_ffff
     }
     /// First information of a port access; from SIZE_SHIFT on the size in bytes.
     io: u64 { INPUT 0x1 STRING 0x4 REPEAT 0x8 SIZE_SHIFT 4 PORT 0xffff_0000 }
@@ -54,7 +54,7 @@ constants! {
 /// What always exits, by the first word.
 pub const FIRST_INTERCEPTS: u32 = {
     use first::*;
-    const KERNEL: u32 = INTERRUPT | NMI | INIT | SHUTDOWN;
+    const KERNEL: u32 = INTERRUPT | NMI | INIT | VIRTUAL_INTERRUPT | SHUTDOWN;
     KERNEL | RDPMC | CPUID | RSM | INVD | HLT | INVLPGA | IO | MSR
 };
 /// What always exits, by the second word.
@@ -65,15 +65,25 @@ pub const SECOND_INTERCEPTS: u32 = {
 
 /// Exit codes without further information, and the events of VMX that they correspond to.
 #[rustfmt::skip]
-pub const PLAIN: [(u64, u16); 24] = {
+pub const PLAIN: [[u8; 2]; 32] = {
     use abi::event::guest::*;
-    [
-        (0x63, INIT), (0x6e, RDTSC), (0x6f, RDPMC), (0x72, CPUID), (0x73, RSM), (0x76, INVD), (0x77, PAUSE),
+    macro_rules! pairs { ($(($code:literal, $event:ident)),*,) => { [$([$code, $event as u8]),*] } }
+    pairs! [
+        (0x63, INIT), (0x66, GDTR_IDTR_ACCESS), (0x67, GDTR_IDTR_ACCESS), (0x68, LDTR_TR_ACCESS),
+        (0x69, LDTR_TR_ACCESS), (0x6a, GDTR_IDTR_ACCESS), (0x6b, GDTR_IDTR_ACCESS), (0x6c, LDTR_TR_ACCESS),
+        (0x6d, LDTR_TR_ACCESS), (0x6e, RDTSC), (0x6f, RDPMC), (0x72, CPUID), (0x73, RSM), (0x76, INVD), (0x77, PAUSE),
         (0x78, HLT), (0x7a, INVLPG), (0x7d, TASK_SWITCH), (0x7f, TRIPLE_FAULT), (0x80, VMLAUNCH), (0x81, VMCALL),
         (0x82, VMPTRLD), (0x83, VMPTRST), (0x84, VMXON), (0x85, VMXOFF), (0x86, GETSEC), (0x87, RDTSCP),
         (0x89, WBINVD), (0x8a, MONITOR), (0x8b, MWAIT), (0x8d, XSETBV), (0x8e, RDPMC),
     ]
 };
+
+/// Control-register intercepts, of the registers that have them: reads, from here on writes.
+pub const CR_WRITES: u32 = 16;
+/// Control-register intercepts: writes of CR8.
+pub const CR8_WRITE: u32 = 1 << 24;
+/// First information of a control-register access: an assist tells the operand of a MOV.
+pub const MOV_CR_TOLD: u64 = 1 << 63;
 
 /// TLB control: flush all ASIDs.
 pub const FLUSH_ALL: u32 = 1;
@@ -151,20 +161,17 @@ pub struct Vmcb {
     _9: [u64; 306],
 }
 
+impl Vmcb {
+    /// The guest's CR8.
+    pub fn task_priority(&self) -> u64 {
+        self.virtual_interrupt & virtual_interrupt::TPR
+    }
+}
+
 const _: () = {
     use core::mem::offset_of;
-    assert!(offset_of!(Vmcb, io_bitmap) == 0x40);
-    assert!(offset_of!(Vmcb, asid) == 0x58);
-    assert!(offset_of!(Vmcb, exit_code) == 0x70);
-    assert!(offset_of!(Vmcb, injection) == 0xa8);
-    assert!(offset_of!(Vmcb, next_rip) == 0xc8);
-    assert!(offset_of!(Vmcb, es) == 0x400);
-    assert!(offset_of!(Vmcb, tr) == 0x490);
-    assert!(offset_of!(Vmcb, cpl) == 0x4cb);
-    assert!(offset_of!(Vmcb, cr4) == 0x548);
-    assert!(offset_of!(Vmcb, rip) == 0x578);
-    assert!(offset_of!(Vmcb, rsp) == 0x5d8);
-    assert!(offset_of!(Vmcb, rax) == 0x5f8);
-    assert!(offset_of!(Vmcb, pat) == 0x668);
+    assert!(offset_of!(Vmcb, io_bitmap) == 0x40 && offset_of!(Vmcb, exit_code) == 0x70);
+    assert!(offset_of!(Vmcb, next_rip) == 0xc8 && offset_of!(Vmcb, es) == 0x400 && offset_of!(Vmcb, cpl) == 0x4cb);
+    assert!(offset_of!(Vmcb, cr4) == 0x548 && offset_of!(Vmcb, rax) == 0x5f8 && offset_of!(Vmcb, pat) == 0x668);
     assert!(size_of::<Vmcb>() == 4096);
 };

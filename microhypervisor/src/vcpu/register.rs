@@ -2,10 +2,8 @@
 //! (Intel SDM vol. 3A, 2.5; vol. 4; AMD APM vol. 2, 3).
 #![allow(unsafe_code)] // Privileged instructions.
 
-use crate::registers::{rdmsr, wrmsr};
-use core::arch::asm;
-use x86_64::instructions::tables;
-use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr2, Dr3, Dr6};
+use crate::registers::{dr6, rdmsr, set_dr6, wrmsr};
+use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr2, Dr3};
 
 /// CR0: protected mode.
 pub const CR0_PE: u64 = 1 << 0;
@@ -19,27 +17,18 @@ pub const CR0_PG: u64 = 1 << 31;
 pub const CR4_MCE: u64 = 1 << 6;
 /// CR4: VMX enable.
 pub const CR4_VMXE: u64 = 1 << 13;
-/// EFER: SYSCALL enable.
-pub const EFER_SCE: u64 = 1 << 0;
 /// EFER: long mode enable.
 pub const EFER_LME: u64 = 1 << 8;
 /// EFER: long mode active.
 pub const EFER_LMA: u64 = 1 << 10;
-/// EFER: no-execute enable.
-pub const EFER_NXE: u64 = 1 << 11;
 /// EFER: SVM enable.
 pub const EFER_SVME: u64 = 1 << 12;
 
-/// IA32_TIME_STAMP_COUNTER.
-pub const TSC: u32 = 0x10;
-/// IA32_SYSENTER_CS.
-pub const SYSENTER_CS: u32 = 0x174;
-/// IA32_SYSENTER_EIP.
-pub const SYSENTER_EIP: u32 = 0x176;
+/// DR6: what a debug exception can report by breakpoints, access to debug registers, and single steps.
+pub const DR6_CONDITIONS: u64 = 0x600f;
+
 /// IA32_CSTAR.
 pub const CSTAR: u32 = 0xc000_0083;
-/// IA32_FS_BASE; IA32_GS_BASE is the next one.
-pub const FS_BASE: u32 = 0xc000_0100;
 /// IA32_KERNEL_GS_BASE.
 pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 /// IA32_TSC_AUX.
@@ -53,23 +42,6 @@ pub fn cpuid(leaf: u32) -> [u32; 4] {
     }
     let r = __cpuid(leaf);
     [r.eax, r.ebx, r.ecx, r.edx]
-}
-
-/// Writes CR2.
-pub fn set_cr2(value: u64) {
-    // SAFETY: CR2 takes any value and controls nothing.
-    unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
-}
-
-/// DR6.
-pub fn dr6() -> u64 {
-    Dr6::read_raw()
-}
-
-/// Sets DR6.
-pub fn set_dr6(value: u64) {
-    // SAFETY: a status register; the upper half must be zero.
-    unsafe { asm!("mov dr6, {}", in(reg) value & 0xffff_ffff, options(nomem, nostack, preserves_flags)) };
 }
 
 /// A guest's state that neither vendor switches and host programs do not see: DR0 to DR3, DR6 and TSC_AUX.
@@ -95,16 +67,18 @@ impl Foreign {
             return false;
         }
         self.live = true;
-        let [dr0, dr1, dr2, dr3, dr6] = self.debug;
+        let [dr0, dr1, dr2, dr3, status] = self.debug;
         // The host uses no breakpoints: DR7 enables none of them.
         Dr0::write(dr0);
         Dr1::write(dr1);
         Dr2::write(dr2);
         Dr3::write(dr3);
-        set_dr6(dr6);
-        if let Some(value) = self.tsc_aux {
-            // SAFETY: the CPU has it, and the value has 32 bits.
-            unsafe { wrmsr(TSC_AUX, value) };
+        // SAFETY: the values came from the registers, or were checked; the CPU has TSC_AUX.
+        unsafe {
+            set_dr6(status);
+            if let Some(value) = self.tsc_aux {
+                wrmsr(TSC_AUX, value);
+            }
         }
         true
     }
@@ -115,43 +89,15 @@ impl Foreign {
             return false;
         }
         self.debug = [Dr0::read(), Dr1::read(), Dr2::read(), Dr3::read(), dr6()];
-        self.tsc_aux = self.tsc_aux.map(|_| self.tsc_aux());
+        // SAFETY: the CPU has it.
+        self.tsc_aux = self.tsc_aux.map(|_| unsafe { rdmsr(TSC_AUX) });
         self.live = false;
         true
     }
 
-    /// TSC_AUX; 0 if the CPU has none.
-    pub fn tsc_aux(&self) -> u64 {
-        match self.tsc_aux {
-            // SAFETY: the CPU has it.
-            Some(_) if self.live => unsafe { rdmsr(TSC_AUX) },
-            value => value.unwrap_or(0),
-        }
-    }
-
-    /// Sets TSC_AUX, if the CPU has it.
-    pub fn set_tsc_aux(&mut self, value: u64) {
+    /// TSC_AUX, if the CPU has it.
+    pub fn tsc_aux(&mut self) -> Option<&mut u64> {
         self.leave();
-        self.tsc_aux = self.tsc_aux.map(|_| value & 0xffff_ffff);
+        self.tsc_aux.as_mut()
     }
-}
-
-/// Selectors of CS, SS and TR.
-pub fn selectors() -> [u16; 3] {
-    let (cs, ss, tr): (u16, u16, u16);
-    // SAFETY: reading them has no effect.
-    unsafe {
-        asm!("mov {0:x}, cs", "mov {1:x}, ss", "str {2:x}", out(reg) cs, out(reg) ss, out(reg) tr,
-            options(nomem, nostack, preserves_flags));
-    }
-    [cs, ss, tr]
-}
-
-/// Base of the task state segment, from its descriptor (Intel SDM vol. 3A, 8.2.3).
-pub fn task_base() -> u64 {
-    let [_, _, tr] = selectors();
-    let descriptor = (tables::sgdt().base.as_u64() + u64::from(tr & !7)) as *const [u64; 2];
-    // SAFETY: TR was loaded from there.
-    let [low, high] = unsafe { descriptor.read() };
-    low >> 16 & 0xff_ffff | (low >> 56) << 24 | high << 32
 }

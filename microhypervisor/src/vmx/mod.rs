@@ -5,12 +5,12 @@
 //! rest) when another vCPU is used.
 #![allow(unsafe_code)] // MSRs, the current VMCS, the virtual-APIC page, and the vCPU whose state is in the registers.
 
-pub mod bitmap;
 mod processor;
-mod spec;
+pub mod spec;
 mod transfer;
 mod vmcs;
 
+use crate::descriptors;
 use crate::registers::{self, CR0_TS, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
 use crate::vcpu::register::{self, CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_MCE, CR4_VMXE, KERNEL_GS_BASE};
 use crate::vcpu::{Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, RESET, Spaces, VcpuPages, VirtualCpu, vector};
@@ -19,13 +19,15 @@ use abi::event::guest;
 use abi::mtd::injection;
 use abi::utcb::{Architectural, gpr};
 pub use processor::Processor;
-use spec::{CONTROLS, Controls, INFO_EVENT, INFO_VALID, PRIMARY, field, primary};
+use spec::{CONTROLS, Controls, INFO_EVENT, INFO_VALID, PRIMARY, SECONDARY, field, primary};
 use vmcs::Current;
 use x86_64::instructions::tables;
 
 /// RFLAGS after VMRESUME: failed without a current VMCS, failed with an instruction error.
 const RFLAGS_CF: u64 = 1 << 0;
 const RFLAGS_ZF: u64 = 1 << 6;
+/// Latest event: the CPU refused to enter.
+const REFUSED: u16 = u16::MAX;
 /// Entry of [`Gprs`] where the stub leaves RFLAGS.
 const STUB_RFLAGS: usize = gpr::RSP;
 /// Offset of the task priority in the virtual-APIC page.
@@ -63,14 +65,12 @@ struct ControlRegister {
     kernel: u64,
     /// Bits that are always set.
     set: u64,
-    /// Bits that can be set.
-    possible: u64,
 }
 
 impl ControlRegister {
     /// Bits that are always set belong to the kernel, as do those of `kernel`.
-    const fn new(set: u64, kernel: u64, possible: u64) -> Self {
-        Self { shadow: 0, vmm: 0, kernel: set | kernel, set, possible }
+    const fn new(set: u64, kernel: u64) -> Self {
+        Self { shadow: 0, vmm: 0, kernel: set | kernel, set }
     }
     const fn mask(&self) -> u64 {
         self.vmm | self.kernel
@@ -79,7 +79,7 @@ impl ControlRegister {
         real & !self.mask() | self.shadow & self.mask()
     }
     const fn real(&self, view: u64) -> u64 {
-        (view & !self.kernel | self.set) & self.possible
+        view & !self.kernel | self.set
     }
 }
 
@@ -91,8 +91,10 @@ pub struct Vmx {
     launched: bool,
     /// The latest event, for its qualifications.
     event: u16,
-    /// Primary controls as in the VMCS.
-    primary: u32,
+    /// Primary and secondary controls as in the VMCS.
+    controls: [u32; 2],
+    /// Task priority below which the VMM wants an exit.
+    threshold: u8,
     common: Common,
     cr0: ControlRegister,
     cr4: ControlRegister,
@@ -109,8 +111,8 @@ pub struct Vmx {
 }
 
 impl Vmx {
-    /// A vCPU of `cpu` in the state after reset. May be called on another CPU.
-    pub fn new(cpu: &'static Processor, pages: VcpuPages) -> Self {
+    /// A vCPU of `cpu` in the state after reset. Exits load `host_cr3`. May be called on another CPU.
+    pub fn new(cpu: &'static Processor, pages: VcpuPages, host_cr3: u64) -> Self {
         let free = CR0_PE | CR0_PG; // An unrestricted guest chooses these.
         Self {
             cpu,
@@ -118,11 +120,12 @@ impl Vmx {
             initialized: false,
             launched: false,
             event: 0,
-            primary: cpu.controls[PRIMARY],
+            controls: [cpu.controls[PRIMARY], cpu.controls[SECONDARY]],
+            threshold: 0,
             common: Common::new(),
-            cr0: ControlRegister::new(cpu.cr0.0 & !free, CR0_CD | CR0_NW, cpu.cr0.1),
-            cr4: ControlRegister::new(cpu.cr4.0 | CR4_VMXE | CR4_MCE, 0, cpu.cr4.1),
-            host_cr3: 0,
+            cr0: ControlRegister::new(cpu.cr0 & !free, CR0_CD | CR0_NW),
+            cr4: ControlRegister::new(cpu.cr4 | CR4_VMXE | CR4_MCE, 0),
+            host_cr3,
             gprs: core::ptr::null_mut(),
             ept_pointer: 0,
             stale: false,
@@ -168,39 +171,41 @@ impl Vmx {
         }
         let unused = [field::CR3_TARGETS, field::EXIT_MSR_STORES, field::EXIT_MSR_LOADS, field::ENTRY_MSR_LOADS];
         let none = [field::ENTRY_INFO, field::TSC_OFFSET, field::DEBUGCTL, field::PENDING_DEBUG, field::EPT_POINTER];
+        let optional = [field::APIC_ACCESS, field::XSS_EXITING];
         let host = [field::RSP, field::HOST_FS_BASE, field::HOST_GS_BASE, field::HOST_SYSENTER_CS];
         let sysenter = [field::HOST_SYSENTER_ESP, field::HOST_SYSENTER_EIP];
-        let zero = unused.iter().chain(&none).chain(&host).chain(&sysenter).chain(&field::HOST_DATA);
+        let zero = unused.iter().chain(&none).chain(&optional).chain(&host).chain(&sysenter).chain(&field::HOST_DATA);
         zero.for_each(|&field| vmcs.write(field, 0));
-        let [cs, ss, tr] = register::selectors();
+        let task = crate::cpu::Cpu::this().task.get().map_or(0, |task| core::ptr::from_ref(task) as u64);
         // SAFETY: every CPU with long mode has them.
         let (efer, pat) = unsafe { (rdmsr(EFER), rdmsr(PAT)) };
         for (field, value) in [
             (field::LINK_POINTER, u64::MAX),
             (field::VIRTUAL_APIC, self.pages.extra.pa),
-            (field::HOST_CS, u64::from(cs)),
-            (field::HOST_SS, u64::from(ss)),
-            (field::HOST_TR, u64::from(tr)),
+            (field::HOST_CS, u64::from(descriptors::KERNEL_CS)),
+            (field::HOST_SS, u64::from(descriptors::KERNEL_SS)),
+            (field::HOST_TR, u64::from(descriptors::TSS)),
             (field::HOST_EFER, efer),
             (field::HOST_PAT, pat),
             (field::HOST_CR0, registers::cr0() | CR0_TS),
             (field::HOST_CR3, self.host_cr3),
             (field::HOST_CR4, registers::cr4()),
-            (field::HOST_TR_BASE, register::task_base()),
+            (field::HOST_TR_BASE, task),
             (field::HOST_GDTR_BASE, self.cpu.gdtr.base.as_u64()),
             (field::HOST_IDTR_BASE, tables::sidt().base.as_u64()),
             (field::RIP, RESET.rip),
         ] {
             vmcs.write(field, value);
         }
-        transfer::load(self, vmcs, Mtd::all(), &RESET);
+        transfer::load(self, vmcs, Mtd::all(), &mut { RESET });
     }
 
-    /// Sets the primary controls if they differ.
-    fn set_primary(&mut self, vmcs: Current, controls: u32) {
-        if controls != self.primary {
-            self.primary = controls;
-            vmcs.write32(field::PRIMARY_CONTROLS, controls);
+    /// Sets the bits of `mask` in a word of controls, 0 the primary, 1 the secondary, to those of `value`.
+    fn set_controls(&mut self, vmcs: Current, word: usize, mask: u32, value: u32) {
+        let controls = self.controls[word] & !mask | value & mask;
+        if controls != self.controls[word] {
+            self.controls[word] = controls;
+            vmcs.write32([field::PRIMARY_CONTROLS, field::SECONDARY_CONTROLS][word], controls);
         }
     }
 
@@ -240,8 +245,10 @@ impl Vmx {
     fn load_live(&mut self) {
         if !core::mem::replace(&mut self.fast_live, true) {
             // SAFETY: legal values, from the hardware or made so; no host program runs before they are taken back.
-            unsafe { set_syscall(&self.syscall) };
-            register::set_cr2(self.cr2);
+            unsafe {
+                set_syscall(&self.syscall);
+                registers::set_cr2(self.cr2);
+            }
         }
         if self.common.foreign.enter() {
             // SAFETY: as above; the kernel does not use SWAPGS.
@@ -281,20 +288,21 @@ impl Vmx {
         let number = info as u8;
         if info & injection::TYPE_MASK == injection::TYPE_NMI {
             vmcs::handle_nmi();
-            return Exit::Nmi;
+            return Exit::Resume;
         }
         if number == vector::MACHINE_CHECK {
             return Exit::MachineCheck;
         }
+        if number == vector::DEBUG {
+            // The exit left DR6 and DR7 as they were; delivery would have changed them (vol. 3C, 28.1).
+            let dr6 = registers::dr6() & !0xf | vmcs.read(field::QUALIFICATION) & register::DR6_CONDITIONS;
+            // SAFETY: conditions are in the lower half.
+            unsafe { registers::set_dr6(dr6) };
+            vmcs.write(field::DR7, vmcs.read(field::DR7) & !(1 << 13));
+        }
         let bit = 1 << (number & 31);
         if self.common.exceptions & bit != 0 || KERNEL_EXCEPTIONS & bit == 0 {
             return Exit::Event(guest::EXCEPTION);
-        }
-        if number == vector::DEBUG {
-            // The exit left DR6 and DR7 as they were; delivery would have changed them (vol. 3C, 28.1).
-            const CONDITIONS: u64 = 0x600f;
-            register::set_dr6(register::dr6() & !0xf | vmcs.read(field::QUALIFICATION) & CONDITIONS);
-            vmcs.write(field::DR7, vmcs.read(field::DR7) & !(1 << 13));
         }
         self.queue(vmcs, info, field::EXIT_ERROR);
         Exit::Resume
@@ -326,8 +334,8 @@ impl VirtualCpu for Vmx {
         let vmcs = self.current();
         let flags = gprs.0[STUB_RFLAGS];
         if flags & (RFLAGS_CF | RFLAGS_ZF) != 0 {
-            self.event = guest::INVALID_STATE;
-            return Exit::EntryFailed(if flags & RFLAGS_ZF != 0 { vmcs.read32(field::INSTRUCTION_ERROR) } else { 0 });
+            self.event = REFUSED;
+            return Exit::Event(guest::INVALID_STATE);
         }
         let reason = vmcs.read32(field::REASON);
         self.launched |= reason & spec::ENTRY_FAILED == 0;
@@ -343,10 +351,10 @@ impl VirtualCpu for Vmx {
             guest::CR_ACCESS => self.control_register(vmcs, gprs),
             event @ (guest::INTERRUPT_WINDOW | guest::NMI_WINDOW) => {
                 let window = if event == guest::NMI_WINDOW { primary::NMI_WINDOW } else { primary::INTERRUPT_WINDOW };
-                self.set_primary(vmcs, self.primary & !window);
+                self.set_controls(vmcs, 0, window, 0);
                 Exit::Event(event)
             }
-            guest::TASK_SWITCH | spec::REASON_APIC_ACCESS | guest::PAGE_FAULT | guest::EPT_MISCONFIGURATION => {
+            guest::TASK_SWITCH | guest::APIC_ACCESS | guest::PAGE_FAULT | guest::EPT_MISCONFIGURATION => {
                 self.queue_interrupted(vmcs);
                 Exit::Event(self.event)
             }
@@ -363,18 +371,19 @@ impl VirtualCpu for Vmx {
             utcb.instruction_info = vmcs.read32(field::INSTRUCTION_INFO);
         }
         if mtd.contains(Mtd::QUAL) {
-            let (second, third) = match self.event {
-                guest::EXCEPTION => (field::EXIT_INFO, field::EXIT_ERROR),
-                _ => (field::LINEAR_ADDRESS, field::PHYSICAL_ADDRESS),
+            let fields = match self.event {
+                guest::EXCEPTION => [field::QUALIFICATION, field::EXIT_INFO, field::EXIT_ERROR],
+                REFUSED => [field::INSTRUCTION_ERROR; 3],
+                _ => [field::QUALIFICATION, field::LINEAR_ADDRESS, field::PHYSICAL_ADDRESS],
             };
-            utcb.qualification = [vmcs.read(field::QUALIFICATION), vmcs.read(second), vmcs.read(third)];
+            utcb.qualification = fields.map(|field| vmcs.read(field));
         }
         if !mtd.difference(HOT).is_empty() {
             transfer::save(self, vmcs, mtd, utcb);
         }
     }
 
-    fn load(&mut self, mtd: Mtd, gprs: &mut Gprs, utcb: &Architectural) {
+    fn load(&mut self, mtd: Mtd, gprs: &mut Gprs, utcb: &mut Architectural) {
         let vmcs = self.current();
         gprs.load(mtd, utcb, |rsp| vmcs.write(field::RSP, rsp));
         if mtd.contains(Mtd::RIP) {
@@ -399,12 +408,8 @@ impl VirtualCpu for Vmx {
         self.stale = true;
     }
 
-    fn set_host_cr3(&mut self, cr3: u64) {
-        self.host_cr3 = cr3;
-    }
-
-    fn xcr0(&self) -> u64 {
-        self.common.xcr0
+    fn common(&self) -> &Common {
+        &self.common
     }
 
     fn restore_host(&mut self) {
@@ -423,8 +428,15 @@ impl VirtualCpu for Vmx {
         }
     }
 
-    unsafe fn enter(&mut self, gprs: *mut Gprs, deadline: u64) -> ! {
+    unsafe fn enter(&mut self, gprs: *mut Gprs, mut deadline: u64) -> u16 {
         let vmcs = self.current();
+        if self.threshold != 0 && u64::from(self.threshold) > self.cr8() {
+            if vmcs.read32(field::ENTRY_INFO) & INFO_VALID == 0 {
+                self.event = guest::TPR_BELOW_THRESHOLD;
+                return self.event;
+            }
+            deadline = 0;
+        }
         if self.gprs != gprs {
             self.gprs = gprs;
             vmcs.write_exit_point(gprs);
@@ -433,9 +445,7 @@ impl VirtualCpu for Vmx {
             let ticks = deadline.saturating_sub(crate::cpu::now()) >> shift;
             vmcs.write(field::TIMER, ticks.min(u64::from(u32::MAX)));
         }
-        if self.cpu.has_vpid
-            && let Some(flush_all) = self.cpu.tags.renew(&mut self.common.tag)
-        {
+        if let Some(flush_all) = self.cpu.tags.renew(&mut self.common.tag) {
             if flush_all {
                 vmcs::invvpid_all();
             }

@@ -1,7 +1,7 @@
 //! VMX on one CPU: whether it has what the kernel needs, and turning it on (Intel SDM vol. 3C, 24.7; 32.5).
 #![allow(unsafe_code)] // MSRs, control registers, VMXON.
 
-use super::spec::{self, CONTROLS, Controls, PIN, PRIMARY, SECONDARY, ept, msr, pin, primary, secondary};
+use super::spec::{self, CONTROLS, Controls, PIN, PRIMARY, ept, msr, pin};
 use super::{Syscall, Vmx, vmcs};
 use crate::registers::{self, rdmsr, wrmsr};
 use crate::vcpu::register::{CR4_VMXE, cpuid};
@@ -15,14 +15,15 @@ use x86_64::structures::DescriptorTablePointer;
 pub struct Processor {
     /// Initial values of [`CONTROLS`].
     pub(super) controls: [u32; CONTROLS.len()],
+    /// Primary and secondary controls that a VMM can set.
+    pub(super) vmm: [u32; 2],
     pub(super) revision: u32,
     /// Ticks of the preemption timer are 2^this of the TSC.
     pub(super) timer_shift: Option<u32>,
-    /// Bits of CR0 and CR4 that must be set, and bits that may.
-    pub(super) cr0: (u64, u64),
-    pub(super) cr4: (u64, u64),
-    pub(super) has_vpid: bool,
-    has_page_1g: bool,
+    /// Bits of CR0 and CR4 that must be set.
+    pub(super) cr0: u64,
+    pub(super) cr4: u64,
+    pub has_page_1g: bool,
     /// The host's SYSCALL.
     pub(super) host: Syscall,
     pub(super) gdtr: DescriptorTablePointer,
@@ -52,58 +53,43 @@ impl Processor {
             *value = vmx_adjust(read(msr), needed, welcome).map_err(|missing| Unavailable::Missing(name, missing))?;
         }
         controls[PRIMARY] &= !spec::WINDOWS;
-        let forced = controls[PRIMARY] & (primary::CR3_LOAD | primary::CR3_STORE);
-        if forced != 0 {
-            return Err(Unavailable::Missing("primary processor-based controls that can be clear", forced));
-        }
-        let has_vpid = controls[SECONDARY] & secondary::VPID != 0;
-        let mut needed = ept::FOUR_LEVELS | ept::WRITE_BACK | ept::PAGE_2M;
+        let mut needed = ept::FOUR_LEVELS | ept::WRITE_BACK | ept::PAGE_2M | ept::INVVPID | ept::INVVPID_ALL;
         needed |= ept::INVEPT | ept::INVEPT_SINGLE | ept::INVEPT_ALL;
-        if has_vpid {
-            needed |= ept::INVVPID | ept::INVVPID_ALL;
-        }
         let capabilities = read(msr::EPT_VPID);
         let missing = needed & !capabilities;
         if missing != 0 {
             return Err(Unavailable::Missing("EPT and VPID capabilities", (missing | missing >> 32) as u32));
         }
-        let cr0 = (read(msr::CR0_FIXED0), read(msr::CR0_FIXED1));
-        let cr4 = (read(msr::CR4_FIXED0), read(msr::CR4_FIXED1));
+        let (cr0, cr4) = (read(msr::CR0_FIXED0), read(msr::CR4_FIXED0));
         let revision = basic as u32 & 0x7fff_ffff;
         // SAFETY: the kernel has PE, PG and NE set anyhow, and goes on as before with VMXE. The page is the CPU's.
         unsafe {
             if let Some(value) = action {
                 wrmsr(msr::FEATURE_CONTROL, value);
             }
-            registers::set_cr0((registers::cr0() | cr0.0) & cr0.1);
-            registers::set_cr4((registers::cr4() | cr4.0 | CR4_VMXE) & cr4.1);
+            registers::set_cr0((registers::cr0() | cr0) & read(msr::CR0_FIXED1));
+            registers::set_cr4((registers::cr4() | cr4 | CR4_VMXE) & read(msr::CR4_FIXED1));
             region.va.cast::<u32>().write(revision);
             if !vmcs::vmxon(region.pa) {
                 return Err(Unavailable::Failed);
             }
         }
         vmcs::invept(0);
-        if has_vpid {
-            vmcs::invvpid_all();
-        }
+        vmcs::invvpid_all();
         let has_timer = controls[PIN] & pin::PREEMPTION_TIMER != 0;
+        let possible = |msr| (read(msr) >> 32) as u32;
         Ok(Self {
             controls,
+            vmm: [possible(msr::TRUE_PRIMARY) & spec::VMM_PRIMARY, possible(msr::SECONDARY) & spec::VMM_SECONDARY],
             revision,
             timer_shift: has_timer.then(|| read(msr::MISC) as u32 & 31),
             cr0,
             cr4,
-            has_vpid,
             has_page_1g: capabilities & ept::PAGE_1G != 0,
             host: super::syscall(),
             gdtr: tables::sgdt(),
             tags: Tags::new(1 << 16),
             current: Cell::new(core::ptr::null_mut()),
         })
-    }
-
-    /// See [`crate::vcpu::Processor::max_leaf_level`].
-    pub fn max_leaf_level(&self) -> u8 {
-        if self.has_page_1g { 2 } else { 1 }
     }
 }

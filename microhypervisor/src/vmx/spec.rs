@@ -24,19 +24,15 @@ pub const CPUID_VMX: u32 = 1 << 5;
 
 /// Model-specific registers.
 pub mod msr {
-    pub const FEATURE_CONTROL: u32 = 0x3a;
-    pub const BASIC: u32 = 0x480;
-    pub const MISC: u32 = 0x485;
-    pub const CR0_FIXED0: u32 = 0x486;
-    pub const CR0_FIXED1: u32 = 0x487;
-    pub const CR4_FIXED0: u32 = 0x488;
-    pub const CR4_FIXED1: u32 = 0x489;
-    pub const SECONDARY: u32 = 0x48b;
-    pub const EPT_VPID: u32 = 0x48c;
-    pub const TRUE_PIN: u32 = 0x48d;
-    pub const TRUE_PRIMARY: u32 = 0x48e;
-    pub const TRUE_EXIT: u32 = 0x48f;
-    pub const TRUE_ENTRY: u32 = 0x490;
+    by_twos! {
+        0x3a => FEATURE_CONTROL;
+        0x480 => BASIC;
+        0x485 => MISC;
+        0x486 => CR0_FIXED0 CR4_FIXED0;
+        0x487 => CR0_FIXED1 CR4_FIXED1;
+        0x48b => SECONDARY TRUE_PIN TRUE_EXIT;
+        0x48c => EPT_VPID TRUE_PRIMARY TRUE_ENTRY;
+    }
 }
 
 /// MSR BASIC: the TRUE capability MSRs exist.
@@ -47,11 +43,14 @@ bits! {
     pin: u32 { 0 EXTERNAL_INTERRUPT 3 NMI 5 VIRTUAL_NMIS 6 PREEMPTION_TIMER }
     /// Primary processor-based controls.
     primary: u32 {
-        2 INTERRUPT_WINDOW 7 HLT 10 MWAIT 11 RDPMC 15 CR3_LOAD 16 CR3_STORE 21 TPR_SHADOW 22 NMI_WINDOW 25 IO_BITMAPS
-        28 MSR_BITMAPS 29 MONITOR 31 SECONDARY
+        2 INTERRUPT_WINDOW 7 HLT 9 INVLPG 10 MWAIT 11 RDPMC 12 RDTSC 15 CR3_LOAD 16 CR3_STORE 19 CR8_LOAD 20 CR8_STORE
+        21 TPR_SHADOW 22 NMI_WINDOW 23 MOV_DR 25 IO_BITMAPS 27 MONITOR_TRAP 28 MSR_BITMAPS 29 MONITOR 30 PAUSE
+        31 SECONDARY
     }
     /// Secondary processor-based controls.
-    secondary: u32 { 1 EPT 3 RDTSCP 5 VPID 6 WBINVD 7 UNRESTRICTED_GUEST 12 INVPCID }
+    secondary: u32 {
+        0 APIC_ACCESSES 1 EPT 2 DESCRIPTOR_TABLES 3 RDTSCP 5 VPID 6 WBINVD 7 UNRESTRICTED_GUEST 11 RDRAND 12 INVPCID 16 RDSEED 20 XSAVES
+    }
     /// Exit controls.
     exit: u32 { 2 SAVE_DEBUG 9 HOST_64 15 ACKNOWLEDGE_INTERRUPT 18 SAVE_PAT 19 LOAD_PAT 20 SAVE_EFER 21 LOAD_EFER }
     /// Entry controls.
@@ -65,6 +64,18 @@ bits! {
 
 /// Controls that are clear but while the VMM waits for a window.
 pub const WINDOWS: u32 = primary::INTERRUPT_WINDOW | primary::NMI_WINDOW;
+/// Primary processor-based controls that a VMM can set.
+pub const VMM_PRIMARY: u32 = {
+    use primary::*;
+    INVLPG | RDTSC | CR3_LOAD | CR3_STORE | CR8_LOAD | CR8_STORE | MOV_DR | MONITOR_TRAP | PAUSE
+};
+/// Secondary processor-based controls that a VMM can set.
+pub const VMM_SECONDARY: u32 = {
+    use secondary::*;
+    APIC_ACCESSES | DESCRIPTOR_TABLES | RDTSCP | RDRAND | INVPCID | RDSEED | XSAVES
+};
+/// Those of them that are set until the VMM says otherwise.
+pub const VMM_INITIAL: u32 = secondary::RDTSCP | secondary::INVPCID;
 /// EPT pointer: write-back tables of four levels.
 pub const EPT_POINTER_ATTRIBUTES: u64 = 3 << 3 | 6;
 
@@ -84,8 +95,8 @@ pub const CONTROLS: [Controls; 5] = {
     const PIN: u32 = i::EXTERNAL_INTERRUPT | i::NMI | i::VIRTUAL_NMIS;
     const EXITING: u32 = p::HLT | p::MWAIT | p::RDPMC | p::MONITOR | p::IO_BITMAPS | p::MSR_BITMAPS;
     const PRIMARY: u32 = EXITING | p::TPR_SHADOW | p::SECONDARY | WINDOWS;
-    const SECONDARY: u32 = s::EPT | s::UNRESTRICTED_GUEST;
-    const WELCOME: u32 = s::RDTSCP | s::VPID | s::WBINVD | s::INVPCID;
+    const SECONDARY: u32 = s::EPT | s::UNRESTRICTED_GUEST | s::VPID;
+    const WELCOME: u32 = s::RDTSCP | s::WBINVD | s::INVPCID;
     const SWITCHED: u32 = x::SAVE_PAT | x::LOAD_PAT | x::SAVE_EFER | x::LOAD_EFER;
     const EXIT: u32 = x::SAVE_DEBUG | x::HOST_64 | x::ACKNOWLEDGE_INTERRUPT | SWITCHED;
     const ENTRY: u32 = n::LOAD_DEBUG | n::LOAD_PAT | n::LOAD_EFER;
@@ -106,8 +117,6 @@ pub const INFO_EVENT: u32 = INFO_VALID | 0xfff;
 pub const ENTRY_FAILED: u32 = 1 << 31;
 /// Exit reason that [`abi::event::guest`] does not name: machine check during entry.
 pub const REASON_MACHINE_CHECK: u16 = 0x29;
-/// Exit reason: access to the APIC page.
-pub const REASON_APIC_ACCESS: u16 = 0x2c;
 /// Exit reason: preemption timer.
 pub const REASON_TIMER: u16 = 0x34;
 
@@ -120,8 +129,9 @@ pub mod field {
         0x0c02 => HOST_CS HOST_SS;
         0x0c0c => HOST_TR;
         0x2000 => IO_BITMAP_A IO_BITMAP_B MSR_BITMAP;
-        0x2010 => TSC_OFFSET VIRTUAL_APIC;
+        0x2010 => TSC_OFFSET VIRTUAL_APIC APIC_ACCESS;
         0x201a => EPT_POINTER;
+        0x202c => XSS_EXITING;
         0x2400 => PHYSICAL_ADDRESS;
         0x2800 => LINK_POINTER DEBUGCTL PAT EFER PDPTES;
         0x2c00 => HOST_PAT HOST_EFER;

@@ -4,72 +4,61 @@ use super::Vmx;
 use super::spec::{INFO_EVENT, INFO_VALID, WINDOWS, entry, field, primary};
 use super::vmcs::Current;
 use crate::vcpu::register::EFER_LMA;
-use crate::vcpu::{KERNEL_EXCEPTIONS, VMM_CONTROLS, canonical, consistent_efer};
+use crate::vcpu::{KERNEL_EXCEPTIONS, consistent_efer};
 use abi::Mtd;
 use abi::mtd::injection;
 use abi::utcb::{Architectural, DescriptorTable, Segment};
 
-/// A field of the UTCB and its place among the VMCS fields of its kind.
+/// A field of the UTCB, exchanged with the one at its place among the VMCS fields of its kind.
 trait Transfer {
-    fn save(&mut self, vmcs: Current, place: u32);
-    fn load(&self, vmcs: Current, place: u32);
+    fn transfer(&mut self, vmcs: Current, place: u32, save: bool);
 }
 
 impl Transfer for u64 {
-    fn save(&mut self, vmcs: Current, place: u32) {
-        *self = vmcs.read(place);
+    fn transfer(&mut self, vmcs: Current, place: u32, save: bool) {
+        if save { *self = vmcs.read(place) } else { vmcs.write(place, *self) }
     }
-    fn load(&self, vmcs: Current, place: u32) {
-        vmcs.write(place, *self);
+}
+
+impl Transfer for u32 {
+    fn transfer(&mut self, vmcs: Current, place: u32, save: bool) {
+        let mut value = u64::from(*self);
+        value.transfer(vmcs, place, save);
+        *self = value as u32;
     }
 }
 
 impl Transfer for [u64; 4] {
-    fn save(&mut self, vmcs: Current, place: u32) {
-        (place..).step_by(2).zip(self).for_each(|(field, value)| value.save(vmcs, field));
-    }
-    fn load(&self, vmcs: Current, place: u32) {
-        (place..).step_by(2).zip(self).for_each(|(field, value)| value.load(vmcs, field));
+    fn transfer(&mut self, vmcs: Current, place: u32, save: bool) {
+        (place..).step_by(2).zip(self).for_each(|(field, value)| value.transfer(vmcs, field, save));
     }
 }
 
 impl Transfer for DescriptorTable {
-    fn save(&mut self, vmcs: Current, place: u32) {
-        self.limit = vmcs.read32(field::TABLE_LIMITS + place);
-        self.base = vmcs.read(field::TABLE_BASES + place);
-    }
-    fn load(&self, vmcs: Current, place: u32) {
-        vmcs.write32(field::TABLE_LIMITS + place, self.limit);
-        vmcs.write(field::TABLE_BASES + place, self.base);
+    fn transfer(&mut self, vmcs: Current, place: u32, save: bool) {
+        self.limit.transfer(vmcs, field::TABLE_LIMITS + place, save);
+        self.base.transfer(vmcs, field::TABLE_BASES + place, save);
     }
 }
 
 /// Access rights (Intel SDM vol. 3C, table 25-2) have bits 7:0 as in the UTCB (NOVA 8.7.3.1), and 12:8 four higher.
 impl Transfer for Segment {
-    fn save(&mut self, vmcs: Current, place: u32) {
-        let access = vmcs.read32(field::ACCESS_RIGHTS + place);
-        self.selector = vmcs.read32(field::SELECTORS + place) as u16;
-        self.access = (access & 0xff | access >> 4 & 0x1f00) as u16;
-        self.limit = vmcs.read32(field::LIMITS + place);
-        self.base = vmcs.read(field::BASES + place);
-    }
-    fn load(&self, vmcs: Current, place: u32) {
-        let access = u32::from(self.access);
-        vmcs.write32(field::SELECTORS + place, u32::from(self.selector));
-        vmcs.write32(field::ACCESS_RIGHTS + place, access & 0xff | (access & 0x1f00) << 4);
-        vmcs.write32(field::LIMITS + place, self.limit);
-        vmcs.write(field::BASES + place, self.base);
+    fn transfer(&mut self, vmcs: Current, place: u32, save: bool) {
+        let (mut access, mut selector) = (u32::from(self.access), u32::from(self.selector));
+        access = access & 0xff | (access & 0x1f00) << 4;
+        selector.transfer(vmcs, field::SELECTORS + place, save);
+        access.transfer(vmcs, field::ACCESS_RIGHTS + place, save);
+        self.limit.transfer(vmcs, field::LIMITS + place, save);
+        self.base.transfer(vmcs, field::BASES + place, save);
+        (self.selector, self.access) = (selector as u16, (access & 0xff | access >> 4 & 0x1f00) as u16);
     }
 }
 
-/// Both directions from one list: descriptor bit, field of the UTCB, place in the VMCS.
+/// From a list of descriptor bits, fields of the UTCB, and their places in the VMCS.
 macro_rules! table {
     ($($mtd:ident { $($utcb:ident: $place:expr),* })*) => {
-        fn save_table(vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
-            $(if mtd.contains(Mtd::$mtd) { $(utcb.$utcb.save(vmcs, $place);)* })*
-        }
-        fn load_table(vmcs: Current, mtd: Mtd, utcb: &Architectural) {
-            $(if mtd.contains(Mtd::$mtd) { $(utcb.$utcb.load(vmcs, $place);)* })*
+        fn transfer(vmcs: Current, mtd: Mtd, utcb: &mut Architectural, save: bool) {
+            $(if mtd.contains(Mtd::$mtd) { $(utcb.$utcb.transfer(vmcs, $place, save);)* })*
         }
     };
 }
@@ -92,14 +81,14 @@ table! {
 
 /// Everything that `mtd` names: vCPU -> `utcb`, but for general registers, RIP and qualifications.
 pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
-    save_table(vmcs, mtd, utcb);
+    transfer(vmcs, mtd, utcb, true);
     if mtd.contains(Mtd::STA) {
         utcb.interruptibility = vmcs.read32(field::INTERRUPTIBILITY);
         utcb.activity = vmcs.read32(field::ACTIVITY);
     }
     if mtd.contains(Mtd::INJ) {
         let pending = vmcs.read32(field::ENTRY_INFO);
-        let pick = |control: u32, window: u32| if vcpu.primary & control != 0 { window } else { 0 };
+        let pick = |control: u32, window: u32| if vcpu.controls[0] & control != 0 { window } else { 0 };
         utcb.interruption_info = if pending & INFO_VALID != 0 { pending & INFO_EVENT } else { 0 }
             | pick(primary::INTERRUPT_WINDOW, injection::INTERRUPT_WINDOW)
             | pick(primary::NMI_WINDOW, injection::NMI_WINDOW);
@@ -117,7 +106,7 @@ pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
         utcb.cr2 = vcpu.cr2;
         [utcb.star, utcb.lstar, utcb.fmask] = vcpu.syscall;
     }
-    if mtd.contains(Mtd::KERNEL_GS) {
+    if mtd.intersects(Mtd::KERNEL_GS.union(Mtd::TSC)) {
         vcpu.park_slow();
         utcb.kernel_gs_base = vcpu.kernel_gs_base;
     }
@@ -128,11 +117,14 @@ pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
 }
 
 /// Everything that `mtd` names: `utcb` -> vCPU, but for general registers and RIP.
-pub fn load(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &Architectural) {
-    load_table(vmcs, mtd, utcb);
+pub fn load(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
+    transfer(vmcs, mtd, utcb, false);
     if mtd.contains(Mtd::STA) {
         vmcs.write32(field::INTERRUPTIBILITY, utcb.interruptibility);
         vmcs.write(field::ACTIVITY, 0);
+    }
+    if mtd.intersects(Mtd::STA.union(Mtd::RFLAGS)) {
+        single_step(vmcs);
     }
     if mtd.contains(Mtd::INJ) {
         inject(vcpu, vmcs, utcb);
@@ -141,7 +133,7 @@ pub fn load(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &Architectural) {
         control(vcpu, vmcs, utcb);
     }
     if mtd.contains(Mtd::TPR) {
-        vmcs.write32(field::TPR_THRESHOLD, utcb.tpr_threshold & 0xf);
+        vcpu.threshold = utcb.tpr_threshold as u8;
     }
     if mtd.contains(Mtd::CR) {
         vcpu.cr0.shadow = utcb.cr0;
@@ -154,15 +146,19 @@ pub fn load(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &Architectural) {
         vcpu.park_fast();
         vcpu.cr2 = utcb.cr2;
     }
+    if mtd.intersects(Mtd::TPR.union(Mtd::CR)) {
+        // The CPU refuses a threshold above the priority; `enter` sees to it.
+        vmcs.write(field::TPR_THRESHOLD, vcpu.cr8().min(vcpu.threshold.into()));
+    }
     if mtd.contains(Mtd::SYSCALL) {
         vcpu.park_fast();
-        vcpu.syscall = [utcb.star, canonical(utcb.lstar), utcb.fmask & 0xffff_ffff];
+        vcpu.syscall = [utcb.star, utcb.lstar, utcb.fmask];
     }
     if mtd.intersects(Mtd::KERNEL_GS.union(Mtd::TSC)) {
         vcpu.park_slow();
     }
     if mtd.contains(Mtd::KERNEL_GS) {
-        vcpu.kernel_gs_base = canonical(utcb.kernel_gs_base);
+        vcpu.kernel_gs_base = utcb.kernel_gs_base;
     }
     if mtd.intersects(Mtd::EFER.union(Mtd::CR)) {
         let efer = if mtd.contains(Mtd::EFER) { utcb.efer } else { vmcs.read(field::EFER) };
@@ -185,12 +181,27 @@ fn inject(vcpu: &mut Vmx, vmcs: Current, utcb: &Architectural) {
     let pick = |window: u32, control: u32| if info & window != 0 { control } else { 0 };
     let windows =
         pick(injection::INTERRUPT_WINDOW, primary::INTERRUPT_WINDOW) | pick(injection::NMI_WINDOW, primary::NMI_WINDOW);
-    vcpu.set_primary(vmcs, vcpu.primary & !WINDOWS | windows);
+    vcpu.set_controls(vmcs, 0, WINDOWS, windows);
 }
 
-/// What else exits. The second and third words of execution controls are the kernel's.
+/// With a single step due and interrupts held back by STI or MOV SS the CPU wants the trap pending, and else not (Intel
+/// SDM vol. 3C, 27.3.1.5). The VMM has no word for it.
+fn single_step(vmcs: Current) {
+    const BLOCKED: u32 = 3;
+    const TF_SHIFT: u32 = 8;
+    const PENDING_STEP_SHIFT: u32 = 14;
+    if vmcs.read32(field::INTERRUPTIBILITY) & BLOCKED != 0 {
+        let others = vmcs.read(field::PENDING_DEBUG) & !(1 << PENDING_STEP_SHIFT);
+        let step = vmcs.read(field::RFLAGS) >> TF_SHIFT & 1;
+        vmcs.write(field::PENDING_DEBUG, others | step << PENDING_STEP_SHIFT);
+    }
+}
+
+/// What else exits. The third word of execution controls is the kernel's.
 fn control(vcpu: &mut Vmx, vmcs: Current, utcb: &Architectural) {
-    vcpu.set_primary(vmcs, vcpu.primary & !VMM_CONTROLS | utcb.exec_controls_1 & VMM_CONTROLS);
+    let [first, second] = vcpu.cpu.vmm;
+    vcpu.set_controls(vmcs, 0, first, utcb.exec_controls_1);
+    vcpu.set_controls(vmcs, 1, second, utcb.exec_controls_2);
     vcpu.common.exceptions = utcb.exception_intercepts;
     vmcs.write32(field::EXCEPTION_BITMAP, vcpu.common.exceptions | KERNEL_EXCEPTIONS);
     vmcs.write32(field::PAGE_FAULT_MASK, utcb.page_fault_mask);

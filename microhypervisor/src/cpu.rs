@@ -57,6 +57,8 @@ pub struct Cpu {
     pub apic_id: Cell<u32>,
     /// The SC whose budget is being consumed.
     pub sc: Cell<Option<&'static Sc>>,
+    /// Tells the time that the CPU was idle. It never competes.
+    pub idle: Once<&'static Sc>,
     /// The current SC runs a chain that it only helps: a reply must walk the chain again.
     pub helping: Cell<bool>,
     /// A more urgent SC became ready, or another CPU wants something: look before returning to user or guest mode.
@@ -185,6 +187,7 @@ impl Cpu {
             number,
             apic_id: Cell::new(0),
             sc: Cell::new(None),
+            idle: Once::new(),
             helping: Cell::new(false),
             reschedule: Cell::new(false),
             ready: Owned::new(ReadyQueue::empty()),

@@ -186,8 +186,8 @@ const _: () = {
 /// Offset of the end of the frame that the processor pushes on an entry from user mode.
 pub const FRAME_END: usize = 192;
 
-/// Flags of RFLAGS that user programs control: status flags, DF, TF, RF, AC, ID. Bit 1 is always set, IF too.
-const RFLAGS_USER: u64 = 0x25_0dd5;
+/// Flags of RFLAGS that a reply can set: status flags and DF.
+const RFLAGS_USER: u64 = 0xcd5;
 
 impl Ec {
     /// A new EC with stack pointer `rsp` that waits to be called (local) or for a scheduling context.
@@ -271,7 +271,7 @@ impl Ec {
     pub fn load_host(&self, mtd: Mtd, utcb: &Architectural) {
         self.gprs.get().load(mtd, utcb, |rsp| self.rsp.set(rsp));
         if mtd.contains(Mtd::RFLAGS) {
-            self.rflags.set(utcb.rflags & RFLAGS_USER | 0x202);
+            self.rflags.set(utcb.rflags & RFLAGS_USER | self.rflags.get() & !RFLAGS_USER);
         }
         if mtd.contains(Mtd::RIP) {
             self.rip.set(utcb.rip);

@@ -24,7 +24,7 @@ use crate::sched::{self, Sc};
 use crate::semaphore::Sm;
 use crate::space::{HostSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::vcpu::Processor;
-use crate::{console, create, ctrl_pd, interrupt, observation, platform, timer};
+use crate::{console, create, ctrl_pd, interrupt, observation, platform, rounds, timer};
 
 /// Frames that the kernel keeps for itself; all others are the root protection domain's allowance.
 const KERNEL_RESERVE: u32 = 64;
@@ -112,6 +112,13 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     let (sc, sc_reference) =
         must(object::create(None, pd.account(), |_| Ok(Sc::new(ec_reference, cpu, scd, timer::frequency() / 1000))));
 
+    for cpu in Cpu::all() {
+        let (sc, reference) = must(object::create(None, account, |_| Ok(Sc::inherited(ec_reference, cpu))));
+        cpu.idle.call_once(|| sc);
+        // It is idle already.
+        rounds::call(cpu);
+        put(cpu.number as u64, reference.capability(Permissions::CTRL));
+    }
     let put = |selector, entry: Entry| must(objects.0.set(selector, entry));
     put(root::NOVA_OBJECT_SPACE, nova_objects.1.capability(take));
     put(root::OBJECT_SPACE, objects.1.capability(all));

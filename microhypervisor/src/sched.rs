@@ -234,7 +234,10 @@ pub fn schedule(cpu: &'static Cpu) -> ! {
         if !cpu.current.replace(core::ptr::null()).is_null() {
             trace(cpu, Traced::Idle, 0, 0, 0);
         }
+        let idle = cpu.idle.get();
+        idle.inspect(|idle| idle.begin(now()));
         crate::registers::halt();
+        idle.inspect(|idle| idle.end(now()));
     }
 }
 

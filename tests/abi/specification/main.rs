@@ -21,7 +21,15 @@ lab::suite![
     memory,
     ports,
     ipc,
-    exception
+    exception,
+    event,
+    recall,
+    scheduling,
+    platform,
+    interrupt,
+    start,
+    smp,
+    exhaustion
 ];
 
 /// The program exists only for the freestanding target.

@@ -4,6 +4,11 @@
 use core::arch::asm;
 use core::fmt;
 
+use crate::hypercall::{Delegation, ctrl_pd};
+use crate::report::{Outcome, must};
+use crate::root;
+use crate::spec::perm;
+
 /// First port of COM1.
 pub const COM1: u16 = 0x3f8;
 const INTERRUPTS: u16 = COM1 + 1;
@@ -28,6 +33,29 @@ pub fn input(port: u16) -> u8 {
 pub fn output(port: u16, value: u8) {
     // SAFETY: as above.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// Reads four bytes of a port.
+pub fn input_long(port: u16) -> u32 {
+    let value;
+    // SAFETY: as above.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Takes 2 to the power of `order` ports from the NOVA PIO space.
+#[track_caller]
+pub fn allow(port: u16, order: u64) -> Outcome {
+    let port = u64::from(port);
+    must(ctrl_pd(&Delegation {
+        src: root::NOVA_PIO,
+        dst: root::PIO,
+        ssb: port,
+        dsb: port,
+        order,
+        mask: perm::A,
+        mad: 0,
+    }))
 }
 
 fn await_status(bits: u8) {

@@ -140,17 +140,19 @@ extern "C" fn start(magic: u64, information: u64, hip: u64) -> ! {
     root::guard();
     // SAFETY: defined by `suite!` with this type.
     let topics: &[&[Test]] = unsafe { TOPICS };
+    // Tests may leave no memory for tables, which reading this takes.
+    let off = acpi::sleep_values(5);
     report::run(topics.iter().copied(), argument("only").unwrap_or_default());
-    end()
+    end(off)
 }
 
-/// Ends the machine: by a reset if that is asked for, else in sleep state S5.
-fn end() -> ! {
+/// Ends the machine: by a reset if that is asked for, else in sleep state S5, whose values are `off`.
+fn end(off: Option<(u64, u64)>) -> ! {
     console::drain();
     let status = if argument("end") == Some("reset") {
         hypercall::ctrl_hw(0, 7)
     } else {
-        match acpi::sleep_values(5) {
+        match off {
             Some((a, b)) => hypercall::ctrl_hw(0, b << 6 | a << 3 | 5),
             None => SUCCESS,
         }

@@ -48,6 +48,8 @@ pub struct Subject {
     pub ec: Selector,
     /// Selector for its scheduling context.
     pub sc: Selector,
+    /// Its stack pointer at its creation.
+    pub sp: u64,
     /// Its event base.
     pub events: Selector,
     /// Its UTCB.
@@ -80,12 +82,19 @@ impl Subject {
     /// A global thread, further flags of create_ec given, whose events carry `mtd`.
     #[track_caller]
     pub fn new(flags: u8, mtd: u32, handler: impl Fn(&Event) -> Then + 'static) -> Result<Self, Stop> {
-        let local = Local::new()?;
+        Self::on(root::cpu(), flags, mtd, handler)
+    }
+
+    /// The same on `cpu`.
+    #[track_caller]
+    pub fn on(cpu: u64, flags: u8, mtd: u32, handler: impl Fn(&Event) -> Then + 'static) -> Result<Self, Stop> {
+        let local = Local::on(cpu)?;
         let count = event_count();
         let page = memory::page_address();
         let subject = Self {
             ec: selector(),
             sc: selector(),
+            sp: memory::stack(),
             events: selectors(count),
             utcb: Utcb::at(page),
             handler: local,
@@ -107,8 +116,8 @@ impl Subject {
                 }
             })?;
         }
-        let (sp, flags) = (memory::stack(), flags | flag::EC_GLOBAL);
-        let new = NewEc { pd: root::pd(), page, cpu: root::cpu(), sp, events: subject.events, flags };
+        let (sp, flags) = (subject.sp, flags | flag::EC_GLOBAL);
+        let new = NewEc { pd: root::pd(), page, cpu, sp, events: subject.events, flags };
         must(hypercall::create_ec(subject.ec, &new))?;
         Ok(subject)
     }

@@ -12,7 +12,7 @@ use crate::spec::{Selector, hip as page};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
-const STACK: usize = 16 << 10;
+const STACK: usize = 8 << 10;
 /// Where nothing of the image is mapped.
 const WINDOW: u64 = 0x100_0000_0000;
 

@@ -59,9 +59,20 @@ impl Local {
     /// One in the protection domain `pd`, which maps this program's memory.
     #[track_caller]
     pub fn within(pd: Selector, cpu: u64) -> Result<Self, Stop> {
+        Self::with(pd, cpu, root::NO_EVENTS)
+    }
+
+    /// One on this CPU with event base `events`.
+    #[track_caller]
+    pub fn with_events(events: Selector) -> Result<Self, Stop> {
+        Self::with(root::pd(), root::cpu(), events)
+    }
+
+    #[track_caller]
+    fn with(pd: Selector, cpu: u64, events: Selector) -> Result<Self, Stop> {
         let (ec, page) = (selector(), memory::page_address());
         let sp = memory::stack();
-        must(hypercall::create_ec(ec, &NewEc { pd, page, cpu, sp, events: root::NO_EVENTS, flags: 0 }))?;
+        must(hypercall::create_ec(ec, &NewEc { pd, page, cpu, sp, events, flags: 0 }))?;
         Ok(Self { ec, utcb: Utcb::at(page) })
     }
 

@@ -9,6 +9,9 @@ pub fn undefined() {
     unsafe { asm!("ud2") }
 }
 
+/// What [`pattern`] loads into register 0.
+pub const PATTERN: u64 = 0x5a5a_0000_0000_0000;
+
 macro_rules! snippets {
     ($($(#[$doc:meta])* $address:ident $symbol:literal $code:literal;)*) => {
         global_asm!(
@@ -64,6 +67,13 @@ snippets! {
     unaligned "provoke_unaligned" "pushfq; or qword ptr [rsp], 0x40000; popfq; .globl provoke_unaligned_at; provoke_unaligned_at: mov eax, [rsp + 1]; ud2";
     /// An interrupt that programs may not raise.
     int "provoke_int" "int 0x80; ud2";
+    /// Loads register i with [`PATTERN`] + i, all of them, then #UD.
+    pattern "provoke_pattern" "mov rax, 0x5a5a000000000000; mov rcx, 0x5a5a000000000001; mov rdx, 0x5a5a000000000002;\
+         mov rbx, 0x5a5a000000000003; mov rsp, 0x5a5a000000000004; mov rbp, 0x5a5a000000000005;\
+         mov rsi, 0x5a5a000000000006; mov rdi, 0x5a5a000000000007; mov r8, 0x5a5a000000000008;\
+         mov r9, 0x5a5a000000000009; mov r10, 0x5a5a00000000000a; mov r11, 0x5a5a00000000000b;\
+         mov r12, 0x5a5a00000000000c; mov r13, 0x5a5a00000000000d; mov r14, 0x5a5a00000000000e;\
+         mov r15, 0x5a5a00000000000f; stc; .globl provoke_pattern_at; provoke_pattern_at: ud2";
     /// Spins for ever.
     spin "provoke_spin" "1: pause; jmp 1b";
     /// Counts up RBX for ever.
@@ -99,6 +109,8 @@ places! {
     x87_at "provoke_x87_at";
     /// DIVSS of [`simd`].
     simd_at "provoke_simd_at";
+    /// UD2 of [`pattern`].
+    pattern_at "provoke_pattern_at";
     /// The access of [`unaligned`].
     unaligned_at "provoke_unaligned_at";
 }

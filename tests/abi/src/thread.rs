@@ -158,3 +158,30 @@ extern "C" fn body(start: &Start) -> ! {
         start.park.down();
     }
 }
+
+/// A closure that an execution context can begin with, without a stack of its own.
+pub struct Body {
+    body: Box<dyn Fn()>,
+    stack: u64,
+}
+
+/// Prepares `body`. When it returns, the execution context spins.
+pub fn body_of(body: impl Fn() + 'static) -> &'static Body {
+    shared(Body { body: Box::new(body), stack: memory::stack() })
+}
+
+impl Body {
+    /// Sets a STARTUP handler's UTCB so that the execution context begins with it; to be replied with GPR_0_7 and RIP.
+    pub fn enter(&'static self, utcb: &Utcb) {
+        utcb.set(field::RDI, core::ptr::from_ref(self) as u64);
+        utcb.set(field::RSP, self.stack - 8);
+        utcb.set(field::RIP, run_body as *const () as u64);
+    }
+}
+
+extern "C" fn run_body(this: &Body) -> ! {
+    (this.body)();
+    loop {
+        core::hint::spin_loop();
+    }
+}

@@ -24,6 +24,12 @@ pub mod selector {
     pub const LOCK_CHILDREN: Selector = 0x1012;
     /// An EC that the watchdog recalls.
     pub const STUCK: Selector = 0x1013;
+    /// Upped when a virtual machine has ended, and the kernel has taken it back.
+    pub const SETTLED: Selector = 0x1014;
+    /// Upped when memory is to be cleared.
+    pub const SCRUB: Selector = 0x1015;
+    /// Upped when it is.
+    pub const SCRUBBED: Selector = 0x1016;
     /// First copy of an interrupt semaphore; by global system interrupt.
     pub const INTERRUPTS: Selector = 0x2000;
     /// First semaphore of rings.

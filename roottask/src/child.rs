@@ -11,6 +11,7 @@ use abi::hypercall::{CreatePd, flag};
 use abi::scd::Scd;
 use abi::{Selector, Status};
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 use roottask::acpi::Wire;
 use roottask::frames::{FreeMemory, PAGE, PhysRange};
@@ -45,6 +46,34 @@ const SC: Selector = 5;
 const PORTALS: Selector = 0x40;
 
 static NO_PULSES: [Pulse; SLOTS] = [const { Pulse::new() }; SLOTS];
+
+/// The protection domain of child number `id`, in the root object space.
+pub fn protection_domain(id: usize) -> Selector {
+    selector::CHILDREN + id as u64 * selector::PER_CHILD + PD
+}
+
+/// A place for a child and, when that is gone, for its successor.
+pub struct Place {
+    /// Its number.
+    pub id: usize,
+    memory: Vec<PhysRange>,
+    /// Its page of signs of life. It stays, as the watchdog looks there.
+    pulses: Option<(PhysRange, &'static [Pulse; SLOTS])>,
+}
+
+impl Place {
+    /// Place number `id`, empty.
+    pub fn new(id: usize) -> Self {
+        Self { id, memory: Vec::new(), pulses: None }
+    }
+
+    /// Gives all memory that was the child's own to `free`; how many bytes that was. The child must be gone.
+    pub fn vacate(&mut self, free: &mut FreeMemory) -> u64 {
+        let bytes = self.memory.iter().map(PhysRange::length).sum();
+        self.memory.drain(..).for_each(|range| free.add(range));
+        bytes
+    }
+}
 
 /// Why a child could not be built.
 pub enum Failure {
@@ -109,6 +138,7 @@ pub struct Shape {
 /// A child under construction.
 pub struct Builder<'a> {
     free: &'a mut FreeMemory,
+    place: &'a mut Place,
     base: Selector,
     name: String,
     shape: Shape,
@@ -122,10 +152,16 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    /// Makes the protection domain of child number `id`, with its spaces, heap and stacks. `bounded`: the kernel
+    /// Makes the protection domain of the child at `place`, with its spaces, heap and stacks. `bounded`: the kernel
     /// knows allowances.
-    pub fn new(id: usize, name: &str, shape: Shape, bounded: bool, free: &'a mut FreeMemory) -> Result<Self, Failure> {
-        let base = selector::CHILDREN + id as u64 * selector::PER_CHILD;
+    pub fn new(
+        place: &'a mut Place,
+        name: &str,
+        shape: Shape,
+        bounded: bool,
+        free: &'a mut FreeMemory,
+    ) -> Result<Self, Failure> {
+        let base = protection_domain(place.id) - PD;
         let make = |sel, what, pd| syscall::create_pd(base + sel, what, pd).map_err(kernel("a protection domain"));
         make(PD, CreatePd::ProtectionDomain, own::PROTECTION_DOMAIN)?;
         if bounded {
@@ -142,6 +178,7 @@ impl<'a> Builder<'a> {
         manifest.stacks = Range { address: layout::STACKS, length: shape.stacks * STACK_SLOT as u64 };
         let mut builder = Self {
             free,
+            place,
             base,
             name: name.into(),
             manifest,
@@ -164,7 +201,9 @@ impl<'a> Builder<'a> {
 
     fn allocate(&mut self, what: &'static str, length: u64, align: u64) -> Result<PhysRange, Failure> {
         let (free, largest) = (self.free.total(), self.free.largest(align));
-        self.free.allocate(length, align).ok_or(Failure::Memory { what, need: length, free, largest })
+        let memory = self.free.allocate(length, align).ok_or(Failure::Memory { what, need: length, free, largest })?;
+        self.place.memory.push(memory);
+        Ok(memory)
     }
 
     fn grant(&self, memory: PhysRange, address: u64, mask: Permissions) -> Result<(), Failure> {
@@ -195,10 +234,23 @@ impl<'a> Builder<'a> {
     /// The page of signs of life, which the root task keeps seeing.
     fn pulse_page(&mut self) -> Result<(), Failure> {
         let mask = Permissions::READ | Permissions::WRITE;
-        let memory = self.place("a page", PULSES, PAGE, (&[], 0), mask)?;
-        let address = window::map(memory, Permissions::READ).map_err(kernel("memory"))?;
-        // SAFETY: mapped for ever; program and root task access it by atomics only, and zeros are a valid value.
-        self.pulses = unsafe { &*address.cast() };
+        let (memory, pulses) = match self.place.pulses {
+            Some((memory, pulses)) => {
+                pulses.iter().for_each(Pulse::reset);
+                (memory, pulses)
+            }
+            None => {
+                let memory = self.allocate("a page", PAGE, PAGE)?;
+                self.place.memory.pop();
+                window::fill(memory, &[], 0).map_err(kernel("memory"))?;
+                let address = window::map(memory, mask).map_err(kernel("memory"))?;
+                // SAFETY: mapped for ever; program and root task access it by atomics only, and zeros are a valid value.
+                (memory, unsafe { &*address.cast() })
+            }
+        };
+        self.place.pulses = Some((memory, pulses));
+        self.pulses = pulses;
+        self.grant(memory, PULSES, mask)?;
         self.region(pulse::REGION, true, Range { address: PULSES, length: PAGE })
     }
 
@@ -308,18 +360,24 @@ impl<'a> Builder<'a> {
         window::fill(memory, bytes, 0).map_err(kernel("memory"))?;
         self.grant(memory, MANIFEST, Permissions::READ)?;
         let base = self.base;
-        let id = service::register(Child {
-            name: self.name.clone(),
-            purpose: self.shape.purpose,
-            image: self.image,
-            entry: self.entry,
-            stack: layout::STACKS + (STACK_SLOT - STACK_RESERVE) as u64,
-            manifest: MANIFEST,
-            objects: base + OBJECT_SPACE,
-            pulses: self.pulses,
-            ended: None,
-        });
-        service::make_portals(id, base + PORTALS).map_err(kernel("portals"))?;
+        let id = self.place.id;
+        let instance = service::register(
+            id,
+            Child {
+                name: self.name.clone(),
+                purpose: self.shape.purpose,
+                image: self.image,
+                entry: self.entry,
+                stack: layout::STACKS + (STACK_SLOT - STACK_RESERVE) as u64,
+                manifest: MANIFEST,
+                objects: base + OBJECT_SPACE,
+                pulses: self.pulses,
+                instance: 0,
+                ended: None,
+                settled: None,
+            },
+        );
+        service::make_portals(id, instance, base + PORTALS, base + PD).map_err(kernel("portals"))?;
         let exceptions = Span { source: base + PORTALS, destination: own::EVENTS, order: 5 };
         // SAFETY: between object spaces.
         unsafe {

@@ -1,12 +1,12 @@
 //! Physical memory that nobody has yet: a sorted list of page-aligned ranges, without a heap.
 //!
-//! Root allocates a few times per child and gives nothing back before the child is gone, so first fit over a short
+//! Root allocates a few times per child and gives everything back when the child is gone, so first fit over a short
 //! list is all that is needed.
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 /// Most ranges; a machine has about ten, each allocation can add one. Memory in further ranges is not used.
-const RANGES: usize = 64;
+const RANGES: usize = 128;
 
 /// Physical addresses from `start` to before `end`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! What the root task decides without touching hardware: memory map, allocation, archive, images, reports.
+//! What the root task decides without touching hardware: memory map, allocation, archive, images, reports, restarts.
 //!
 //! The program itself is in `main.rs`; everything here is tested on the host.
 #![no_std]
@@ -13,3 +13,4 @@ pub mod frames;
 pub mod image;
 pub mod memory_map;
 pub mod report;
+pub mod restart;

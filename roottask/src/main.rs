@@ -1,8 +1,9 @@
 //! First program: owns everything at start, carries out the system plan.
 //!
-//! In order: [`start`] finds memory and gives the runtime what it needs; [`system`] reads archive and plan and starts
-//! the programs, each built by [`child`]; [`service`] answers their faults and messages; when all virtual machines
-//! have ended, [`power`] switches the machine off.
+//! In order: [`start`] finds memory and gives the runtime what it needs; [`system`] reads archive and plan and has the
+//! [`workshop`] start the programs, each built by [`child`]; [`service`] answers their faults and messages; what a
+//! virtual machine used comes back by [`reclaim`], and [`keeper`] starts it anew if the plan says so; when all virtual
+//! machines have ended, [`power`] switches the machine off.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
@@ -17,11 +18,17 @@ mod clock;
 #[cfg(target_os = "none")]
 mod console;
 #[cfg(target_os = "none")]
+mod keeper;
+#[cfg(target_os = "none")]
 mod kernel_log;
 #[cfg(target_os = "none")]
 mod power;
 #[cfg(target_os = "none")]
+mod reclaim;
+#[cfg(target_os = "none")]
 mod rings;
+#[cfg(target_os = "none")]
+mod scrub;
 #[cfg(target_os = "none")]
 mod service;
 #[cfg(target_os = "none")]
@@ -32,6 +39,8 @@ mod system;
 mod watchdog;
 #[cfg(target_os = "none")]
 mod window;
+#[cfg(target_os = "none")]
+mod workshop;
 
 /// The program exists only for the freestanding target.
 #[cfg(not(target_os = "none"))]

@@ -6,9 +6,16 @@ use crate::window;
 use abi::capability::Permissions;
 use abi::{Selector, Status};
 use roottask::frames::{FreeMemory, PAGE, PhysRange};
+use runtime::channel::Sender;
 use runtime::manifest::{Name, Range, RingEntry, Role, selector as own};
 use runtime::ring::{HEADER_LENGTH, Header};
-use runtime::syscall;
+use runtime::sync::{Semaphore, sleep_until};
+use runtime::{syscall, time};
+
+/// How long the living end of a ring gets to take something, in milliseconds.
+const PATIENCE_MS: u64 = 500;
+/// Time between looks at it.
+const LOOK_MS: u64 = 2;
 
 /// Makes semaphores at consecutive selectors.
 pub struct Semaphores(Selector);
@@ -57,6 +64,32 @@ impl SharedRing {
         Ok(Some(Self { memory, data, space, address: start as u64 }))
     }
 
+    /// Makes the ring usable for a new program at the end `dead`, whose program is gone and may have written anything.
+    /// A line of `text` that it left unfinished ends here.
+    pub fn recover(&self, dead: Role, text: bool) {
+        // SAFETY: mapped for ever, and everyone accesses it by atomics only.
+        let header = unsafe { &*(self.address as *const Header) };
+        header.restore(self.memory.length() as usize - HEADER_LENGTH);
+        if dead == Role::Consumer {
+            header.skip_to_producer();
+            return Semaphore::from_selector(self.space).up();
+        }
+        let Some(mut end) = Sender::from_entry(&self.entry(Role::Producer)) else { return };
+        if text && end.last().is_some_and(|byte| byte != b'\n') {
+            // A ring that is full, or whose indices are wrong, gets none.
+            let _ = end.send(b"\n");
+        }
+        let data = Semaphore::from_selector(self.data);
+        data.up();
+        for _ in 0..2 {
+            if drained(&end) {
+                break;
+            }
+            header.push_consumer();
+            data.up();
+        }
+    }
+
     /// The root task's own end.
     pub fn entry(&self, role: Role) -> RingEntry {
         RingEntry {
@@ -66,5 +99,23 @@ impl SharedRing {
             sel_data: self.data,
             sel_space: self.space,
         }
+    }
+}
+
+/// Waits until the consumer has taken everything, or nothing has moved for [`PATIENCE_MS`]; whether it has.
+fn drained(ring: &Sender) -> bool {
+    let mut last = usize::MAX;
+    let mut deadline = 0;
+    loop {
+        let waiting = ring.backlog();
+        if waiting == 0 {
+            return true;
+        }
+        if waiting != last {
+            (last, deadline) = (waiting, time::now() + time::ticks_from_ms(PATIENCE_MS));
+        } else if time::now() >= deadline {
+            return false;
+        }
+        sleep_until(time::now() + time::ticks_from_ms(LOOK_MS));
     }
 }

@@ -19,11 +19,12 @@ use runtime::text::Line;
 use runtime::thread::{self, Server};
 use runtime::utcb::Utcb;
 
-/// Portal identifiers: child number and one of these; below them exceptions.
+/// Portal identifiers: the child's instance, its number, and one of these; below them exceptions.
 const STARTUP: u64 = 0x80;
 const RECALL: u64 = 0x81;
 const PARENT: u64 = 0x82;
 const CHILD_SHIFT: u32 = 8;
+const INSTANCE_SHIFT: u32 = 32;
 /// Number of exception portals of an EC.
 const EXCEPTIONS: u64 = 32;
 
@@ -57,8 +58,19 @@ pub struct Child {
     pub objects: Selector,
     /// Its signs of life.
     pub pulses: &'static [Pulse; SLOTS],
+    /// Which of the children that had its number, one after the other, this is.
+    pub instance: u32,
     /// Set once it has ended, or its virtual machine has.
     pub ended: Option<Ended>,
+    /// Set when the kernel was asked to take it back: whether it did.
+    pub settled: Option<bool>,
+}
+
+/// A child, and which of those that had its number.
+#[derive(Clone, Copy)]
+struct Who {
+    id: usize,
+    instance: u32,
 }
 
 static CHILDREN: Mutex<Vec<Child>> = Mutex::new(Vec::new(), selector::LOCK_CHILDREN);
@@ -66,30 +78,57 @@ static CHILDREN: Mutex<Vec<Child>> = Mutex::new(Vec::new(), selector::LOCK_CHILD
 static SUSPECTS: AtomicU64 = AtomicU64::new(0);
 static SERVER: AtomicU64 = AtomicU64::new(0);
 
-/// Adds a child; its number.
-pub fn register(child: Child) -> usize {
+/// Adds child `id`, or puts it in the place of its predecessor; its instance.
+pub fn register(id: usize, mut child: Child) -> u32 {
+    SUSPECTS.fetch_and(!(1 << (id & 63)), Ordering::Relaxed);
     let mut children = CHILDREN.lock();
-    children.push(child);
-    children.len() - 1
+    child.instance = children.get(id).map_or(0, |old| old.instance.wrapping_add(1));
+    let instance = child.instance;
+    match children.get_mut(id) {
+        Some(place) => *place = child,
+        None => children.push(child),
+    }
+    instance
 }
 
-/// Whether a serial program has died, and whether all virtual machines have ended.
-pub fn progress() -> (bool, bool) {
+/// Whether a serial program has died.
+pub fn serial_died() -> bool {
+    CHILDREN.lock().iter().any(|child| child.purpose == Purpose::Serial && child.ended.is_some())
+}
+
+/// Number and name of a virtual machine that has ended and is not settled.
+pub fn unsettled() -> Option<(usize, String)> {
     let children = CHILDREN.lock();
-    let of = |purpose| children.iter().filter(move |c| c.purpose == purpose);
-    (of(Purpose::Serial).any(|c| c.ended.is_some()), of(Purpose::Monitor).all(|c| c.ended.is_some()))
+    let ended = |child: &Child| child.purpose == Purpose::Monitor && child.ended.is_some() && child.settled.is_none();
+    let id = children.iter().position(ended)?;
+    children.get(id).map(|child| (id, child.name.clone()))
 }
 
-/// All children, for the watchdog.
-pub fn watched() -> Vec<Watched> {
+/// Notes that the kernel took back what child `id` used, or did not.
+pub fn settle(id: usize, taken_back: bool) {
+    if let Some(child) = CHILDREN.lock().get_mut(id) {
+        child.ended.get_or_insert(Ended::Crashed);
+        child.settled = Some(taken_back);
+    }
+}
+
+/// How child `id` ended and what [`settle`] was told, once that is so.
+pub fn settled(id: usize) -> Option<(Ended, bool)> {
     let children = CHILDREN.lock();
-    let watched = |(id, child): (usize, &Child)| Watched { id, objects: child.objects, pulses: child.pulses };
-    children.iter().enumerate().map(watched).collect()
+    let child = children.get(id)?;
+    child.ended.zip(child.settled)
 }
 
-/// Whether child `id` has not ended.
-pub fn alive(id: usize) -> bool {
-    CHILDREN.lock().get(id).is_some_and(|child| child.ended.is_none())
+/// Child `id` for the watchdog, unless it has ended.
+pub fn watched(id: usize) -> Option<Watched> {
+    let children = CHILDREN.lock();
+    let child = children.get(id).filter(|child| child.ended.is_none())?;
+    Some(Watched { id, instance: child.instance, objects: child.objects, pulses: child.pulses })
+}
+
+/// How many children there are.
+pub fn count() -> usize {
+    CHILDREN.lock().len()
 }
 
 /// Recalls of child `id` are the watchdog's.
@@ -112,9 +151,9 @@ pub fn nobody_suspected() -> bool {
     SUSPECTS.load(Ordering::Relaxed) == 0
 }
 
-/// Ends child `id`, which is stuck where it cannot be recalled.
-pub fn end_stuck(id: usize) {
-    end(id, Ended::Crashed, "its program makes no progress");
+/// Ends a child which is stuck where it cannot be recalled.
+pub fn end_stuck(child: &Watched) {
+    end(Who { id: child.id, instance: child.instance }, Ended::Crashed, "its program makes no progress");
 }
 
 /// Makes the execution contexts that answer, and the root task's own exception portals.
@@ -128,12 +167,14 @@ pub fn start(cpu: u32) -> Result<(), Status> {
     Ok(())
 }
 
-/// Makes the portals of child `id` at `base`: [`EXCEPTIONS`] for exceptions, then STARTUP, RECALL, parent.
-pub fn make_portals(id: usize, base: Selector) -> Result<(), Status> {
+/// Makes the portals of child `id` at `base`, which its protection domain `owner` pays for and takes with it:
+/// [`EXCEPTIONS`] for exceptions, then STARTUP, RECALL, parent.
+pub fn make_portals(id: usize, instance: u32, base: Selector, owner: Selector) -> Result<(), Status> {
     let ec = SERVER.load(Ordering::Relaxed);
+    let whose = u64::from(instance) << INSTANCE_SHIFT | (id as u64) << CHILD_SHIFT;
     let portal = |offset: u64, pid: u64, mtd: Mtd| {
-        runtime::syscall::create_pt(base + offset, own::PROTECTION_DOMAIN, ec, thread::portal_address())?;
-        runtime::syscall::ctrl_pt(base + offset, (id as u64) << CHILD_SHIFT | pid, mtd.bits())
+        runtime::syscall::create_pt(base + offset, owner, ec, thread::portal_address())?;
+        runtime::syscall::ctrl_pt(base + offset, whose | pid, mtd.bits())
     };
     for number in 0..EXCEPTIONS {
         portal(number, number, FAULT_STATE)?;
@@ -144,28 +185,35 @@ pub fn make_portals(id: usize, base: Selector) -> Result<(), Status> {
 }
 
 fn serve(pid: u64, mtd: u32, mut utcb: Utcb) -> u32 {
-    let id = (pid >> CHILD_SHIFT) as usize;
+    let who = Who { id: (pid >> CHILD_SHIFT) as usize & 0xff_ffff, instance: (pid >> INSTANCE_SHIFT) as u32 };
     match pid & 0xff {
-        STARTUP => startup(id, &mut utcb),
-        RECALL if convicted(id) => {
-            fault(id, RECALL, &mut utcb);
+        STARTUP => startup(who, &mut utcb),
+        RECALL if convicted(who.id) => {
+            fault(who, RECALL, &mut utcb);
             Mtd::POISON.bits()
         }
         RECALL => 0,
         PARENT => {
-            message(id, mtd, &utcb);
+            message(who, mtd, &utcb);
             Mtd::regular(1)
         }
         number => {
-            fault(id, number, &mut utcb);
+            fault(who, number, &mut utcb);
             Mtd::POISON.bits()
         }
     }
 }
 
-fn startup(id: usize, utcb: &mut Utcb) -> u32 {
-    let children = CHILDREN.lock();
-    let Some(child) = children.get(id) else { return Mtd::POISON.bits() };
+impl Who {
+    /// Its record, unless it is that of a successor already.
+    fn of(self, children: &mut [Child]) -> Option<&mut Child> {
+        children.get_mut(self.id).filter(|child| child.instance == self.instance)
+    }
+}
+
+fn startup(who: Who, utcb: &mut Utcb) -> u32 {
+    let mut children = CHILDREN.lock();
+    let Some(child) = who.of(&mut children) else { return Mtd::POISON.bits() };
     let state = utcb.architectural();
     state.gpr[abi::utcb::gpr::RSP] = child.stack;
     state.gpr[abi::utcb::gpr::RDI] = child.manifest;
@@ -173,9 +221,9 @@ fn startup(id: usize, utcb: &mut Utcb) -> u32 {
     (Mtd::GPR_0_7 | Mtd::RIP).bits()
 }
 
-fn fault(id: usize, number: u64, utcb: &mut Utcb) {
+fn fault(who: Who, number: u64, utcb: &mut Utcb) {
     let state = *utcb.architectural();
-    let (name, purpose, bytes) = match CHILDREN.lock().get(id) {
+    let (name, purpose, bytes) = match who.of(&mut CHILDREN.lock()) {
         Some(child) => (child.name.clone(), child.purpose, child.image),
         None => return,
     };
@@ -188,14 +236,14 @@ fn fault(id: usize, number: u64, utcb: &mut Utcb) {
         RECALL => report::stuck(program.as_str(), &state, image.as_ref(), log::write),
         _ => report::exception(program.as_str(), number, &state, image.as_ref(), log::write),
     }
-    end(id, Ended::Crashed, "its program died");
+    end(who, Ended::Crashed, "its program died");
 }
 
-/// Records and reports the end of child `id`; only the first end counts.
-fn end(id: usize, how: Ended, explanation: &str) {
+/// Records and reports the end of a child; only the first end counts.
+fn end(who: Who, how: Ended, explanation: &str) {
     {
         let mut children = CHILDREN.lock();
-        let Some(child) = children.get_mut(id).filter(|c| c.ended.is_none()) else { return };
+        let Some(child) = who.of(&mut children).filter(|c| c.ended.is_none()) else { return };
         child.ended = Some(how);
         let what = match how {
             Ended::PoweredOff => "powered off",
@@ -212,7 +260,7 @@ fn end(id: usize, how: Ended, explanation: &str) {
     Semaphore::from_selector(selector::EVENTS).up();
 }
 
-fn message(id: usize, mtd: u32, utcb: &Utcb) {
+fn message(who: Who, mtd: u32, utcb: &Utcb) {
     let words = (mtd & 0x1ff) as usize + 1;
     let mut buffer = [0; TEXT_MAX];
     // A text may be at most as long as the message that carried it.
@@ -220,17 +268,17 @@ fn message(id: usize, mtd: u32, utcb: &Utcb) {
     let length = (utcb.word(2) as usize).min(carried).min(TEXT_MAX);
     let length = if words >= 3 { utcb.get_bytes(3, &mut buffer[..length]) } else { 0 };
     let text = core::str::from_utf8(&buffer[..length]).unwrap_or("(not text)");
-    let name = match CHILDREN.lock().get(id) {
+    let name = match who.of(&mut CHILDREN.lock()) {
         Some(child) => child.name.clone(),
         None => return,
     };
     match utcb.word(0) {
         operation::VM_ENDED => {
             let how = (words >= 2).then(|| Ended::from_number(utcb.word(1))).flatten();
-            end(id, how.unwrap_or(Ended::Crashed), text);
+            end(who, how.unwrap_or(Ended::Crashed), text);
         }
         operation::LOG => text.lines().for_each(|line| runtime::log!("[{name}] {line}")),
-        operation::EXIT => end(id, Ended::Crashed, "its program has finished"),
+        operation::EXIT => end(who, Ended::Crashed, "its program has finished"),
         operation::PANIC => text.lines().for_each(|line| runtime::log!("[{name}] {line}")),
         other => runtime::log!("root: {name} asked for unknown operation {other}"),
     }

@@ -31,7 +31,7 @@ pub mod layout {
 
 const EARLY_STACK: usize = 32 << 10;
 const HEAP_LENGTH: u64 = 4 << 20;
-const STACK_COUNT: u64 = 6;
+const STACK_COUNT: u64 = 8;
 /// Firmware and boot loaders keep things below; nothing here is worth the risk.
 const LOW_MEMORY: u64 = 1 << 20;
 

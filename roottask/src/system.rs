@@ -1,20 +1,17 @@
 //! Carries out the plan: archive, programs, virtual machines, and the wait for their end.
 
 use crate::authority::selector;
-use crate::child::{Builder, Failure, Shape};
-use crate::rings::{Semaphores, SharedRing};
-use crate::service::{self, Purpose};
+use crate::rings::SharedRing;
 use crate::start::Boot;
-use crate::{console, kernel_log, power, watchdog, window};
+use crate::workshop::{Workshop, must_kernel};
+use crate::{console, keeper, kernel_log, power, reclaim, service, watchdog, window};
+use abi::extension;
 use abi::hip::{FEATURE_SVM, FEATURE_VMX, Hip};
-use abi::{Selector, Status, extension};
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
-use plan::{SystemPlan, VmPlan};
-use roottask::acpi::{self, Wire};
+use plan::SystemPlan;
+use roottask::acpi;
 use roottask::archive::Archive;
-use roottask::frames::{FreeMemory, PAGE, PhysRange};
+use roottask::frames::{PAGE, PhysRange};
 use roottask::image::Image;
 use runtime::channel::Sender;
 use runtime::log;
@@ -22,67 +19,13 @@ use runtime::manifest::Role;
 use runtime::sync::Semaphore;
 use runtime::{syscall, time};
 
-/// Bytes in a ring for a console or a log.
-const CONSOLE_RING: usize = 16 << 10;
-/// Bytes in a ring for keys.
-const INPUT_RING: usize = 4 << 10;
-/// Bytes in a ring of the exec channel.
-const EXEC_RING: usize = 64 << 10;
 /// How long the programs get to take what is in their rings, without any progress, before the machine goes off.
 const DRAIN_MS: u64 = 5000;
-
-const SERIAL: Shape =
-    Shape { purpose: Purpose::Serial, heap: 256 << 10, stacks: 4, spaces: false, kernel_frames: 512, priority: 100 };
-
-/// A virtual machine's monitor: kernel frames for its objects, and for page tables as its memory needs them.
-fn monitor(memory: u64) -> Shape {
-    Shape {
-        purpose: Purpose::Monitor,
-        heap: 8 << 20,
-        stacks: 8,
-        spaces: true,
-        kernel_frames: 512 + memory / PAGE / 256,
-        priority: 60,
-    }
-}
-
-/// What building needs throughout.
-struct Workshop {
-    archive: Archive<'static>,
-    free: FreeMemory,
-    semaphores: Semaphores,
-    /// Rings that serial programs consume.
-    outgoing: Vec<SharedRing>,
-    children: usize,
-    bounded: bool,
-    madt: Option<&'static [u8]>,
-}
-
-/// The rings of one virtual machine.
-struct VmRings {
-    log: SharedRing,
-    console: Option<(SharedRing, SharedRing)>,
-    exec: Option<(SharedRing, SharedRing)>,
-}
-
-/// Says what `result` failed with, for whom, and ends.
-fn must<T>(who: &str, result: Result<T, Failure>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(failure) => power::fatal(format_args!("{who}: {failure}")),
-    }
-}
-
-fn must_kernel<T>(result: Result<T, Status>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(status) => power::fatal(format_args!("the kernel refuses what the root task needs: {status:?}")),
-    }
-}
 
 /// Runs the system to its end.
 pub fn run(boot: Boot) -> ! {
     let Boot { hip, module, free, total, .. } = boot;
+    reclaim::learn(&hip);
     announce(&hip, total, free.total());
     must_kernel(syscall::create_sm(selector::EVENTS, runtime::manifest::selector::PROTECTION_DOMAIN, 0));
     for lock in [selector::LOCK_CONSOLE, selector::LOCK_CHILDREN] {
@@ -99,11 +42,13 @@ pub fn run(boot: Boot) -> ! {
         .then(|| acpi::find(&mut window::Tables, hip.acpi_rsdp, b"APIC"))
         .flatten();
     let bounded = hip.extension.features & extension::FEATURE_ALLOWANCE != 0;
-    let semaphores = Semaphores::new();
-    let mut workshop = Workshop { archive, free, semaphores, outgoing: Vec::new(), children: 0, bounded, madt };
-    workshop.build(&plan);
-    must_kernel(watchdog::start(service::watched()));
-    wait(&workshop.outgoing)
+    let mut workshop = Workshop::new(archive, free, bounded, madt);
+    let machines = workshop.build(plan);
+    reclaim::report();
+    let outgoing = workshop.outgoing.clone();
+    must_kernel(watchdog::start());
+    must_kernel(keeper::start(workshop, machines));
+    wait(&outgoing)
 }
 
 fn announce(hip: &Hip, total: u64, free: u64) {
@@ -147,153 +92,20 @@ fn read_plan(archive: &Archive<'static>) -> SystemPlan {
     plan
 }
 
-impl Workshop {
-    fn file(&self, path: &str) -> &'static [u8] {
-        match self.archive.find(path) {
-            Some(file) => file.data,
-            None => power::fatal(format_args!("{path} is missing in the archive")),
-        }
-    }
-
-    fn semaphore(&mut self) -> Selector {
-        must_kernel(self.semaphores.make())
-    }
-
-    fn ring(&mut self, capacity: usize, data: Selector, space: Selector) -> SharedRing {
-        match must_kernel(SharedRing::make(&mut self.free, capacity, data, space)) {
-            Some(ring) => ring,
-            None => power::fatal(format_args!("not enough memory for a ring of {} KiB", capacity >> 10)),
-        }
-    }
-
-    fn build(&mut self, plan: &SystemPlan) {
-        let serial = self.file(&plan::program_path("serial"));
-        // Each serial program waits on one semaphore for everything.
-        let work = self.semaphore();
-        let channel_work = self.semaphore();
-        let root_log = self.ring(CONSOLE_RING, work, selector::EVENTS);
-        self.outgoing.push(root_log);
-        let rings: Vec<VmRings> = plan
-            .vms
-            .iter()
-            .map(|vm| VmRings {
-                log: self.ring_to_serial(CONSOLE_RING, work),
-                console: vm
-                    .config
-                    .console
-                    .then(|| (self.ring_to_serial(CONSOLE_RING, work), self.ring_of_keys(INPUT_RING, work))),
-                exec: vm.config.exec.then(|| {
-                    (self.ring_to_serial(EXEC_RING, channel_work), self.ring_of_keys(EXEC_RING, channel_work))
-                }),
-            })
-            .collect();
-        let mut ends = Vec::new();
-        ends.push((root_log, String::from("log:root"), Role::Consumer));
-        for (vm, rings) in plan.vms.iter().zip(&rings) {
-            ends.push((rings.log, format!("log:{}", vm.config.name), Role::Consumer));
-            if let Some((out, input)) = rings.console {
-                ends.push((out, format!("out:{}", vm.config.name), Role::Consumer));
-                ends.push((input, format!("in:{}", vm.config.name), Role::Producer));
-            }
-        }
-        must("program serial", self.serial("serial", serial, console::COM1, 4, b"console", &ends));
-        if let Some(log) = Sender::from_entry(&root_log.entry(Role::Producer)) {
-            console::use_ring(log);
-        }
-        for (vm, rings) in plan.vms.iter().zip(&rings) {
-            if let Some((out, input)) = rings.exec {
-                let name = &vm.config.name;
-                let ends =
-                    [(out, format!("out:{name}"), Role::Consumer), (input, format!("in:{name}"), Role::Producer)];
-                must("program exec", self.serial("exec", serial, console::COM2, 3, b"channel", &ends));
-            }
-        }
-        for (vm, rings) in plan.vms.iter().zip(&rings) {
-            let who = format!("vm {}", vm.config.name);
-            must(&who, self.monitor(vm, rings));
-        }
-    }
-
-    fn ring_to_serial(&mut self, capacity: usize, work: Selector) -> SharedRing {
-        let space = self.semaphore();
-        let ring = self.ring(capacity, work, space);
-        self.outgoing.push(ring);
-        ring
-    }
-
-    fn ring_of_keys(&mut self, capacity: usize, work: Selector) -> SharedRing {
-        let data = self.semaphore();
-        self.ring(capacity, data, work)
-    }
-
-    fn next_child(&mut self) -> usize {
-        self.children += 1;
-        self.children - 1
-    }
-
-    fn serial(
-        &mut self,
-        name: &str,
-        program: &'static [u8],
-        base: u16,
-        irq: u8,
-        mode: &[u8],
-        ends: &[(SharedRing, String, Role)],
-    ) -> Result<(), Failure> {
-        let wire: Wire = acpi::isa_wire(self.madt, irq);
-        let id = self.next_child();
-        let mut builder = Builder::new(id, name, SERIAL, self.bounded, &mut self.free)?;
-        builder.program(program)?;
-        builder.ports("uart", base, console::PORTS)?;
-        builder.interrupt("uart", wire)?;
-        builder.config(mode)?;
-        for (ring, name, role) in ends {
-            builder.ring(ring, name, *role, true)?;
-        }
-        builder.start()?;
-        log!("root: started program {name} on ports {base:#x} and interrupt {}", wire.gsi);
-        Ok(())
-    }
-
-    fn monitor(&mut self, vm: &VmPlan, rings: &VmRings) -> Result<(), Failure> {
-        let config = &vm.config;
-        let program = self.file(&plan::program_path(&vm.monitor));
-        let kernel = self.file(&vm.kernel);
-        let initrds: Vec<_> = vm.initrd.iter().map(|path| self.file(path)).collect();
-        let id = self.next_child();
-        let mut builder = Builder::new(id, &config.name, monitor(config.memory), self.bounded, &mut self.free)?;
-        builder.guest_memory(config.memory)?;
-        builder.program(program)?;
-        builder.file("kernel", kernel)?;
-        for (i, initrd) in initrds.into_iter().enumerate() {
-            builder.file(&format!("initrd{i}"), initrd)?;
-        }
-        builder.config(&config.encode())?;
-        builder.ring(&rings.log, "log", Role::Producer, false)?;
-        if let Some((out, input)) = &rings.console {
-            builder.ring(out, "console", Role::Producer, false)?;
-            builder.ring(input, "input", Role::Consumer, false)?;
-        }
-        if let Some((out, input)) = &rings.exec {
-            builder.ring(out, "exec", Role::Producer, false)?;
-            builder.ring(input, "exec-input", Role::Consumer, false)?;
-        }
-        builder.start()?;
-        log!("root: started vm {} with {} MiB", config.name, config.memory >> 20);
-        Ok(())
-    }
-}
-
-/// Waits until all virtual machines have ended, then ends the system.
+/// Waits until all virtual machines have ended for good, then ends the system. What the kernel can take back of one that
+/// has ended it takes back at once: its programs may be looping at any priority.
 fn wait(rings: &[SharedRing]) -> ! {
     let events = Semaphore::from_selector(selector::EVENTS);
     loop {
         console::flush();
-        let (serial_died, all_ended) = service::progress();
-        if serial_died {
+        if service::serial_died() {
             power::fatal(format_args!("a serial program died"));
         }
-        if all_ended {
+        while let Some((id, name)) = service::unsettled() {
+            service::settle(id, reclaim::ended(id, &name));
+            keeper::wake();
+        }
+        if keeper::over() {
             break;
         }
         if let Err(status) = events.wait(0) {

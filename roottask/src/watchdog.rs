@@ -23,6 +23,8 @@ const SCD: Scd = Scd { budget: 10, priority: 126, cos: 0 };
 pub struct Watched {
     /// Its number.
     pub id: usize,
+    /// Which of the children that had this number.
+    pub instance: u32,
     /// Its object space, in the root object space.
     pub objects: Selector,
     /// Its signs of life.
@@ -37,20 +39,23 @@ struct Seen {
     recalled: bool,
 }
 
-/// Starts watching.
-pub fn start(children: Vec<Watched>) -> Result<(), Status> {
-    let mut children: Vec<_> = children.into_iter().map(|child| (child, [Seen::default(); SLOTS])).collect();
+/// Starts watching all children.
+pub fn start() -> Result<(), Status> {
+    let mut children: Vec<_> = (0..service::count()).map(|_| (0, [Seen::default(); SLOTS])).collect();
     let mut accused = false;
     thread::spawn(SCD, move || {
-        while !children.is_empty() {
+        loop {
             sync::sleep_until(time::now() + time::ticks_from_ms(INTERVAL_MS));
             // A conviction clears the others: they may have been kept from running.
             if core::mem::replace(&mut accused, false) && service::nobody_suspected() {
                 children.iter_mut().for_each(|(_, seen)| *seen = [Seen::default(); SLOTS]);
             }
-            children.retain(|(child, _)| service::alive(child.id));
-            for (child, seen) in &mut children {
-                accused |= look(child, seen);
+            for (id, (instance, seen)) in children.iter_mut().enumerate() {
+                let Some(child) = service::watched(id) else { continue };
+                if core::mem::replace(instance, child.instance) != child.instance {
+                    *seen = [Seen::default(); SLOTS];
+                }
+                accused |= look(&child, seen);
             }
         }
     })?;
@@ -70,7 +75,7 @@ fn look(child: &Watched, seen: &mut [Seen; SLOTS]) -> bool {
             accused = true;
             // The second time around the recall has not been answered.
             if core::mem::replace(&mut seen.recalled, true) || recall(child, ec).is_err() {
-                service::end_stuck(child.id);
+                service::end_stuck(child);
             }
             seen.since = now;
         }

@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 use crate::authority::selector;
+use crate::scrub;
 use abi::capability::{Cacheability, Permissions};
 use abi::{Selector, Status};
-use core::arch::asm;
 use roottask::acpi::PhysicalMemory;
 use roottask::frames::{PAGE, PhysRange};
 use runtime::manifest::selector as own;
@@ -62,16 +62,9 @@ pub fn physical(slice: &[u8]) -> u64 {
 pub fn fill(memory: PhysRange, content: &[u8], at: usize) -> Result<(), Status> {
     let start = map(memory, Permissions::READ | Permissions::WRITE)?;
     let length = memory.length() as usize;
-    // SAFETY: mapped just now; fresh from the allocator, so nobody refers to it. String instructions in words are the
-    // fastest way to clear memory in an emulator.
+    // SAFETY: mapped just now; fresh from the allocator, so nobody refers to it.
     unsafe {
-        asm!(
-            "rep stosq",
-            inout("rdi") start => _,
-            inout("rcx") length / 8 => _,
-            in("rax") 0,
-            options(nostack, preserves_flags)
-        );
+        scrub::clear(start, length);
         let content = &content[..content.len().min(length.saturating_sub(at))];
         core::ptr::copy_nonoverlapping(content.as_ptr(), start.add(at), content.len());
     }

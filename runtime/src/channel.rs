@@ -40,11 +40,16 @@ impl Sender {
 
     /// Sends as much of `bytes` as fits now; returns how much that was.
     pub fn send(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
-        let count = self.ring.write(bytes)?;
-        if count != 0 && self.ring.must_wake() {
+        let written = self.ring.write(bytes);
+        if written != Ok(0) && self.ring.must_wake() {
             self.data.up();
         }
-        Ok(count)
+        written
+    }
+
+    /// The byte that was sent last, unless it has been read.
+    pub fn last(&self) -> Option<u8> {
+        self.ring.last()
     }
 
     /// Waits until there is space for at least a byte, or until `deadline` (ticks; 0: for ever). False if time ran out.

@@ -27,6 +27,12 @@ impl Pulse {
         Self { ec: AtomicU64::new(0), count: AtomicU64::new(0) }
     }
 
+    /// The page's next program has not begun: for the root task.
+    pub fn reset(&self) {
+        self.ec.store(0, Ordering::Relaxed);
+        self.count.store(0, Ordering::Relaxed);
+    }
+
     /// The EC begins to run, or to wait. Only the EC itself calls this, so no atomic addition is needed.
     pub fn beat(&self) {
         self.count.store(self.count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -58,5 +64,7 @@ mod tests {
         assert_eq!(pulse.running(), None);
         pulse.beat();
         assert_eq!(pulse.running(), Some(3), "it has waited since");
+        pulse.reset();
+        assert_eq!(pulse.running(), None);
     }
 }

@@ -18,6 +18,9 @@
 //! privately, and a distance between the indices above the capacity is [`Violation`], never an access out of
 //! bounds. A consumer then drops what is in the ring and goes on from the producer's index; a producer sends nothing
 //! until the consumer's index makes sense again. Data is copied byte by byte and never referenced in place.
+//!
+//! **A new peer.** Either program may die and have a successor, which goes on at the shared indices. Who set the ring up
+//! makes it usable in between ([`Header::restore`] and the two functions after it), whatever the dead one has written.
 
 use core::sync::atomic::Ordering;
 #[cfg(not(loom))]
@@ -81,6 +84,27 @@ impl Header {
             reserved_consumer: [0; 13],
         }
     }
+
+    /// For who set the ring up, when one of its programs is gone: writes everything but the indices anew.
+    pub fn restore(&self, capacity: usize) {
+        self.magic.store(MAGIC, Ordering::Relaxed);
+        self.version.store(VERSION | (HEADER_LENGTH as u32) << 16, Ordering::Relaxed);
+        self.capacity.store(capacity as u32, Ordering::Relaxed);
+        let words = [&self.producer_waits, &self.producer_closed, &self.consumer_waits, &self.consumer_closed];
+        words.into_iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+
+    /// For who set the ring up, when the producer is gone and the consumer does not arrive at its index: moves that, so
+    /// that the consumer, wherever it is, has something to read or a [`Violation`] to notice, and then arrives. It may
+    /// be just there; then the second call helps.
+    pub fn push_consumer(&self) {
+        self.produced.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// For who set the ring up, when the consumer is gone: its successor begins at the producer's index.
+    pub fn skip_to_producer(&self) {
+        self.consumed.store(self.produced.load(Ordering::Acquire), Ordering::Release);
+    }
 }
 
 impl<'a> Ring<'a> {
@@ -133,15 +157,28 @@ impl<'a> Producer<'a> {
         self.ring
     }
 
+    /// The byte that was written last, as far as the consumer can be believed not to have read it.
+    pub fn last(&self) -> Option<u8> {
+        let waits = self.ring.backlog() != 0;
+        waits.then(|| self.ring.slot(self.produced.wrapping_sub(1)).load(Ordering::Relaxed))
+    }
+
     /// Bytes that can be written now.
     pub fn space(&self) -> Result<usize, Violation> {
         let used = self.produced.wrapping_sub(self.ring.header.consumed.load(Ordering::Acquire)) as usize;
         self.ring.capacity().checked_sub(used).ok_or(Violation)
     }
 
-    /// Writes as much of `bytes` as fits and returns how much that was. The caller asks [`Self::must_wake`] afterwards.
+    /// Writes as much of `bytes` as fits and returns how much that was. The caller asks [`Self::must_wake`] afterwards,
+    /// of a violation, too: the consumer then sees this side's index, and both agree again.
     pub fn write(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
-        let count = self.space()?.min(bytes.len());
+        let count = match self.space() {
+            Ok(space) => space.min(bytes.len()),
+            Err(violation) => {
+                self.ring.header.produced.store(self.produced, Ordering::Release);
+                return Err(violation);
+            }
+        };
         for (i, &byte) in bytes[..count].iter().enumerate() {
             self.ring.slot(self.produced.wrapping_add(i as u32)).store(byte, Ordering::Relaxed);
         }

@@ -164,4 +164,71 @@ proptest! {
             let _ = (producer.prepare_wait(), consumer.prepare_wait(), ring.backlog());
         }
     }
+
+    #[test]
+    fn a_dead_producer_has_a_successor(
+        words: [u32; 8],
+        read in 0usize..40,
+        sane: bool,
+    ) {
+        let (header, data) = memory(32);
+        let ring = Ring::new(&header, &data).unwrap();
+        let (mut dead, mut consumer) = (Producer::new(ring), Consumer::new(ring));
+        dead.write(&[1; 20]).unwrap();
+        consumer.read(&mut [0; 40][..read]).unwrap();
+        if !sane {
+            scribble(&header, words);
+        }
+        header.restore(32);
+        let mut everything = [0; 64];
+        for _ in 0..2 {
+            let _ = consumer.read(&mut everything);
+            if ring.backlog() != 0 {
+                header.push_consumer();
+            }
+        }
+        let _ = consumer.read(&mut everything);
+        prop_assert_eq!(ring.backlog(), 0);
+        let mut successor = Producer::new(Ring::new(&header, &data).unwrap());
+        prop_assert_eq!(successor.write(b"hello"), Ok(5));
+        prop_assert_eq!(successor.last(), Some(b'o'));
+        prop_assert_eq!(consumer.read(&mut everything), Ok(5));
+        prop_assert_eq!((&everything[..5], successor.last()), (&b"hello"[..], None));
+    }
+
+    #[test]
+    fn a_dead_consumer_has_a_successor(words: [u32; 8], written in 0usize..40, sane: bool) {
+        let (header, data) = memory(32);
+        let ring = Ring::new(&header, &data).unwrap();
+        let mut producer = Producer::new(ring);
+        producer.write(&[1; 40][..written]).unwrap();
+        if !sane {
+            scribble(&header, words);
+        }
+        header.restore(32);
+        header.skip_to_producer();
+        let mut successor = Consumer::new(Ring::new(&header, &data).unwrap());
+        // What the producer writes first may be lost, what it writes then is not.
+        let _ = producer.write(b"lost?");
+        let mut buffer = [0; 64];
+        let _ = successor.read(&mut buffer);
+        prop_assert_eq!(producer.write(b"hello"), Ok(5));
+        prop_assert_eq!(successor.read(&mut buffer), Ok(5));
+        prop_assert_eq!(&buffer[..5], b"hello");
+    }
+}
+
+/// Overwrites everything that a program could.
+fn scribble(header: &Header, words: [u32; 8]) {
+    let targets = [
+        &header.magic,
+        &header.capacity,
+        &header.produced,
+        &header.producer_waits,
+        &header.producer_closed,
+        &header.consumed,
+        &header.consumer_waits,
+        &header.consumer_closed,
+    ];
+    targets.into_iter().zip(words).for_each(|(target, word)| target.store(word, Ordering::Relaxed));
 }

@@ -184,3 +184,16 @@ pub fn assign_int(sm: Selector, flags: u8, cpu: u32, device: u16) -> Result<(u32
 pub fn move_allowance(pd: Selector, frames: u64) -> Result<()> {
     check(hypercall(identifier(pd, Operation::MoveAllowance as u8, Hypercall::Extension), frames, 0, 0, 0).0)
 }
+
+/// Destroys the object at `sel`, which the protection domain `owner` owns, with everything that it owns in turn. All its
+/// kernel memory is free when the call returns; only where the information page offers it.
+pub fn destroy(sel: Selector, owner: Selector) -> Result<()> {
+    check(hypercall(identifier(sel, Operation::Destroy as u8, Hypercall::Extension), owner, 0, 0, 0).0)
+}
+
+/// Frames of kernel memory, of 4 KiB, that `pd` could still use, and those that are free in the whole kernel; only where
+/// the information page offers it.
+pub fn balance(pd: Selector) -> Result<(u64, u64)> {
+    let (status, own, free) = hypercall(identifier(pd, Operation::Balance as u8, Hypercall::Extension), 0, 0, 0, 0);
+    check(status).map(|()| (own, free))
+}

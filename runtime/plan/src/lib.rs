@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// Path of the encoded plan in the boot archive.
 pub const ARCHIVE_PATH: &str = "plan";
 /// Version of every type in this crate; a decoder accepts only its own.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Most virtual machines in one system.
 pub const VMS_MAX: usize = 8;
 /// Smallest memory of a virtual machine in bytes.
@@ -34,6 +34,10 @@ pub const MONITOR: &str = "vmm";
 /// How long a virtual machine runs before another of the same priority, unless the plan says otherwise, in
 /// milliseconds.
 pub const SLICE_MS: u16 = 10;
+
+/// How long a virtual machine that ended is left alone before it is started anew, unless the plan says otherwise, in
+/// milliseconds.
+pub const RESTART_DELAY_MS: u32 = 100;
 
 const PLAN_MAGIC: u32 = u32::from_le_bytes(*b"KNPL");
 const CONFIG_MAGIC: u32 = u32::from_le_bytes(*b"KNVM");
@@ -59,6 +63,35 @@ pub struct VmPlan {
     pub kernel: String,
     /// Archive paths of the initial RAM disks, loaded one behind the other.
     pub initrd: Vec<String>,
+    /// What follows its end.
+    pub restart: Restart,
+}
+
+/// Whether and how often a virtual machine that has ended is started anew, with a new monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// After which ends.
+    pub after: RestartAfter,
+    /// How many times at most.
+    pub limit: Option<u32>,
+    /// Milliseconds until the first restart. They double with each further one of a machine that soon ends again.
+    pub delay: u32,
+}
+
+impl Restart {
+    /// A machine that has ended stays so.
+    pub const NEVER: Self = Self { after: RestartAfter::Never, limit: None, delay: RESTART_DELAY_MS };
+}
+
+/// After which ends a virtual machine is started anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartAfter {
+    /// None.
+    Never,
+    /// When its monitor died, or the guest did what no machine survives.
+    Crash,
+    /// Every end.
+    Any,
 }
 
 /// What a virtual-machine monitor is told about its machine.
@@ -268,6 +301,7 @@ mod tests {
             monitor: MONITOR.to_string(),
             kernel: "guests/linux/kernel".to_string(),
             initrd: vec!["guests/linux/initrd".to_string()],
+            restart: Restart { after: RestartAfter::Crash, limit: Some(3), ..Restart::NEVER },
         }
     }
 
@@ -297,7 +331,7 @@ mod tests {
         assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Malformed));
         bytes[4] = 9;
         assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Version(9)));
-        assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 2");
+        assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 3");
     }
 
     #[test]

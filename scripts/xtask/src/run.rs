@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, bail};
 
 use crate::emulator::{Emulator, Machine};
 use crate::exec::{Frame, Frames};
-use crate::session::{self, Ending, Event, Next, Session};
+use crate::session::{BadEnds, Ending, Event, Next, Session};
 use crate::{bundle, setup, terminal, workspace};
 
 /// How long a machine may take to switch itself off after its command has ended.
@@ -105,15 +105,11 @@ fn converse(session: &mut Session, arguments: &Arguments) -> Result<ExitCode> {
     terminal::forward(session.console()?, session.leave());
     let mut frames = Frames::default();
     let mut status = 0;
-    let mut bad_end = None;
+    let mut bad_ends = BadEnds::default();
     let ending = session.watch(arguments.timeout.map(Duration::from_secs), |event| {
         match event {
             Event::Console(bytes) => show(&mut stdout(), bytes)?,
-            Event::Line(line) => {
-                if session::tells_bad_end(line) {
-                    bad_end.get_or_insert_with(|| line.to_string());
-                }
-            }
+            Event::Line(line) => bad_ends.look(line),
             // Micro guests tell their verdict there.
             Event::Channel(bytes) => {
                 for frame in frames.append(bytes)? {
@@ -128,7 +124,7 @@ fn converse(session: &mut Session, arguments: &Arguments) -> Result<ExitCode> {
     drop(raw);
     match ending {
         Ending::Finished => Ok(ExitCode::SUCCESS),
-        Ending::PoweredOff => match bad_end {
+        Ending::PoweredOff => match bad_ends.first() {
             None => Ok(exit_code(status)),
             Some(line) => bail!("{line}"),
         },

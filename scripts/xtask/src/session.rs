@@ -21,10 +21,30 @@ const FATAL: [&str; 2] = ["kilonova: fatal:", "root: fatal:"];
 /// The line with which the root task ends the machine in good order.
 const ENDED: &str = "root: all VMs ended";
 
-/// Whether the root task says with this line that a virtual machine came to a bad end.
-pub fn tells_bad_end(line: &str) -> bool {
-    let end = line.strip_prefix("vm ").and_then(|rest| rest.split_once(": "));
-    end.is_some_and(|(_, how)| how.starts_with("crashed") || how.starts_with("bad configuration"))
+/// The bad ends of virtual machines that nothing followed, from what the root task says.
+#[derive(Default)]
+pub struct BadEnds(Vec<String>);
+
+impl BadEnds {
+    /// Takes note of a line of the console.
+    pub fn look(&mut self, line: &str) {
+        if let Some((_, how)) = line.strip_prefix("vm ").and_then(|rest| rest.split_once(": ")) {
+            if how.starts_with("crashed") || how.starts_with("bad configuration") {
+                self.0.push(line.into());
+            }
+        } else if let Some((name, _)) =
+            line.strip_prefix("root: started vm ").and_then(|rest| rest.split_once(" again"))
+        {
+            self.0.retain(|end| {
+                end.strip_prefix("vm ").and_then(|rest| rest.split_once(": ")).map(|end| end.0) != Some(name)
+            });
+        }
+    }
+
+    /// The first one's line.
+    pub fn first(self) -> Option<String> {
+        self.0.into_iter().next()
+    }
 }
 
 /// How long the lines that follow a fatal one, which explain it, are waited for.
@@ -325,5 +345,25 @@ impl Log {
             }
         }
         Ok(lines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ends_that_nothing_followed_are_bad() {
+        let first = |lines: &[&str]| {
+            let mut ends = BadEnds::default();
+            lines.iter().for_each(|line| ends.look(line));
+            ends.first()
+        };
+        let crash = "vm a: crashed: its program died";
+        assert_eq!(first(&["vm a: powered off", "root: started vm a with 16 MiB"]), None);
+        assert_eq!(first(&["vm b: bad configuration", crash]), Some("vm b: bad configuration".into()));
+        assert_eq!(first(&[crash, "root: started vm a again (1 of 3)", "vm a: powered off"]), None);
+        assert_eq!(first(&[crash, "root: started vm b again (1)"]), Some(crash.into()));
+        assert_eq!(first(&[crash, "root: started vm a again (1)", crash]), Some(crash.into()));
     }
 }

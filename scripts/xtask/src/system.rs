@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use plan::{GuestKind, OnReset, PlanError, SystemPlan, VmConfig, VmPlan};
+use plan::{GuestKind, OnReset, PlanError, Restart, RestartAfter, SystemPlan, VmConfig, VmPlan};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use toml::Spanned;
@@ -53,6 +53,10 @@ struct VmTable {
     on_reset: OnResetWord,
     slice: Option<Spanned<u16>>,
     monitor: Option<Spanned<String>>,
+    #[serde(default)]
+    restart: RestartWord,
+    restart_limit: Option<Spanned<u32>>,
+    restart_delay: Option<Spanned<u32>>,
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -61,6 +65,15 @@ enum OnResetWord {
     #[default]
     Restart,
     Stop,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "kebab-case")]
+enum RestartWord {
+    #[default]
+    Never,
+    OnCrash,
+    Always,
 }
 
 /// A system that was checked: what the target gets and where its files come from.
@@ -148,7 +161,8 @@ impl System {
                 },
             };
             let monitor = monitor_of(source, vm.monitor.as_ref())?;
-            vms.push(VmPlan { config, monitor, kernel, initrd });
+            let restart = restart_of(source, vm.restart, vm.restart_limit.as_ref(), vm.restart_delay.as_ref())?;
+            vms.push(VmPlan { config, monitor, kernel, initrd, restart });
             // What the plan itself forbids is found with the first machine that breaks it, and shown at that machine.
             let so_far = SystemPlan { name: String::new(), vms: vms.clone() };
             so_far.validate().map_err(|error| {
@@ -182,6 +196,7 @@ impl System {
         vm.initrd.push(path.clone());
         vm.config.exec = true;
         vm.config.on_reset = OnReset::Stop;
+        vm.restart = Restart::NEVER;
         self.files.insert(path, Origin::Bytes(script));
         Ok(())
     }
@@ -220,6 +235,24 @@ fn monitor_of(source: &Source, name: Option<&Spanned<String>>) -> Result<String>
         return Err(source.error(name.span(), message));
     }
     Ok(name.get_ref().clone())
+}
+
+fn restart_of(
+    source: &Source,
+    word: RestartWord,
+    limit: Option<&Spanned<u32>>,
+    delay: Option<&Spanned<u32>>,
+) -> Result<Restart> {
+    let after = match word {
+        RestartWord::Never => RestartAfter::Never,
+        RestartWord::OnCrash => RestartAfter::Crash,
+        RestartWord::Always => RestartAfter::Any,
+    };
+    if let (RestartAfter::Never, Some(key)) = (after, limit.or(delay)) {
+        return Err(source.error(key.span(), "this says nothing without restart = \"on-crash\" or \"always\""));
+    }
+    let delay = delay.map_or(plan::RESTART_DELAY_MS, |delay| *delay.get_ref());
+    Ok(Restart { after, limit: limit.map(|limit| *limit.get_ref()), delay })
 }
 
 /// A word names a recipe in `guests/`; anything with a slash is a path relative to the system file.
@@ -303,6 +336,19 @@ mod tests {
         assert!(system.plan.vms[1].config.exec && !system.plan.vms[0].config.exec);
         assert_eq!(system.plan.vms[1].config.on_reset, OnReset::Stop);
         assert_eq!(system.plan.validate(), Ok(()));
+    }
+
+    #[test]
+    fn restarts_have_defaults() {
+        let restart = |keys: &str| {
+            let text = format!("[vm.a]\nkernel = \"micro\"\nmemory = \"4M\"\n{keys}");
+            System::parse(&Source::from_text(&text)).expect("is good").plan.vms[0].restart
+        };
+        assert_eq!(restart(""), Restart::NEVER);
+        let on_crash = Restart { after: RestartAfter::Crash, limit: None, delay: plan::RESTART_DELAY_MS };
+        assert_eq!(restart("restart = \"on-crash\""), on_crash);
+        let always = Restart { after: RestartAfter::Any, limit: Some(3), delay: 0 };
+        assert_eq!(restart("restart = \"always\"\nrestart_limit = 3\nrestart_delay = 0"), always);
     }
 
     /// Each file in `tests/refused` begins with the place and the text of its error.

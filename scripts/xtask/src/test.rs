@@ -15,6 +15,7 @@ mod isolation;
 mod linux;
 mod loader;
 mod micro;
+mod restart;
 mod written;
 
 use std::collections::VecDeque;
@@ -113,6 +114,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         isolation::TESTS,
         crash::TESTS,
         endings::TESTS,
+        restart::TESTS,
     ];
     let jobs: VecDeque<(&Test, Emulator)> = topics
         .into_iter()

@@ -1,0 +1,235 @@
+//! Builds what the plan says: rings, serial programs, virtual machines' monitors.
+
+use crate::authority::selector;
+use crate::child::{Builder, Failure, Place, Shape};
+use crate::keeper::Machine;
+use crate::rings::{Semaphores, SharedRing};
+use crate::service::Purpose;
+use crate::{console, power};
+use abi::{Selector, Status};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use plan::{SystemPlan, VmPlan};
+use roottask::acpi::{self, Wire};
+use roottask::archive::Archive;
+use roottask::frames::{FreeMemory, PAGE};
+use runtime::channel::Sender;
+use runtime::log;
+use runtime::manifest::Role;
+
+/// Bytes in a ring for a console or a log.
+const CONSOLE_RING: usize = 16 << 10;
+/// Bytes in a ring for keys.
+const INPUT_RING: usize = 4 << 10;
+/// Bytes in a ring of the exec channel.
+const EXEC_RING: usize = 64 << 10;
+const SERIAL: Shape =
+    Shape { purpose: Purpose::Serial, heap: 256 << 10, stacks: 4, spaces: false, kernel_frames: 512, priority: 100 };
+
+/// A virtual machine's monitor: kernel frames for its objects, and for page tables as its memory needs them.
+fn monitor(memory: u64) -> Shape {
+    Shape {
+        purpose: Purpose::Monitor,
+        heap: 8 << 20,
+        stacks: 8,
+        spaces: true,
+        kernel_frames: 512 + memory / PAGE / 256,
+        priority: 60,
+    }
+}
+
+/// What building needs throughout.
+pub struct Workshop {
+    archive: Archive<'static>,
+    /// Memory that nobody has.
+    pub free: FreeMemory,
+    semaphores: Semaphores,
+    /// Rings that serial programs consume.
+    pub outgoing: Vec<SharedRing>,
+    children: usize,
+    bounded: bool,
+    madt: Option<&'static [u8]>,
+}
+
+/// The rings of one virtual machine.
+pub struct VmRings {
+    log: SharedRing,
+    console: Option<(SharedRing, SharedRing)>,
+    exec: Option<(SharedRing, SharedRing)>,
+}
+
+impl VmRings {
+    /// Makes all of them usable for the machine's next monitor.
+    pub fn recover(&self) {
+        self.log.recover(Role::Producer, true);
+        for (rings, text) in [(&self.console, true), (&self.exec, false)] {
+            if let Some((out, input)) = rings {
+                out.recover(Role::Producer, text);
+                input.recover(Role::Consumer, text);
+            }
+        }
+    }
+}
+
+/// Says what `result` failed with, for whom, and ends.
+fn must<T>(who: &str, result: Result<T, Failure>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(failure) => power::fatal(format_args!("{who}: {failure}")),
+    }
+}
+
+/// Ends if the kernel refuses what the root task itself needs.
+pub fn must_kernel<T>(result: Result<T, Status>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(status) => power::fatal(format_args!("the kernel refuses what the root task needs: {status:?}")),
+    }
+}
+
+impl Workshop {
+    /// With nothing built yet. `bounded`: the kernel knows allowances.
+    pub fn new(archive: Archive<'static>, free: FreeMemory, bounded: bool, madt: Option<&'static [u8]>) -> Self {
+        Self { archive, free, semaphores: Semaphores::new(), outgoing: Vec::new(), children: 0, bounded, madt }
+    }
+
+    fn file(&self, path: &str) -> &'static [u8] {
+        match self.archive.find(path) {
+            Some(file) => file.data,
+            None => power::fatal(format_args!("{path} is missing in the archive")),
+        }
+    }
+
+    fn semaphore(&mut self) -> Selector {
+        must_kernel(self.semaphores.make())
+    }
+
+    fn ring(&mut self, capacity: usize, data: Selector, space: Selector) -> SharedRing {
+        match must_kernel(SharedRing::make(&mut self.free, capacity, data, space)) {
+            Some(ring) => ring,
+            None => power::fatal(format_args!("not enough memory for a ring of {} KiB", capacity >> 10)),
+        }
+    }
+
+    /// Builds and starts everything; the virtual machines.
+    pub fn build(&mut self, plan: SystemPlan) -> Vec<Machine> {
+        let serial = self.file(&plan::program_path("serial"));
+        // Each serial program waits on one semaphore for everything.
+        let work = self.semaphore();
+        let channel_work = self.semaphore();
+        let root_log = self.ring(CONSOLE_RING, work, selector::EVENTS);
+        self.outgoing.push(root_log);
+        let rings: Vec<VmRings> = plan
+            .vms
+            .iter()
+            .map(|vm| VmRings {
+                log: self.ring_to_serial(CONSOLE_RING, work),
+                console: vm
+                    .config
+                    .console
+                    .then(|| (self.ring_to_serial(CONSOLE_RING, work), self.ring_of_keys(INPUT_RING, work))),
+                exec: vm.config.exec.then(|| {
+                    (self.ring_to_serial(EXEC_RING, channel_work), self.ring_of_keys(EXEC_RING, channel_work))
+                }),
+            })
+            .collect();
+        let mut ends = Vec::new();
+        ends.push((root_log, String::from("log:root"), Role::Consumer));
+        for (vm, rings) in plan.vms.iter().zip(&rings) {
+            ends.push((rings.log, format!("log:{}", vm.config.name), Role::Consumer));
+            if let Some((out, input)) = rings.console {
+                ends.push((out, format!("out:{}", vm.config.name), Role::Consumer));
+                ends.push((input, format!("in:{}", vm.config.name), Role::Producer));
+            }
+        }
+        must("program serial", self.serial("serial", serial, console::COM1, 4, b"console", &ends));
+        if let Some(log) = Sender::from_entry(&root_log.entry(Role::Producer)) {
+            console::use_ring(log);
+        }
+        for (vm, rings) in plan.vms.iter().zip(&rings) {
+            if let Some((out, input)) = rings.exec {
+                let name = &vm.config.name;
+                let ends =
+                    [(out, format!("out:{name}"), Role::Consumer), (input, format!("in:{name}"), Role::Producer)];
+                must("program exec", self.serial("exec", serial, console::COM2, 3, b"channel", &ends));
+            }
+        }
+        let start = |(vm, rings): (VmPlan, VmRings)| {
+            let who = format!("vm {}", vm.config.name);
+            let mut place = self.next_place();
+            must(&who, self.monitor(&mut place, &vm, &rings));
+            log!("root: started {who} with {} MiB", vm.config.memory >> 20);
+            Machine::new(place, vm, rings)
+        };
+        plan.vms.into_iter().zip(rings).map(start).collect()
+    }
+
+    fn ring_to_serial(&mut self, capacity: usize, work: Selector) -> SharedRing {
+        let space = self.semaphore();
+        let ring = self.ring(capacity, work, space);
+        self.outgoing.push(ring);
+        ring
+    }
+
+    fn ring_of_keys(&mut self, capacity: usize, work: Selector) -> SharedRing {
+        let data = self.semaphore();
+        self.ring(capacity, data, work)
+    }
+
+    fn next_place(&mut self) -> Place {
+        self.children += 1;
+        Place::new(self.children - 1)
+    }
+
+    fn serial(
+        &mut self,
+        name: &str,
+        program: &'static [u8],
+        base: u16,
+        irq: u8,
+        mode: &[u8],
+        ends: &[(SharedRing, String, Role)],
+    ) -> Result<(), Failure> {
+        let wire: Wire = acpi::isa_wire(self.madt, irq);
+        // It is never given back: the system ends with a serial program.
+        let mut place = self.next_place();
+        let mut builder = Builder::new(&mut place, name, SERIAL, self.bounded, &mut self.free)?;
+        builder.program(program)?;
+        builder.ports("uart", base, console::PORTS)?;
+        builder.interrupt("uart", wire)?;
+        builder.config(mode)?;
+        for (ring, name, role) in ends {
+            builder.ring(ring, name, *role, true)?;
+        }
+        builder.start()?;
+        log!("root: started program {name} on ports {base:#x} and interrupt {}", wire.gsi);
+        Ok(())
+    }
+
+    /// Builds and starts the monitor of a virtual machine.
+    pub fn monitor(&mut self, place: &mut Place, vm: &VmPlan, rings: &VmRings) -> Result<(), Failure> {
+        let config = &vm.config;
+        let program = self.file(&plan::program_path(&vm.monitor));
+        let kernel = self.file(&vm.kernel);
+        let initrds: Vec<_> = vm.initrd.iter().map(|path| self.file(path)).collect();
+        let mut builder = Builder::new(place, &config.name, monitor(config.memory), self.bounded, &mut self.free)?;
+        builder.guest_memory(config.memory)?;
+        builder.program(program)?;
+        builder.file("kernel", kernel)?;
+        for (i, initrd) in initrds.into_iter().enumerate() {
+            builder.file(&format!("initrd{i}"), initrd)?;
+        }
+        builder.config(&config.encode())?;
+        builder.ring(&rings.log, "log", Role::Producer, false)?;
+        if let Some((out, input)) = &rings.console {
+            builder.ring(out, "console", Role::Producer, false)?;
+            builder.ring(input, "input", Role::Consumer, false)?;
+        }
+        if let Some((out, input)) = &rings.exec {
+            builder.ring(out, "exec", Role::Producer, false)?;
+            builder.ring(input, "exec-input", Role::Consumer, false)?;
+        }
+        builder.start()
+    }
+}

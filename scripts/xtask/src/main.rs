@@ -11,6 +11,7 @@ mod emulator;
 mod exec;
 mod guest;
 mod image;
+mod models;
 mod package;
 mod programs;
 mod run;
@@ -47,6 +48,8 @@ enum Verb {
     Check,
     /// Run the host's tests, then systems in emulators
     Test(test::Arguments),
+    /// Check the models of the kernel's protocols with Spin, exhaustively at small sizes
+    Models(models::Arguments),
     /// Compare a kernel with the specification of its interface, and show the report
     Conformance(test::Conformance),
     /// Make boot media of a system
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Check => check::run().map(|()| ExitCode::SUCCESS),
+        Verb::Models(arguments) => models::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Conformance(arguments) => test::conformance(&arguments),
         Verb::Image { system, iso, kernel } => {

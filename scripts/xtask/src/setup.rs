@@ -36,6 +36,7 @@ const BOCHS: [Tool; 7] = [
 ];
 /// Judges that the tests call.
 const JUDGES: [Tool; 2] = [tool("cpio", "cpio"), tool("acpica-tools", "iasl")];
+const SPIN: Tool = tool("spin", "spin");
 
 /// The first major version of QEMU whose SVM is good enough.
 const QEMU_VERSION: u32 = 8;
@@ -44,7 +45,7 @@ const QEMU_VERSION: u32 = 8;
 pub fn everything() -> Result<()> {
     install_target()?;
     let mut tools: Vec<&Tool> = BUILD.iter().chain(&BOCHS).chain(&JUDGES).collect();
-    tools.push(&QEMU);
+    tools.extend([&QEMU, &SPIN]);
     install(&tools)?;
     for kind in [RecipeKind::Kernel, RecipeKind::Initramfs] {
         for name in Recipe::names(kind)? {
@@ -69,6 +70,11 @@ pub fn for_machine(emulator: Emulator) -> Result<()> {
         Emulator::Bochs => tools.extend(&BOCHS),
     }
     install(&tools)
+}
+
+/// Installs what checking models needs.
+pub fn for_models() -> Result<()> {
+    install(&[&SPIN])
 }
 
 /// Installs what making boot media needs.

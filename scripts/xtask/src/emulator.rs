@@ -2,6 +2,7 @@
 
 mod bochs;
 mod kvm;
+mod multiboot;
 mod qemu;
 
 use std::path::{Path, PathBuf};
@@ -73,8 +74,8 @@ impl Emulator {
     pub fn command(self, machine: &Machine, ports: SerialPorts) -> Result<Command> {
         let mut command = killed_with_its_parent();
         match self {
-            Self::Qemu => command.args(qemu::arguments(machine, ports, &qemu::EMULATED)),
-            Self::Kvm => command.args(qemu::arguments(machine, ports, &kvm::NESTED)),
+            Self::Qemu => command.args(qemu::arguments(machine, ports, &qemu::EMULATED)?),
+            Self::Kvm => command.args(qemu::arguments(machine, ports, &kvm::NESTED)?),
             Self::Bochs => bochs::prepare(machine, ports)?.add_to(&mut command),
         };
         command.current_dir(&machine.folder);

@@ -1,6 +1,12 @@
 //! QEMU as the AMD machine: q35, with SVM and nested paging emulated instruction by instruction.
 
-use super::{Machine, SerialPorts, text};
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::{Machine, SerialPorts, multiboot, text};
+use crate::workspace;
 
 /// How the instructions are executed.
 pub struct Execution {
@@ -19,12 +25,12 @@ impl Execution {
 }
 
 /// The program and its arguments.
-pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execution) -> Vec<String> {
+pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execution) -> Result<Vec<String>> {
     let cpu = machine.cpu_model.as_deref().unwrap_or(execution.cpu);
     let memory = machine.memory.to_string();
     let cpus = machine.cpus.to_string();
     let serial = |id: &str, port: u16| format!("socket,id={id},host=127.0.0.1,port={port},nodelay=on");
-    let kernel = text(&machine.boot.kernel);
+    let kernel = text(&startable(machine)?);
     let mut arguments: Vec<String> = [
         "qemu-system-x86_64",
         "-machine",
@@ -62,5 +68,15 @@ pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execu
         arguments.extend(["-append".into(), line.clone()]);
     }
     arguments.extend(machine.further.iter().cloned());
-    arguments
+    Ok(arguments)
+}
+
+/// The kernel's file, or one of the same content that QEMU's loader takes.
+fn startable(machine: &Machine) -> Result<PathBuf> {
+    let kernel = &machine.boot.kernel;
+    let content = workspace::read(kernel)?;
+    let Cow::Owned(content) = multiboot::startable(&content) else { return Ok(kernel.clone()) };
+    let file = machine.folder.join("kernel-32");
+    workspace::write(&file, &content)?;
+    Ok(file)
 }

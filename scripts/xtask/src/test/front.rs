@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -57,10 +58,29 @@ fn nowhere(_: &Lab) -> Result<()> {
 fn own_kernel(lab: &Lab) -> Result<()> {
     let copy = workspace::folder(&format!("run/{}", lab.name))?.join("kernel");
     fs::copy(lab.programs.file("microhypervisor"), &copy)?;
-    let (status, output, error) = call(&["run", "micro", "--kernel", &copy.display().to_string(), "--timeout", "60"])?;
+    let run = || call(&["run", "micro", "--kernel", &copy.display().to_string(), "--timeout", "60"]);
+    let (status, output, error) = run()?;
     ensure!(status == 0, "status {status}: {output}{error}");
+    make_multiboot1(&copy)?;
+    let (status, output, error) = run()?;
+    ensure!(status == 0, "by Multiboot 1: status {status}: {output}{error}");
     let (status, _, error) = call(&["run", "micro", "--kernel", "/nowhere/kernel"])?;
     ensure!(status == 1 && error.contains("error: cannot read /nowhere/kernel"), "status {status}: {error}");
+    Ok(())
+}
+
+/// Makes of the kernel one that has no PVH note, but a header of Multiboot 1, as NOVA has.
+fn make_multiboot1(kernel: &Path) -> Result<()> {
+    // In the gap behind the program headers.
+    const HEADER: usize = 0x800;
+    const NOTE: &[u8] = b"\x12\0\0\0Xen\0";
+    let mut file = fs::read(kernel)?;
+    let note = file.windows(NOTE.len()).position(|bytes| bytes == NOTE).context("the kernel has no PVH note")?;
+    file[note] = 0;
+    let header = &mut file[HEADER..HEADER + 12];
+    ensure!(header.iter().all(|&byte| byte == 0), "there is no gap");
+    header.copy_from_slice(&[0x1bad_b002u32, 0, 0u32.wrapping_sub(0x1bad_b002)].map(u32::to_le_bytes).concat());
+    fs::write(kernel, file)?;
     Ok(())
 }
 

@@ -146,7 +146,7 @@ pub fn host_or_guest(
             (Some(control), Some(processor)) => {
                 let page = |draft: &Draft| PhysPage { pa: draft.frame.physical(), va: draft.frame.pointer() };
                 let pages = VcpuPages { control: page(control), extra: page(&utcb) };
-                let state = GuestState::new(processor, pages, control.frame, space.root());
+                let state = GuestState::new(processor, pages, control.frame, space.root(), rsp);
                 Some(account.place(state).ok_or_else(|| {
                     space.unmap_kernel_page(changes, address, utcb.frame.physical());
                     Status::MemObj

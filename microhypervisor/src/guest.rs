@@ -51,11 +51,12 @@ pub struct GuestState {
 }
 
 impl GuestState {
-    /// A virtual CPU of `processor` in the reset state, without spaces, whose handlers live in host space `root`.
-    pub fn new(processor: &'static Processor, pages: VcpuPages, control: Frame, root: u64) -> Self {
+    /// A virtual CPU of `processor` in the reset state, without spaces, whose handlers live in host space `root`,
+    /// with a stack pointer.
+    pub fn new(processor: &'static Processor, pages: VcpuPages, control: Frame, root: u64, rsp: u64) -> Self {
         let vcpu = match processor {
-            Processor::Vmx(processor) => Vcpu::Vmx(Vmx::new(processor, pages, root)),
-            Processor::Svm(processor) => Vcpu::Svm(Svm::new(processor, pages)),
+            Processor::Vmx(processor) => Vcpu::Vmx(Vmx::new(processor, pages, root, rsp)),
+            Processor::Svm(processor) => Vcpu::Svm(Svm::new(processor, pages, rsp)),
         };
         Self {
             vcpu: Owned::new(vcpu),

@@ -93,7 +93,7 @@ pub struct Svm {
 
 impl Svm {
     /// A vCPU of `cpu` in the state after reset. May be called on another CPU.
-    pub fn new(cpu: &'static Processor, pages: VcpuPages) -> Self {
+    pub fn new(cpu: &'static Processor, pages: VcpuPages, rsp: u64) -> Self {
         let mut vcpu = Self {
             cpu,
             control: pages.control,
@@ -113,6 +113,7 @@ impl Svm {
         vmcb.virtual_interrupt = virtual_interrupt::MASKING | virtual_interrupt::IGNORE_TPR;
         vmcb.dr6 = 0xffff_0ff0;
         vmcb.rip = RESET.rip;
+        vmcb.rsp = rsp;
         transfer::load(&mut vcpu, Mtd::all(), &mut { RESET });
         vcpu
     }

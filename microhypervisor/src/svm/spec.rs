@@ -65,14 +65,14 @@ pub const SECOND_INTERCEPTS: u32 = {
 
 /// Exit codes without further information, and the events of VMX that they correspond to.
 #[rustfmt::skip]
-pub const PLAIN: [[u8; 2]; 32] = {
+pub const PLAIN: [[u8; 2]; 33] = {
     use abi::event::guest::*;
     macro_rules! pairs { ($(($code:literal, $event:ident)),*,) => { [$([$code, $event as u8]),*] } }
     pairs! [
         (0x63, INIT), (0x66, GDTR_IDTR_ACCESS), (0x67, GDTR_IDTR_ACCESS), (0x68, LDTR_TR_ACCESS),
         (0x69, LDTR_TR_ACCESS), (0x6a, GDTR_IDTR_ACCESS), (0x6b, GDTR_IDTR_ACCESS), (0x6c, LDTR_TR_ACCESS),
         (0x6d, LDTR_TR_ACCESS), (0x6e, RDTSC), (0x6f, RDPMC), (0x72, CPUID), (0x73, RSM), (0x76, INVD), (0x77, PAUSE),
-        (0x78, HLT), (0x7a, INVLPG), (0x7d, TASK_SWITCH), (0x7f, TRIPLE_FAULT), (0x80, VMLAUNCH), (0x81, VMCALL),
+        (0x78, HLT), (0x79, INVLPG), (0x7a, INVLPG), (0x7d, TASK_SWITCH), (0x7f, TRIPLE_FAULT), (0x80, VMLAUNCH), (0x81, VMCALL),
         (0x82, VMPTRLD), (0x83, VMPTRST), (0x84, VMXON), (0x85, VMXOFF), (0x86, GETSEC), (0x87, RDTSCP),
         (0x89, WBINVD), (0x8a, MONITOR), (0x8b, MWAIT), (0x8d, XSETBV), (0x8e, RDPMC),
     ]

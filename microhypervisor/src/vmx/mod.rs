@@ -99,6 +99,7 @@ pub struct Vmx {
     cr0: ControlRegister,
     cr4: ControlRegister,
     host_cr3: u64,
+    first_rsp: u64,
     gprs: *mut Gprs,
     /// 0, with which no entry succeeds, before there is a guest space.
     ept_pointer: u64,
@@ -112,7 +113,7 @@ pub struct Vmx {
 
 impl Vmx {
     /// A vCPU of `cpu` in the state after reset. Exits load `host_cr3`. May be called on another CPU.
-    pub fn new(cpu: &'static Processor, pages: VcpuPages, host_cr3: u64) -> Self {
+    pub fn new(cpu: &'static Processor, pages: VcpuPages, host_cr3: u64, rsp: u64) -> Self {
         let free = CR0_PE | CR0_PG; // An unrestricted guest chooses these.
         Self {
             cpu,
@@ -126,6 +127,7 @@ impl Vmx {
             cr0: ControlRegister::new(cpu.cr0 & !free, CR0_CD | CR0_NW),
             cr4: ControlRegister::new(cpu.cr4 | CR4_VMXE | CR4_MCE, 0),
             host_cr3,
+            first_rsp: rsp,
             gprs: core::ptr::null_mut(),
             ept_pointer: 0,
             stale: false,
@@ -172,7 +174,7 @@ impl Vmx {
         let unused = [field::CR3_TARGETS, field::EXIT_MSR_STORES, field::EXIT_MSR_LOADS, field::ENTRY_MSR_LOADS];
         let none = [field::ENTRY_INFO, field::TSC_OFFSET, field::DEBUGCTL, field::PENDING_DEBUG, field::EPT_POINTER];
         let optional = [field::APIC_ACCESS, field::XSS_EXITING];
-        let host = [field::RSP, field::HOST_FS_BASE, field::HOST_GS_BASE, field::HOST_SYSENTER_CS];
+        let host = [field::HOST_FS_BASE, field::HOST_GS_BASE, field::HOST_SYSENTER_CS];
         let sysenter = [field::HOST_SYSENTER_ESP, field::HOST_SYSENTER_EIP];
         let zero = unused.iter().chain(&none).chain(&optional).chain(&host).chain(&sysenter).chain(&field::HOST_DATA);
         zero.for_each(|&field| vmcs.write(field, 0));
@@ -194,6 +196,7 @@ impl Vmx {
             (field::HOST_GDTR_BASE, self.cpu.gdtr.base.as_u64()),
             (field::HOST_IDTR_BASE, tables::sidt().base.as_u64()),
             (field::RIP, RESET.rip),
+            (field::RSP, self.first_rsp),
         ] {
             vmcs.write(field, value);
         }

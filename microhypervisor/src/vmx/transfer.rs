@@ -103,11 +103,17 @@ pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
     }
     if mtd.intersects(Mtd::CR.union(Mtd::SYSCALL)) {
         vcpu.park_fast();
+    }
+    if mtd.contains(Mtd::CR) {
         utcb.cr2 = vcpu.cr2;
+    }
+    if mtd.contains(Mtd::SYSCALL) {
         [utcb.star, utcb.lstar, utcb.fmask] = vcpu.syscall;
     }
     if mtd.intersects(Mtd::KERNEL_GS.union(Mtd::TSC)) {
         vcpu.park_slow();
+    }
+    if mtd.contains(Mtd::KERNEL_GS) {
         utcb.kernel_gs_base = vcpu.kernel_gs_base;
     }
     if mtd.contains(Mtd::EFER) {

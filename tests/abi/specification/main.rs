@@ -28,6 +28,8 @@ lab::suite![
     platform,
     interrupt,
     start,
+    guest_exit,
+    guest_state,
     smp,
     exhaustion
 ];

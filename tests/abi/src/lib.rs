@@ -15,6 +15,8 @@ pub mod console;
 pub mod domain;
 pub mod entry;
 pub mod event;
+pub mod guest;
+pub mod guest_code;
 pub mod hypercall;
 pub mod log;
 pub mod machine;

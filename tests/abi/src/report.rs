@@ -108,7 +108,7 @@ pub fn run<'a>(topics: impl Iterator<Item = &'a [Test]> + Clone, filter: &str) -
 }
 
 /// Bytes of the heap, which is part of the image.
-const HEAP_BYTES: usize = 14 << 20;
+const HEAP_BYTES: usize = 20 << 20;
 
 #[repr(C, align(4096))]
 struct Heap {

@@ -195,8 +195,8 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("kilonova-models-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("can write");
         let model = folder.join("race.pml");
-        let text = "byte n, done;\nactive [SIZE] proctype P() { byte x;\n#if FAULT == 1\nx = n; n = x + 1\n#else\nn++\n#endif\n; done++ }\n\
-                    init { (done == SIZE) -> assert(n == SIZE) }\n";
+        let text = "byte n, over;\nactive [SIZE] proctype P() { byte x;\n#if FAULT == 1\nx = n; n = x + 1\n#else\nn++\n#endif\n; over++ }\n\
+                    init { (over == SIZE) -> assert(n == SIZE) }\n";
         fs::write(&model, text).expect("can write");
         let run = |fault| Run { fault, long: false, sizes: vec!["SIZE=2".into()], text: "x".into() };
         assert!(verify(&folder, &model, &run(0)).is_ok());

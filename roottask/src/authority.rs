@@ -38,6 +38,10 @@ pub mod selector {
     pub const CHILDREN: Selector = 0x1_0000;
     /// Selectors per child.
     pub const PER_CHILD: Selector = 0x100;
+    /// First portal for ECs of the first child on further CPUs.
+    pub const FURTHER_PORTALS: Selector = 0x2_0000;
+    /// Those of one child: a block for each further CPU.
+    pub const FURTHER_PER_CHILD: Selector = 0x400;
 }
 
 /// Number of selectors in an object space, as the information page says it.

@@ -149,6 +149,7 @@ pub struct Builder<'a> {
     pulses: &'static [Pulse; SLOTS],
     image: &'static [u8],
     entry: u64,
+    further_cpus: Vec<u32>,
 }
 
 impl<'a> Builder<'a> {
@@ -188,6 +189,7 @@ impl<'a> Builder<'a> {
             pulses: &NO_PULSES,
             image: &[],
             entry: 0,
+            further_cpus: Vec::new(),
             shape,
         };
         builder.memory("the heap", layout::HEAP, builder.shape.heap)?;
@@ -343,6 +345,40 @@ impl<'a> Builder<'a> {
         self.manifest.add_interrupt(entry).then_some(()).ok_or(Failure::Manifest("interrupts"))
     }
 
+    /// Lets the program use `cpu`, too.
+    pub fn cpu(&mut self, cpu: u32) {
+        if cpu != self.manifest.cpu && !self.further_cpus.contains(&cpu) {
+            self.further_cpus.push(cpu);
+        }
+    }
+
+    /// Gives the portals for events, and the portal to the root task, on each CPU.
+    fn portals(&self, instance: u32) -> Result<(), Failure> {
+        let arch = self.manifest.sel_hst_arch as u64;
+        let further = selector::FURTHER_PORTALS + self.place.id as u64 * selector::FURTHER_PER_CHILD;
+        for cpu in core::iter::once(self.manifest.cpu).chain(self.further_cpus.iter().copied()) {
+            let (events, parent) =
+                self.manifest.portals_on(cpu).ok_or(Failure::Kernel("portals on a CPU", Status::BadCpu))?;
+            let base = match events.checked_sub(own::FURTHER_EVENTS) {
+                Some(block) => further + block,
+                None => self.base + PORTALS,
+            };
+            service::start(cpu).map_err(kernel("the root task on a CPU"))?;
+            let whose = (self.place.id, instance);
+            service::make_portals(whose, cpu, base, self.base + PD).map_err(kernel("portals"))?;
+            let exceptions = Span { source: base, destination: events, order: 5 };
+            // SAFETY: between object spaces.
+            unsafe {
+                syscall::delegate(own::OBJECT_SPACE, self.base + OBJECT_SPACE, exceptions, Permissions::EVENT, 0)
+                    .map_err(kernel("portals"))?;
+            }
+            self.object_at(base + 32, events + arch, Permissions::EVENT)?;
+            self.object_at(base + 33, events + arch + 1, Permissions::EVENT)?;
+            self.object_at(base + 34, parent, Permissions::CALL)?;
+        }
+        Ok(())
+    }
+
     /// Gives configuration bytes.
     pub fn config(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.place("the configuration", CONFIG, bytes.len() as u64, (bytes, 0), Permissions::READ)?;
@@ -377,17 +413,7 @@ impl<'a> Builder<'a> {
                 settled: None,
             },
         );
-        service::make_portals(id, instance, base + PORTALS, base + PD).map_err(kernel("portals"))?;
-        let exceptions = Span { source: base + PORTALS, destination: own::EVENTS, order: 5 };
-        // SAFETY: between object spaces.
-        unsafe {
-            syscall::delegate(own::OBJECT_SPACE, base + OBJECT_SPACE, exceptions, Permissions::EVENT, 0)
-                .map_err(kernel("portals"))?;
-        }
-        let arch = self.manifest.sel_hst_arch as u64;
-        self.object_at(base + PORTALS + 32, own::EVENTS + arch, Permissions::EVENT)?;
-        self.object_at(base + PORTALS + 33, own::EVENTS + arch + 1, Permissions::EVENT)?;
-        self.object_at(base + PORTALS + 34, own::PARENT, Permissions::CALL)?;
+        self.portals(instance)?;
         let mut rights = Permissions::EC | Permissions::SC | Permissions::PT | Permissions::SM;
         rights.set(Permissions::PD, self.shape.spaces);
         self.object_at(base + PD, own::PROTECTION_DOMAIN, rights)?;

@@ -11,7 +11,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use roottask::image::Image;
 use roottask::report;
 use runtime::log;
-use runtime::manifest::selector as own;
 use runtime::parent::{Ended, TEXT_MAX, operation};
 use runtime::pulse::{Pulse, SLOTS};
 use runtime::sync::{Mutex, Semaphore};
@@ -76,7 +75,10 @@ struct Who {
 static CHILDREN: Mutex<Vec<Child>> = Mutex::new(Vec::new(), selector::LOCK_CHILDREN);
 /// Bit N: the watchdog recalls child N.
 static SUSPECTS: AtomicU64 = AtomicU64::new(0);
-static SERVER: AtomicU64 = AtomicU64::new(0);
+/// The ECs that answer, one on each CPU; 0: none there yet.
+static SERVERS: [AtomicU64; CPUS] = [const { AtomicU64::new(0) }; CPUS];
+/// CPUs that programs may run on, by their numbers.
+const CPUS: usize = plan::CPUS_MAX as usize;
 
 /// Adds child `id`, or puts it in the place of its predecessor; its instance.
 pub fn register(id: usize, mut child: Child) -> u32 {
@@ -156,21 +158,26 @@ pub fn end_stuck(child: &Watched) {
     end(Who { id: child.id, instance: child.instance }, Ended::Crashed, "its program makes no progress");
 }
 
-/// Makes the execution contexts that answer, and the root task's own exception portals.
+/// Makes the execution contexts on `cpu` that answer, and the root task's own exception portals there, unless they exist.
 pub fn start(cpu: u32) -> Result<(), Status> {
+    let slot = SERVERS.get(cpu as usize).ok_or(Status::BadCpu)?;
+    if slot.load(Ordering::Relaxed) != 0 {
+        return Ok(());
+    }
+    let (events, _) = runtime::manifest().portals_on(cpu).ok_or(Status::BadCpu)?;
     let server = Server::new(cpu, serve)?;
-    SERVER.store(server.ec(), Ordering::Relaxed);
+    slot.store(server.ec(), Ordering::Relaxed);
     let own_faults = Server::new(cpu, own_fault)?;
     for number in 0..EXCEPTIONS {
-        own_faults.portal(own::EVENTS + number, number, FAULT_STATE)?;
+        own_faults.portal(events + number, number, FAULT_STATE)?;
     }
     Ok(())
 }
 
-/// Makes the portals of child `id` at `base`, which its protection domain `owner` pays for and takes with it:
-/// [`EXCEPTIONS`] for exceptions, then STARTUP, RECALL, parent.
-pub fn make_portals(id: usize, instance: u32, base: Selector, owner: Selector) -> Result<(), Status> {
-    let ec = SERVER.load(Ordering::Relaxed);
+/// Makes the portals of an instance of child `id` for its ECs on `cpu`, at `base`, which its protection domain `owner` pays
+/// for and takes with it: [`EXCEPTIONS`] for exceptions, then STARTUP, RECALL, parent.
+pub fn make_portals((id, instance): (usize, u32), cpu: u32, base: Selector, owner: Selector) -> Result<(), Status> {
+    let ec = SERVERS.get(cpu as usize).ok_or(Status::BadCpu)?.load(Ordering::Relaxed);
     let whose = u64::from(instance) << INSTANCE_SHIFT | (id as u64) << CHILD_SHIFT;
     let portal = |offset: u64, pid: u64, mtd: Mtd| {
         runtime::syscall::create_pt(base + offset, owner, ec, thread::portal_address())?;

@@ -31,7 +31,8 @@ pub mod layout {
 
 const EARLY_STACK: usize = 32 << 10;
 const HEAP_LENGTH: u64 = 4 << 20;
-const STACK_COUNT: u64 = 8;
+/// Main, kernel log and watchdog, what starts them, and two for each CPU.
+const STACK_COUNT: u64 = 6 + 2 * plan::CPUS_MAX as u64;
 /// Firmware and boot loaders keep things below; nothing here is worth the risk.
 const LOW_MEMORY: u64 = 1 << 20;
 
@@ -176,6 +177,8 @@ fn own_memory(hip: &Hip, page: u64, free: &mut FreeMemory) -> Result<Option<Mani
     let mut manifest = Manifest::EMPTY;
     manifest.name = Name::new("root");
     manifest.cpu = hip.cpu_bsp as u32;
+    let further = (0..hip.cpu_num).filter(|&cpu| cpu != hip.cpu_bsp);
+    manifest.further_cpus.iter_mut().zip(further).for_each(|(slot, cpu)| *slot = cpu);
     manifest.stc_frequency = hip.stc_frequency;
     manifest.sel_hst_arch = hip.sel_hst_arch;
     manifest.sel_gst_arch = hip.sel_gst_arch;

@@ -42,7 +42,7 @@ pub fn run(boot: Boot) -> ! {
         .then(|| acpi::find(&mut window::Tables, hip.acpi_rsdp, b"APIC"))
         .flatten();
     let bounded = hip.extension.features & extension::FEATURE_ALLOWANCE != 0;
-    let mut workshop = Workshop::new(archive, free, bounded, madt);
+    let mut workshop = Workshop::new(archive, free, bounded, madt, u32::from(hip.cpu_num));
     let machines = workshop.build(plan);
     reclaim::report();
     let outgoing = workshop.outgoing.clone();
@@ -58,7 +58,8 @@ fn announce(hip: &Hip, total: u64, free: u64) {
         _ => "no virtualization",
     };
     let mhz = hip.stc_frequency / 1_000_000;
-    log!("root: {} CPU, {virtualization}, time counter {mhz} MHz", hip.cpu_num);
+    let cpus = if hip.cpu_num == 1 { "CPU" } else { "CPUs" };
+    log!("root: {} {cpus}, {virtualization}, time counter {mhz} MHz", hip.cpu_num);
     log!("root: {} MiB of memory, {} MiB free", total >> 20, free >> 20);
 }
 

@@ -10,7 +10,7 @@ use abi::{Selector, Status};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use plan::{SystemPlan, VmPlan};
+use plan::{SystemPlan, VmConfig, VmPlan};
 use roottask::acpi::{self, Wire};
 use roottask::archive::Archive;
 use roottask::frames::{FreeMemory, PAGE};
@@ -27,14 +27,18 @@ const EXEC_RING: usize = 64 << 10;
 const SERIAL: Shape =
     Shape { purpose: Purpose::Serial, heap: 256 << 10, stacks: 4, spaces: false, kernel_frames: 512, priority: 100 };
 
+/// Kernel frames for a virtual CPU, with its handler, its portals and its alarm clock.
+const FRAMES_PER_VCPU: u64 = 64;
+
 /// A virtual machine's monitor: kernel frames for its objects, and for page tables as its memory needs them.
-fn monitor(memory: u64) -> Shape {
+fn monitor(config: &VmConfig) -> Shape {
     Shape {
         purpose: Purpose::Monitor,
         heap: 8 << 20,
-        stacks: 8,
+        // Each virtual CPU has a handler and an alarm clock, which one more stack on each CPU starts.
+        stacks: 4 + 3 * u64::from(config.vcpus),
         spaces: true,
-        kernel_frames: 512 + memory / PAGE / 256,
+        kernel_frames: 448 + FRAMES_PER_VCPU * u64::from(config.vcpus) + config.memory / PAGE / 256,
         priority: 60,
     }
 }
@@ -50,6 +54,10 @@ pub struct Workshop {
     children: usize,
     bounded: bool,
     madt: Option<&'static [u8]>,
+    /// How many CPUs virtual machines can run on.
+    cpus: u32,
+    /// Virtual CPUs that were given a CPU in turn.
+    placed: u32,
 }
 
 /// The rings of one virtual machine.
@@ -89,9 +97,41 @@ pub fn must_kernel<T>(result: Result<T, Status>) -> T {
 }
 
 impl Workshop {
-    /// With nothing built yet. `bounded`: the kernel knows allowances.
-    pub fn new(archive: Archive<'static>, free: FreeMemory, bounded: bool, madt: Option<&'static [u8]>) -> Self {
-        Self { archive, free, semaphores: Semaphores::new(), outgoing: Vec::new(), children: 0, bounded, madt }
+    /// With nothing built yet, on a machine with `cpus` CPUs. `bounded`: the kernel knows allowances.
+    pub fn new(
+        archive: Archive<'static>,
+        free: FreeMemory,
+        bounded: bool,
+        madt: Option<&'static [u8]>,
+        cpus: u32,
+    ) -> Self {
+        Self {
+            archive,
+            free,
+            semaphores: Semaphores::new(),
+            outgoing: Vec::new(),
+            children: 0,
+            bounded,
+            madt,
+            cpus: cpus.clamp(1, plan::CPUS_MAX),
+            placed: 0,
+        }
+    }
+
+    /// A CPU for each virtual CPU: those that the plan names in turn, else all of the machine, going on where the last
+    /// virtual machine ended.
+    fn place(&mut self, config: &VmConfig) -> Vec<u32> {
+        if let Some(cpu) = config.cpus.iter().find(|&&cpu| cpu >= self.cpus) {
+            let (name, cpus) = (&config.name, self.cpus);
+            power::fatal(format_args!("vm {name} is to run on CPU {cpu}, but this machine's are 0 to {}", cpus - 1));
+        }
+        let named: Vec<u32> = config.cpus.iter().copied().cycle().take(config.vcpus as usize).collect();
+        if !named.is_empty() {
+            return named;
+        }
+        let start = self.placed;
+        self.placed += config.vcpus;
+        (start..self.placed).map(|turn| turn % self.cpus).collect()
     }
 
     fn file(&self, path: &str) -> &'static [u8] {
@@ -113,7 +153,8 @@ impl Workshop {
     }
 
     /// Builds and starts everything; the virtual machines.
-    pub fn build(&mut self, plan: SystemPlan) -> Vec<Machine> {
+    pub fn build(&mut self, mut plan: SystemPlan) -> Vec<Machine> {
+        plan.vms.iter_mut().for_each(|vm| vm.config.cpus = self.place(&vm.config));
         let serial = self.file(&plan::program_path("serial"));
         // Each serial program waits on one semaphore for everything.
         let work = self.semaphore();
@@ -213,7 +254,8 @@ impl Workshop {
         let program = self.file(&plan::program_path(&vm.monitor));
         let kernel = self.file(&vm.kernel);
         let initrds: Vec<_> = vm.initrd.iter().map(|path| self.file(path)).collect();
-        let mut builder = Builder::new(place, &config.name, monitor(config.memory), self.bounded, &mut self.free)?;
+        let mut builder = Builder::new(place, &config.name, monitor(config), self.bounded, &mut self.free)?;
+        config.cpus.iter().for_each(|&cpu| builder.cpu(cpu));
         builder.guest_memory(config.memory)?;
         builder.program(program)?;
         builder.file("kernel", kernel)?;

@@ -75,4 +75,4 @@ pub const STACK_SIZE: usize = 128 << 10;
 /// Distance between stacks: below each lies as much unmapped memory.
 pub const STACK_SLOT: usize = 2 * STACK_SIZE;
 /// Bytes at the top of every stack that belong to the runtime; an EC starts with its stack pointer below them.
-pub const STACK_RESERVE: usize = 32;
+pub const STACK_RESERVE: usize = 48;

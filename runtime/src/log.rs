@@ -2,6 +2,7 @@
 //!
 //! A line is formatted on the stack and written in one piece. If the ring stays full for [`PATIENCE_MS`], the line is
 //! dropped: the log must never stop the program.
+#![allow(unsafe_code)] // A function in an atomic variable.
 
 use crate::channel::Sender;
 use crate::manifest::selector;
@@ -9,7 +10,7 @@ use crate::sync::Mutex;
 use crate::text::Line;
 use crate::{parent, time};
 use core::fmt;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// Longest line in bytes.
 pub const LINE_MAX: usize = 240;
@@ -17,7 +18,7 @@ pub const LINE_MAX: usize = 240;
 pub const PATIENCE_MS: u64 = 1000;
 
 static RING: Mutex<Option<Sender>> = Mutex::new(None, selector::LOG_LOCK);
-static SINK: Mutex<Option<fn(&str)>> = Mutex::new(None, selector::LOG_LOCK);
+static SINK: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 static DROPPED: AtomicUsize = AtomicUsize::new(0);
 
 /// Sends further lines to `ring`.
@@ -27,15 +28,16 @@ pub fn use_ring(ring: Sender) {
 
 /// Sends further lines to `sink` instead of anywhere else: for the root task, which has no parent.
 pub fn use_sink(sink: fn(&str)) {
-    *SINK.lock() = Some(sink);
+    SINK.store(sink as *mut (), Ordering::Release);
 }
 
 /// Writes one line; use [`crate::log!`].
 pub fn write(arguments: fmt::Arguments<'_>) {
     let line = Line::<LINE_MAX>::format(arguments);
-    let sink = *SINK.lock();
-    if let Some(sink) = sink {
-        return sink(line.as_str());
+    let sink = SINK.load(Ordering::Acquire);
+    if !sink.is_null() {
+        // SAFETY: set from a function of this type by `use_sink`.
+        return unsafe { core::mem::transmute::<*mut (), fn(&str)>(sink) }(line.as_str());
     }
     let mut ring = RING.lock();
     let Some(ring) = ring.as_mut() else { return parent::log(line.as_str()) };

@@ -4,16 +4,22 @@
 //! ports by short strings, so that programs and root task agree on words, not on numbers. Selectors that every
 //! program has are constants in [`selector`].
 
+use abi::Selector;
+
 /// Value of [`Manifest::magic`].
 pub const MAGIC: u32 = u32::from_le_bytes(*b"KNMF");
 /// Value of [`Manifest::version`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes in a name, padded with zeros.
 pub const NAME_LENGTH: usize = 28;
 /// Most rings of a program.
 pub const RINGS: usize = 32;
 /// Most memory regions of a program.
 pub const REGIONS: usize = 12;
+/// Most CPUs of a program beside the one that its main EC runs on.
+pub const FURTHER_CPUS: usize = 16;
+/// In [`Manifest::further_cpus`]: no CPU.
+pub const NO_CPU: u16 = u16::MAX;
 /// Most interrupts of a program.
 pub const INTERRUPTS: usize = 4;
 /// Most port ranges of a program.
@@ -41,8 +47,6 @@ pub mod selector {
     pub const MSR_SPACE: Selector = 0x36;
     /// Portal to the root task, see [`crate::parent`].
     pub const PARENT: Selector = 0x37;
-    /// Portal that starts further threads of the program; made by the runtime.
-    pub const THREAD_EC: Selector = 0x38;
     /// Semaphore that nobody ups: for sleeping. Made by the runtime.
     pub const SLEEP: Selector = 0x39;
     /// Semaphore of the heap's lock; made by the runtime.
@@ -53,6 +57,13 @@ pub mod selector {
     pub const THREAD_LOCK: Selector = 0x3c;
     /// First of the semaphores that the manifest names.
     pub const NAMED: Selector = 0x40;
+    /// Portals for the events of ECs on further CPUs, as at [`EVENTS`]: a block for each entry of
+    /// [`super::Manifest::further_cpus`] that the program may use.
+    pub const FURTHER_EVENTS: Selector = 0x400;
+    /// Selectors in such a block.
+    pub const FURTHER_STRIDE: Selector = 0x40;
+    /// Place of the portal to the root task in such a block.
+    pub const FURTHER_PARENT: Selector = 0x3f;
     /// First selector that `crate::selectors` hands out.
     pub const DYNAMIC: Selector = 0x800;
     /// First selector that the runtime never touches: free for the program's own layout.
@@ -174,6 +185,8 @@ pub struct Manifest {
     pub name: Name,
     /// The CPU that the main EC runs on.
     pub cpu: u32,
+    /// Other CPUs that the program may use; [`NO_CPU`]: none.
+    pub further_cpus: [u16; FURTHER_CPUS],
     /// Ticks of the system time counter (RDTSC) per second.
     pub stc_frequency: u64,
     /// Number of architectural host events: offset of STARTUP from an EC's event base.
@@ -224,6 +237,7 @@ impl Manifest {
             version: VERSION,
             name: Name::EMPTY,
             cpu: 0,
+            further_cpus: [NO_CPU; FURTHER_CPUS],
             stc_frequency: 0,
             sel_hst_arch: abi::event::HOST_ARCH,
             sel_gst_arch: abi::event::GUEST_ARCH,
@@ -248,6 +262,17 @@ impl Manifest {
     /// Whether magic and version are this crate's.
     pub fn is_valid(&self) -> bool {
         self.magic == MAGIC && self.version == VERSION
+    }
+
+    /// Portals for the events of ECs on `cpu`, and the portal to the root task there; `None` if the program cannot use
+    /// that CPU.
+    pub fn portals_on(&self, cpu: u32) -> Option<(Selector, Selector)> {
+        if cpu == self.cpu {
+            return Some((selector::EVENTS, selector::PARENT));
+        }
+        let slot = self.further_cpus.iter().position(|&further| further != NO_CPU && u32::from(further) == cpu)?;
+        let events = selector::FURTHER_EVENTS + selector::FURTHER_STRIDE * slot as Selector;
+        Some((events, events + selector::FURTHER_PARENT))
     }
 
     /// The entry of the ring `name` in which the program has `role`.
@@ -328,6 +353,15 @@ mod tests {
         assert!(manifest.region("").is_none());
         assert!(manifest.add_region(RegionEntry { name: Name::new("kernel"), writable: 0, memory }));
         assert_eq!(manifest.region("kernel").map(|r| r.memory), Some(memory));
+    }
+
+    #[test]
+    fn each_cpu_has_portals_of_its_own() {
+        let mut manifest = Manifest { cpu: 1, ..Manifest::EMPTY };
+        (manifest.further_cpus[0], manifest.further_cpus[1]) = (0, 2);
+        assert_eq!(manifest.portals_on(1), Some((selector::EVENTS, selector::PARENT)));
+        assert_eq!(manifest.portals_on(2), Some((0x440, 0x47f)));
+        assert_eq!(manifest.portals_on(NO_CPU.into()), None);
     }
 
     #[test]

@@ -48,7 +48,6 @@ pub const TEXT_MAX: usize = 480;
 #[cfg(target_os = "none")]
 mod calls {
     use super::{Ended, TEXT_MAX, operation};
-    use crate::manifest::selector;
     use crate::{syscall, thread};
     use abi::Mtd;
 
@@ -65,7 +64,7 @@ mod calls {
         utcb.set_word(2, text.len() as u64);
         utcb.put_bytes(3, text);
         // A root task that does not answer leaves nobody to tell.
-        let _ = syscall::ipc_call(selector::PARENT, Mtd::regular(words));
+        let _ = syscall::ipc_call(thread::current_parent(), Mtd::regular(words));
         for (i, word) in saved[..words].iter().enumerate() {
             utcb.set_word(i, *word);
         }

@@ -4,7 +4,7 @@
 //! portal server, what handles its calls: an EC finds its record from its stack pointer, no thread register needed.
 #![allow(unsafe_code)]
 
-use crate::manifest::selector;
+use crate::manifest::{FURTHER_CPUS, selector};
 use crate::pulse::{self, Pulse};
 use crate::syscall::{self, EcKind, Result, Span};
 use crate::utcb::Utcb;
@@ -27,6 +27,8 @@ struct Record {
     context: *mut (),
     utcb: u64,
     pulse: &'static Pulse,
+    /// Portal to the root task on the EC's CPU.
+    parent: Selector,
 }
 
 const _: () = assert!(size_of::<Record>() == STACK_RESERVE);
@@ -81,6 +83,7 @@ fn stack(
     handler: extern "C" fn(u64, u32, *mut (), u64) -> u32,
     context: *mut (),
     utcb: u64,
+    parent: Selector,
 ) -> Result<*mut Record> {
     let window = manifest().stacks;
     let slot = NEXT_STACK.fetch_add(1, Ordering::Relaxed);
@@ -90,7 +93,7 @@ fn stack(
     let top = window.address + (slot + 1) * STACK_SLOT as u64;
     let record = (top - size_of::<Record>() as u64) as *mut Record;
     // SAFETY: the slot is mapped, and no other EC has or will have it.
-    unsafe { record.write(Record { handler, context, utcb, pulse: pulse(ec) }) };
+    unsafe { record.write(Record { handler, context, utcb, pulse: pulse(ec), parent }) };
     Ok(record)
 }
 
@@ -106,6 +109,7 @@ pub(crate) unsafe fn adopt_main(manifest: &manifest::Manifest) {
         context: core::ptr::null_mut(),
         utcb: manifest.main_utcb,
         pulse: pulse(selector::MAIN_EC),
+        parent: selector::PARENT,
     };
     value.pulse.beat();
     // SAFETY: the caller's promise.
@@ -126,6 +130,12 @@ pub fn current_utcb() -> Utcb {
     // SAFETY: all stacks of a program are aligned to their size and have a record at their top. Only this EC runs on
     // this stack, so the UTCB is its own.
     unsafe { Utcb::new((*current()).utcb) }
+}
+
+/// The portal to the root task for the EC that calls this.
+pub(crate) fn current_parent() -> Selector {
+    // SAFETY: as in `current_utcb`.
+    unsafe { (*current()).parent }
 }
 
 /// Runs `wait`, during which the calling EC counts as waiting.
@@ -200,10 +210,11 @@ impl Server {
             pulse.beat();
             reply
         }
+        let (events, parent) = manifest().portals_on(cpu).ok_or(Status::BadCpu)?;
         let utcb = utcb_address()?;
         let context = Box::into_raw(Box::new(service));
-        let sp = stack(ec, call::<S>, context.cast(), utcb)? as u64;
-        syscall::create_ec(ec, selector::PROTECTION_DOMAIN, EcKind::Local, utcb, cpu, sp, selector::EVENTS)?;
+        let sp = stack(ec, call::<S>, context.cast(), utcb, parent)? as u64;
+        syscall::create_ec(ec, selector::PROTECTION_DOMAIN, EcKind::Local, utcb, cpu, sp, events)?;
         Ok(Self { ec })
     }
 
@@ -256,37 +267,47 @@ fn start_thread(pid: u64, _: u32, mut utcb: Utcb) -> u32 {
     (Mtd::GPR_0_7 | Mtd::RIP).bits()
 }
 
-fn starter() -> Result<Server> {
-    static READY: crate::sync::Mutex<Option<Server>> = crate::sync::Mutex::new(None, selector::THREAD_LOCK);
+/// The server that starts threads on `cpu`.
+fn starter(cpu: u32) -> Result<Server> {
+    type Starters = [Option<(u32, Server)>; FURTHER_CPUS + 1];
+    static READY: crate::sync::Mutex<Starters> =
+        crate::sync::Mutex::new([None; FURTHER_CPUS + 1], selector::THREAD_LOCK);
     let mut ready = READY.lock();
-    if let Some(server) = *ready {
-        return Ok(server);
+    if let Some((_, server)) = ready.iter().flatten().find(|(place, _)| *place == cpu) {
+        return Ok(*server);
     }
-    let server = Server::at(selector::THREAD_EC, manifest().cpu, start_thread)?;
-    *ready = Some(server);
+    let vacant = ready.iter_mut().find(|slot| slot.is_none()).ok_or(Status::BadCpu)?;
+    let server = Server::new(cpu, start_thread)?;
+    *vacant = Some((cpu, server));
     Ok(server)
 }
 
 /// Starts a thread on this program's CPU with scheduling parameters `scd`. When `run` returns, the thread sleeps for
 /// ever.
 pub fn spawn(scd: Scd, run: impl FnOnce() + Send + 'static) -> Result<Thread> {
-    let starter = starter()?;
+    spawn_on(manifest().cpu, scd, run)
+}
+
+/// As [`spawn`], on another CPU; BAD_CPU if the program cannot use it.
+pub fn spawn_on(cpu: u32, scd: Scd, run: impl FnOnce() + Send + 'static) -> Result<Thread> {
+    let (portals, parent) = manifest().portals_on(cpu).ok_or(Status::BadCpu)?;
+    let starter = starter(cpu)?;
     let events = selectors(EVENT_SELECTORS)?;
     let caps = selectors(2)?;
-    // The exception portals that the parent made for the main EC serve all threads.
-    let exceptions = Span { source: selector::EVENTS, destination: events, order: 5 };
+    // The exception portals that the parent made for ECs on this CPU serve all threads.
+    let exceptions = Span { source: portals, destination: events, order: 5 };
     let own = selector::OBJECT_SPACE;
     // SAFETY: between object spaces.
     unsafe { syscall::delegate(own, own, exceptions, Permissions::all(), 0)? };
     let arch = manifest().sel_hst_arch as u64;
     let recall = arch + RECALL as u64;
-    syscall::delegate_object(own, selector::EVENTS + recall, own, events + recall, Permissions::all())?;
+    syscall::delegate_object(own, portals + recall, own, events + recall, Permissions::all())?;
     let utcb = utcb_address()?;
-    let sp = stack(caps, no_handler, core::ptr::null_mut(), utcb)? as u64;
+    let sp = stack(caps, no_handler, core::ptr::null_mut(), utcb, parent)? as u64;
     let start = Box::into_raw(Box::new(Start { run: Some(Box::new(run)), sp }));
     starter.portal(events + arch, start as u64, Mtd::GPR_0_7 | Mtd::RIP)?;
     let (thread, pd) = (Thread { ec: caps, sc: caps + 1 }, selector::PROTECTION_DOMAIN);
-    syscall::create_ec(thread.ec, pd, EcKind::Global, utcb, manifest().cpu, sp, events)?;
+    syscall::create_ec(thread.ec, pd, EcKind::Global, utcb, cpu, sp, events)?;
     syscall::create_sc(thread.sc, pd, thread.ec, scd)?;
     Ok(thread)
 }

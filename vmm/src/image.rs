@@ -46,7 +46,7 @@ impl Files {
         memory.clear(0, bzimage::FIRMWARE_END.min(memory.ram().size())).map_err(|error| explain(&error))?;
         match config.guest {
             GuestKind::Linux => {
-                let rsdp = acpi::install(memory).map_err(|error| explain(&error))?;
+                let rsdp = acpi::install(memory, config.vcpus as u8).map_err(|error| explain(&error))?;
                 bzimage::load(memory, &images, rsdp).map_err(|error| explain(&error))
             }
             GuestKind::Multiboot => multiboot1::load(memory, &images).map_err(|error| explain(&error)),

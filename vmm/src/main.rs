@@ -1,8 +1,9 @@
 //! The virtual-machine monitor: one process per virtual machine.
 //!
-//! What a machine is and does lives in the crate `machine`; this program joins it to the kernel: spaces, the vCPU and
-//! its event portals ([`monitor`]), guest memory ([`memory`]), the threads for time and input ([`threads`]), the
-//! rings to console and exec channel ([`output`]).
+//! What a machine is and does lives in the crate `machine`; this program joins it to the kernel: spaces, guest memory
+//! ([`memory`]), each vCPU with its event portals and their handler ([`monitor`]) and its alarm clock ([`seat`]), what
+//! the vCPUs share ([`vm`]), console input ([`input`]), the rings to console and exec channel
+//! ([`output`]).
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
@@ -13,15 +14,21 @@ mod ending;
 #[cfg(target_os = "none")]
 mod image;
 #[cfg(target_os = "none")]
+mod input;
+#[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
 mod monitor;
 #[cfg(target_os = "none")]
 mod output;
 #[cfg(target_os = "none")]
+mod pause;
+#[cfg(target_os = "none")]
+mod seat;
+#[cfg(target_os = "none")]
 mod start;
 #[cfg(target_os = "none")]
-mod threads;
+mod vm;
 
 #[cfg(target_os = "none")]
 runtime::main!(main);

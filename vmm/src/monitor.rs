@@ -1,13 +1,14 @@
-//! The handler of the vCPU's events.
+//! The handler of a vCPU's events.
 
 use alloc::format;
 use alloc::string::ToString;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::convert::Infallible;
 
-use abi::event::{GUEST_ARCH, GUEST_NOVA, RECALL, STARTUP};
+use abi::event::{GUEST_ARCH, GUEST_NOVA, STARTUP};
 use abi::utcb::Architectural;
 use abi::{Mtd, Selector};
+use machine::report::Cause;
 use machine::vcpu::{EVERYTHING, INITIAL, Next, Vcpu, set_controls};
 use plan::{OnReset, VmConfig};
 use runtime::parent::Ended;
@@ -15,10 +16,8 @@ use runtime::thread::Service;
 use runtime::utcb::Utcb;
 use runtime::{log, manifest, syscall, time};
 
-use crate::image::Files;
-use crate::memory::HostMemory;
-use crate::output::{HELD_MS, Output};
-use crate::threads::Shared;
+use crate::output::HELD_MS;
+use crate::vm::{Devices, Machine, Totals};
 use crate::{ending, image};
 
 /// Events that have a portal. The kernel's own follow the architectural ones here, whatever their number is there.
@@ -34,40 +33,25 @@ pub fn portal_offset(number: u16) -> Option<u64> {
     }
 }
 
-/// The selectors of the vCPU's spaces.
-#[derive(Clone, Copy, Debug)]
-pub struct Spaces {
-    /// Guest-physical memory.
-    pub guest: Selector,
-    /// Ports that do not exit: none.
-    pub pio: Selector,
-    /// Registers that do not exit.
-    pub msr: Selector,
+/// One virtual CPU's handler.
+pub struct Monitor {
+    /// Its machine.
+    machine: &'static Machine,
+    /// Its number; the first one sees to the board's time and input.
+    index: usize,
+    vcpu: Vcpu<&'static Machine>,
+    /// First event portal.
+    portals: Selector,
+    /// Events whose portal asks for more than usual until the next exit.
+    widened: Vec<u16>,
+    /// STC value at which output that this vCPU left unfinished goes out.
+    flush_at: Option<u64>,
+    /// Resets of the machine that it has seen.
+    resets: u64,
 }
 
-/// Everything of one virtual machine.
-pub struct Monitor {
-    /// The machine.
-    pub vcpu: Vcpu,
-    /// Its RAM.
-    pub memory: HostMemory,
-    /// Its files.
-    pub files: Files,
-    /// Its configuration.
-    pub config: VmConfig,
-    /// Its output.
-    pub output: Output,
-    /// What the threads see.
-    pub shared: Arc<Shared>,
-    /// Its spaces.
-    pub spaces: Spaces,
-    /// First event portal.
-    pub portals: Selector,
-    /// Events whose portal asks for more than usual until the next exit.
-    pub widened: Vec<u16>,
-    /// STC value at the start of the guest.
-    pub started: u64,
-}
+/// The machine was reset: the vCPU starts anew.
+struct Restarted;
 
 impl Service for Monitor {
     fn serve(&mut self, pid: u64, mtd: u32, mut utcb: Utcb) -> u32 {
@@ -78,67 +62,119 @@ impl Service for Monitor {
 }
 
 impl Monitor {
+    /// For vCPU number `index`, whose portals begin at `portals`.
+    pub fn new(machine: &'static Machine, index: usize, vcpu: Vcpu<&'static Machine>, portals: Selector) -> Self {
+        Self { machine, index, vcpu, portals, widened: Vec::new(), flush_at: None, resets: 0 }
+    }
+
     fn serve_event(&mut self, number: u16, have: Mtd, state: &mut Architectural) -> Mtd {
-        if number == GUEST_ARCH + STARTUP {
-            return self.start(state);
+        let mut outcome = match number == GUEST_ARCH + STARTUP {
+            true => self.begin(state),
+            false => self.exit(number, have, state),
+        };
+        loop {
+            match outcome {
+                Ok(reply) => return reply,
+                Err(Restarted) => {
+                    self.resets = self.machine.pause.resets();
+                    self.vcpu.reset(self.machine.started());
+                    outcome = self.begin(state);
+                }
+            }
         }
+    }
+
+    fn exit(&mut self, number: u16, have: Mtd, state: &mut Architectural) -> Result<Mtd, Restarted> {
         if !self.widened.is_empty() && self.widened.contains(&number) {
             self.narrow(number);
         }
-        let recalled = number == GUEST_ARCH + RECALL;
-        if recalled {
-            self.output.flush();
+        self.park_if_wanted()?;
+        let now = time::now();
+        if self.flush_at.is_some_and(|due| due <= now) {
+            self.flush();
         }
         self.input();
-        let mut next = self.vcpu.handle(number, have, state, &self.memory, time::now());
+        let mut next = self.vcpu.handle(number, have, state, &self.machine.memory, now);
         loop {
             if let Some(mark) = self.vcpu.take_mark() {
                 self.milestone(mark);
             }
-            let taken = self.output.take(&mut self.vcpu.board);
+            let taken = self.take_output();
             match next {
                 Next::Resume(reply) => {
                     let reply = if taken { self.vcpu.recheck(state, reply, time::now()) } else { reply };
-                    self.arm();
-                    return reply;
+                    return Ok(self.resume(reply));
                 }
                 Next::More(mtd) => {
                     self.widen(number, have | mtd);
-                    return Mtd::empty();
+                    return Ok(Mtd::empty());
                 }
-                Next::Halt => {
-                    self.output.flush();
-                    self.shared.sleep(self.vcpu.deadline());
-                    self.input();
+                Next::Halt | Next::HaltDisabled => {
+                    self.flush();
+                    self.sleep(next == Next::HaltDisabled, state)?;
                     next = self.vcpu.wake(state, time::now());
                 }
-                Next::PowerOff => self.power_off(),
-                Next::Reset => return self.reset(state),
-                Next::Crash(cause) => {
-                    self.output.flush();
-                    ending::crash(cause, &self.vcpu, state, &self.memory, &self.output);
-                    ending::statistics(&self.vcpu, "at the crash");
-                    ending::end(Ended::Crashed, &cause.to_string());
+                Next::Init => {
+                    self.vcpu.initialize(time::now());
+                    return self.await_startup(state);
                 }
+                Next::PowerOff => match self.power_off()? {},
+                Next::Reset => match self.reset()? {},
+                Next::Crash(cause) => match self.crash(cause, state)? {},
             }
         }
     }
 
+    fn resume(&self, reply: Mtd) -> Mtd {
+        let deadline = self.vcpu.deadline();
+        self.machine.seats[self.index].arm(self.flush_at.map_or(deadline, |due| due.min(deadline)));
+        reply
+    }
+
+    /// Sleeps until there is something to see; `lost`: something that only another vCPU can bring about.
+    fn sleep(&mut self, lost: bool, state: &Architectural) -> Result<(), Restarted> {
+        let machine = self.machine;
+        if lost && machine.lose_one() {
+            machine.find_one();
+            match self.crash(Cause::HaltedForever, state)? {}
+        }
+        machine.seats[self.index].sleep(self.vcpu.deadline(), || machine.backplane.has_news(self.index));
+        if lost {
+            machine.find_one();
+        }
+        self.park_if_wanted()?;
+        self.input();
+        Ok(())
+    }
+
     /// Gives waiting console input to the serial port.
     fn input(&mut self) {
-        if self.shared.has_input() {
-            let board = &mut self.vcpu.board;
-            self.shared.offer_input(|bytes| board.serial_input(bytes));
-            self.vcpu.touch();
+        let machine = self.machine;
+        if self.index == 0 && machine.input.waits() {
+            let vcpu = &mut self.vcpu;
+            machine.input.offer(|bytes| vcpu.with_board(time::now(), |board| board.serial_input(bytes)));
         }
     }
 
-    fn arm(&self) {
-        let mut deadline = self.vcpu.deadline();
-        if self.output.holds() {
-            deadline = deadline.min(time::now() + time::ticks_from_ms(HELD_MS));
+    /// Takes what the last exit left on the board. True if anything was taken: the board may have raised an interrupt.
+    fn take_output(&mut self) -> bool {
+        if !self.vcpu.take_output_waits() {
+            return false;
         }
-        self.shared.arm(deadline);
+        let (taken, holds, wakes) = {
+            let mut devices = self.machine.devices.lock();
+            let Devices { board, output } = &mut *devices;
+            (output.take(board), output.holds(), board.take_wakes())
+        };
+        self.vcpu.notify(wakes);
+        self.flush_at = holds.then(|| time::now() + time::ticks_from_ms(HELD_MS));
+        taken
+    }
+
+    fn flush(&mut self) {
+        if self.flush_at.take().is_some() {
+            self.machine.devices.lock().output.flush();
+        }
     }
 
     fn set_portal(&self, number: u16, mtd: Mtd) {
@@ -159,9 +195,13 @@ impl Monitor {
         self.widened.retain(|&other| other != number);
     }
 
-    /// Loads the guest and puts its initial state into the reply.
-    fn start(&mut self, state: &mut Architectural) -> Mtd {
-        match self.files.load(&self.memory, &self.config) {
+    /// The machine starts: the first vCPU loads the guest, the others wait for it to start them.
+    fn begin(&mut self, state: &mut Architectural) -> Result<Mtd, Restarted> {
+        if self.index != 0 {
+            self.vcpu.initialize(time::now());
+            return self.await_startup(state);
+        }
+        match self.machine.files.load(&self.machine.memory, &self.machine.config) {
             Ok(entry) => {
                 log!("{}", entry.description);
                 entry.apply(state);
@@ -169,37 +209,109 @@ impl Monitor {
             }
             Err(error) => {
                 log!("{error}");
-                ending::end(Ended::BadConfig, &error);
+                self.machine.end(Ended::BadConfig, &error);
             }
         }
-        (state.sel_gst, state.sel_pio, state.sel_msr) = (self.spaces.guest, self.spaces.pio, self.spaces.msr);
-        self.started = time::now();
-        INITIAL | Mtd::SPACES
+        let reply = self.with_spaces(INITIAL, state);
+        Ok(self.resume(reply))
     }
 
-    fn reset(&mut self, state: &mut Architectural) -> Mtd {
-        self.output.flush();
-        ending::statistics(&self.vcpu, "at the reset");
-        if self.config.on_reset == OnReset::Stop {
-            ending::end(Ended::Reset, "the guest reset its machine");
+    fn with_spaces(&self, reply: Mtd, state: &mut Architectural) -> Mtd {
+        let spaces = self.machine.spaces;
+        (state.sel_gst, state.sel_pio, state.sel_msr) = (spaces.guest, spaces.pio, spaces.msr);
+        reply | Mtd::SPACES
+    }
+
+    /// Waits for a start-up IPI.
+    fn await_startup(&mut self, state: &mut Architectural) -> Result<Mtd, Restarted> {
+        loop {
+            if let Some(reply) = self.vcpu.startup(state, time::now()) {
+                let reply = self.with_spaces(reply, state);
+                return Ok(self.resume(reply));
+            }
+            self.sleep(true, state)?;
+        }
+    }
+
+    /// If another vCPU wants a pause, parks.
+    fn park_if_wanted(&mut self) -> Result<(), Restarted> {
+        if self.machine.pause.wanted() {
+            self.flush();
+            self.count();
+            self.machine.pause.park();
+        }
+        if self.machine.pause.resets() == self.resets { Ok(()) } else { Err(Restarted) }
+    }
+
+    /// Adds what this vCPU did to the machine's sums.
+    fn count(&self) {
+        let mut totals = self.machine.totals.lock();
+        totals.statistics.add(&self.vcpu.statistics);
+        totals.unknown_msrs.add(self.vcpu.unknown_msrs());
+    }
+
+    /// Begins a pause, unless another vCPU does.
+    fn pause(&mut self) -> bool {
+        let machine = self.machine;
+        let others = machine.backplane.all().without(self.index);
+        let begun = machine.pause.begin(|| others.iter().for_each(|vcpu| machine.tell(vcpu)));
+        if begun {
+            self.count();
+            machine.devices.lock().output.flush();
+            self.flush_at = None;
+        }
+        begun
+    }
+
+    /// Waits until all other vCPUs are parked.
+    fn quiet(&mut self) -> Result<(), Restarted> {
+        while !self.pause() {
+            self.park_if_wanted()?;
+        }
+        Ok(())
+    }
+
+    fn statistics(&self, when: &str) {
+        let totals = core::mem::take::<Totals>(&mut *self.machine.totals.lock());
+        ending::statistics(self.machine, &totals, when);
+    }
+
+    fn power_off(&mut self) -> Result<Infallible, Restarted> {
+        self.quiet()?;
+        self.statistics("at power-off");
+        self.machine.end(Ended::PoweredOff, "")
+    }
+
+    fn crash(&mut self, cause: Cause, state: &Architectural) -> Result<Infallible, Restarted> {
+        self.quiet()?;
+        ending::crash(self.machine, cause, self.index, &self.vcpu.history, state);
+        self.statistics("at the crash");
+        self.machine.end(Ended::Crashed, &cause.to_string())
+    }
+
+    /// The guest resets its machine.
+    fn reset(&mut self) -> Result<Infallible, Restarted> {
+        self.quiet()?;
+        self.statistics("at the reset");
+        if self.machine.config.on_reset == OnReset::Stop {
+            self.machine.end(Ended::Reset, "the guest reset its machine");
         }
         log!("the guest reset its machine: starting it again");
-        self.vcpu.reset(time::now());
-        let reply = self.start(state);
-        self.arm();
-        reply
-    }
-
-    fn power_off(&mut self) -> ! {
-        self.output.flush();
-        ending::statistics(&self.vcpu, "at power-off");
-        ending::end(Ended::PoweredOff, "");
+        let now = time::now();
+        self.machine.backplane.reset();
+        self.machine.devices.lock().board.reset(now);
+        self.machine.start(now);
+        self.machine.pause.end_with_reset();
+        Err(Restarted)
     }
 
     fn milestone(&mut self, mark: u32) {
-        let ms = time::nanoseconds(time::now() - self.started, time::frequency()) / 1_000_000;
-        self.output.flush();
-        ending::statistics(&self.vcpu, &format!("at mark {mark}, after {ms} ms"));
+        let ms = time::nanoseconds(time::now() - self.machine.started(), time::frequency()) / 1_000_000;
+        // Another vCPU that stops the machine has something more important to say.
+        if self.pause() {
+            self.statistics(&format!("at mark {mark}, after {ms} ms"));
+            self.machine.pause.end();
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! From the manifest to a running vCPU.
+//! From the manifest to running vCPUs.
 //!
 //! Unsafe: grants guest memory to the guest space, and asks the processor for its identification.
 #![allow(unsafe_code)]
@@ -12,48 +12,71 @@ use abi::capability::{MEMORY_ALL, Permissions};
 use abi::event::GUEST_ARCH;
 use abi::hypercall::CreatePd;
 use abi::scd::Scd;
-use abi::{Selector, Status};
-use machine::board::Config;
+use abi::{Mtd, Selector, Status};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use machine::backplane::Backplane;
+use machine::board::{Board, Config};
 use machine::clock::WallClock;
 use machine::cpuid::Vendor;
 use machine::event_name::event_name;
 use machine::memory::{GuestMemory, HIGH_RAM_BASE};
-use machine::vcpu::{Hardware, PriorityExit, Vcpu};
+use machine::vcpu::{Hardware, PriorityExit, Setup, Vcpu};
 use plan::VmConfig;
+use runtime::channel::Receiver;
 use runtime::manifest::selector;
-use runtime::parent::Ended;
+use runtime::parent::{self, Ended};
 use runtime::syscall::{self, EcKind, Span};
 use runtime::thread::{self, Server};
 use runtime::{log, manifest, time};
 
-use crate::ending;
 use crate::image::Files;
 use crate::memory::HostMemory;
-use crate::monitor::{self, EVENTS, Monitor, Spaces, portal_offset};
+use crate::monitor::{self, EVENTS, Monitor, portal_offset};
 use crate::output::Output;
-use crate::threads::{self, Shared};
+use crate::vm::{Devices, Machine, Parts, Spaces};
 
 /// This program's selectors.
 mod layout {
     use super::{Selector, selector};
     /// Guest, PIO and MSR space.
     pub const SPACES: Selector = selector::FREE;
-    /// The handler's EC.
-    pub const HANDLER: Selector = selector::FREE + 8;
-    /// The vCPU and its scheduling context.
-    pub const VCPU: Selector = selector::FREE + 0x10;
-    /// The vCPU's event portals.
-    pub const PORTALS: Selector = selector::FREE + 0x100;
+
+    /// The EC of a vCPU's handler.
+    pub const fn handler(vcpu: usize) -> Selector {
+        selector::FREE + 0x10 + vcpu as Selector
+    }
+
+    /// A vCPU.
+    pub const fn vcpu(vcpu: usize) -> Selector {
+        selector::FREE + 0x40 + vcpu as Selector
+    }
+
+    /// A vCPU's scheduling context.
+    pub const fn time(vcpu: usize) -> Selector {
+        selector::FREE + 0x80 + vcpu as Selector
+    }
+
+    /// A vCPU's event portals: more than there are events, and no more than a table of capabilities holds.
+    pub const fn portals(vcpu: usize) -> Selector {
+        selector::FREE + 0x200 * (vcpu as Selector + 1)
+    }
 }
 
 /// Scheduling of the vCPU: below all host threads, so that drivers and consoles go first; equal among machines.
 const PRIORITY: u8 = 30;
+/// Scheduling of the threads that interrupt vCPUs.
+const THREADS: Scd = Scd { budget: 10, priority: 80, cos: 0 };
 
 /// Builds the machine and starts it. A machine that cannot be built is reported, not a fault of this program.
 pub fn run() {
-    if let Err(error) = build() {
-        log!("{error}");
-        ending::end(Ended::BadConfig, &error);
+    match build() {
+        Ok(machine) => machine.report_end(),
+        Err(error) => {
+            log!("{error}");
+            parent::vm_ended(Ended::BadConfig, &error);
+            runtime::sync::park()
+        }
     }
 }
 
@@ -61,7 +84,7 @@ fn kernel(what: &'static str) -> impl Fn(Status) -> String {
     move |status| format!("the kernel refuses {what}: {status:?}")
 }
 
-fn build() -> Result<(), String> {
+fn build() -> Result<&'static Machine, String> {
     let config = monitor::configuration()?;
     let files = Files::find()?;
     let region = manifest().region("guest-ram").ok_or("there is no guest memory")?;
@@ -69,77 +92,109 @@ fn build() -> Result<(), String> {
         return Err("the kernel does not announce neutral guest events".into());
     }
     let memory = HostMemory::new(region.memory);
-
-    let spaces = create_spaces(&memory)?;
-    let shared = Shared::new(layout::VCPU).map_err(kernel("a semaphore"))?;
-    let vcpu = create_machine(&config, &memory);
-    let scd = Scd { budget: config.slice, priority: PRIORITY, cos: 0 };
-    let mtds: Vec<_> = (0..EVENTS).map(|number| (number, vcpu.portal_mtd(number))).collect();
-    let monitor = Monitor {
-        vcpu,
+    let board = board_config(&config, &memory);
+    let now = time::now();
+    let backplane = Arc::new(Backplane::new(config.vcpus as usize));
+    let parts = Parts {
         memory,
         files,
+        spaces: create_spaces(&memory)?,
+        devices: Devices { board: Board::new(&board, backplane.clone(), now), output: Output::open() },
+        backplane,
+        vcpus: (0..config.vcpus as usize).map(layout::vcpu).collect(),
         config,
-        output: Output::open(),
-        shared: shared.clone(),
-        spaces,
-        portals: layout::PORTALS,
-        widened: Vec::new(),
-        started: time::now(),
+        now,
     };
+    let machine: &'static Machine = Box::leak(Box::new(Machine::new(parts).map_err(kernel("a semaphore"))?));
+    for index in 0..machine.seats.len() {
+        create_vcpu(machine, index, &board)?;
+    }
+    if let Some(ring) = Receiver::open("input") {
+        let pass = move || machine.input.pass(ring, || machine.tell(0));
+        thread::spawn(THREADS, pass).map_err(kernel("a thread"))?;
+    }
+    let scd = Scd { budget: machine.config.slice, priority: PRIORITY, cos: 0 };
+    for (index, seat) in machine.seats.iter().enumerate() {
+        syscall::create_sc(layout::time(index), selector::PROTECTION_DOMAIN, seat.vcpu(), scd)
+            .map_err(kernel("a virtual CPU's scheduling context"))?;
+    }
+    Ok(machine)
+}
 
-    let server = Server::at(layout::HANDLER, manifest().cpu, monitor).map_err(kernel("the handler"))?;
+/// Makes a vCPU on its CPU, with handler, event portals and alarm clock.
+fn create_vcpu(machine: &'static Machine, index: usize, board: &Config) -> Result<(), String> {
+    let cpu = machine.config.cpus.get(index).copied().unwrap_or(manifest().cpu);
+    let hardware = hardware();
+    let backplane = machine.backplane.clone();
+    let setup = Setup { config: board, host: &host_cpuid, hardware, backplane, index, now: machine.started() };
+    let vcpu = Vcpu::new(&setup, machine);
+    if index == 0 {
+        announce(machine, vcpu.vendor(), hardware);
+    }
+    let mtds: Vec<(u16, Mtd)> = (0..EVENTS).map(|number| (number, vcpu.portal_mtd(number))).collect();
+    let portals = layout::portals(index);
+    let monitor = Monitor::new(machine, index, vcpu, portals);
+    let server = Server::at(layout::handler(index), cpu, monitor).map_err(kernel("a handler"))?;
     for (number, mtd) in mtds {
         // Only events that exist: the others would cost the kernel memory.
         if (0x40..GUEST_ARCH).contains(&number) && event_name(number).is_empty() {
             continue;
         }
         if let Some(offset) = portal_offset(number) {
-            server.portal(layout::PORTALS + offset, number.into(), mtd).map_err(kernel("an event portal"))?;
+            server.portal(portals + offset, number.into(), mtd).map_err(kernel("an event portal"))?;
         }
     }
-    let page = thread::utcb_address().map_err(kernel("an address for the vCPU's page"))?;
+    let seat = &machine.seats[index];
+    thread::spawn_on(cpu, THREADS, move || seat.keep_time()).map_err(kernel("a thread"))?;
+    let page = thread::utcb_address().map_err(kernel("an address for a vCPU's page"))?;
     let pd = selector::PROTECTION_DOMAIN;
-    syscall::create_ec(layout::VCPU, pd, EcKind::Guest, page, manifest().cpu, 0, layout::PORTALS)
-        .map_err(kernel("the virtual CPU"))?;
-    threads::spawn(&shared).map_err(kernel("a thread"))?;
-    syscall::create_sc(layout::VCPU + 1, pd, layout::VCPU, scd)
-        .map_err(kernel("the virtual CPU's scheduling context"))?;
-    runtime::sync::park()
+    syscall::create_ec(seat.vcpu(), pd, EcKind::Guest, page, cpu, 0, portals).map_err(kernel("a virtual CPU"))
 }
 
-fn create_machine(config: &VmConfig, memory: &HostMemory) -> Vcpu {
-    let board = Config {
+fn board_config(config: &VmConfig, memory: &HostMemory) -> Config {
+    Config {
         stc_frequency: time::frequency(),
         wall_clock: WallClock { unix_ns: manifest().wall_clock, stc: manifest().wall_clock_stc },
         memory_below_4g: memory.ram().below_4g(),
         memory_above_4g: memory.ram().above_4g(),
         exec_channel: config.exec,
-    };
-    let host = |leaf: u32, subleaf: u32| {
-        let answer = __cpuid_count(leaf, subleaf);
-        [answer.eax, answer.ebx, answer.ecx, answer.edx]
-    };
+    }
+}
+
+fn host_cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let answer = __cpuid_count(leaf, subleaf);
+    [answer.eax, answer.ebx, answer.ecx, answer.edx]
+}
+
+fn is_svm() -> bool {
+    manifest().platform_features & abi::hip::FEATURE_SVM != 0
+}
+
+fn hardware() -> Hardware {
     // AMD tells the next instruction's address only with the next-RIP feature (APM vol. 2, 15.7.1).
     const SVM_FEATURES: u32 = 0x8000_000a;
     const NEXT_RIP: u32 = 1 << 3;
-    let svm = manifest().platform_features & abi::hip::FEATURE_SVM != 0;
-    let lengths_told = !svm || host(SVM_FEATURES, 0)[3] & NEXT_RIP != 0;
-    let priority_exit = if svm { PriorityExit::Write } else { PriorityExit::Threshold };
-    let hardware = Hardware { lengths_told, priority_exit };
-    let vcpu = Vcpu::new(&board, &host, hardware, time::now());
-    let vendor = match vcpu.vendor() {
+    let lengths_told = !is_svm() || host_cpuid(SVM_FEATURES, 0)[3] & NEXT_RIP != 0;
+    let priority_exit = if is_svm() { PriorityExit::Write } else { PriorityExit::Threshold };
+    Hardware { lengths_told, priority_exit }
+}
+
+fn announce(machine: &Machine, vendor: Vendor, hardware: Hardware) {
+    let vendor = match vendor {
         Vendor::Intel => "Intel",
         Vendor::Amd => "AMD",
         Vendor::Other => "unknown",
     };
+    let cpus = match &machine.config.cpus[..] {
+        [_] => String::from("1 CPU"),
+        places => format!("{} CPUs on {places:?}", places.len()),
+    };
     log!(
-        "{} MiB, 1 CPU ({vendor}, {}), instruction lengths {}",
-        config.memory >> 20,
-        if svm { "SVM" } else { "VMX" },
-        if lengths_told { "told" } else { "decoded" }
+        "{} MiB, {cpus} ({vendor}, {}), instruction lengths {}",
+        machine.config.memory >> 20,
+        if is_svm() { "SVM" } else { "VMX" },
+        if hardware.lengths_told { "told" } else { "decoded" }
     );
-    vcpu
 }
 
 fn create_spaces(memory: &HostMemory) -> Result<Spaces, String> {

@@ -19,6 +19,10 @@ pub const ARCHIVE_PATH: &str = "plan";
 pub const VERSION: u32 = 3;
 /// Most virtual machines in one system.
 pub const VMS_MAX: usize = 8;
+/// Most virtual CPUs of a virtual machine.
+pub const VCPUS_MAX: u32 = 16;
+/// Most CPUs that virtual machines run on, the one that the machine started on among them.
+pub const CPUS_MAX: u32 = 17;
 /// Smallest memory of a virtual machine in bytes.
 pub const MEMORY_MIN: u64 = 4 << 20;
 /// Granularity of a virtual machine's memory in bytes.
@@ -102,7 +106,10 @@ pub struct VmConfig {
     /// Guest memory in bytes, a multiple of [`MEMORY_GRANULE`].
     pub memory: u64,
     /// Virtual CPUs.
-    pub cpus: u32,
+    pub vcpus: u32,
+    /// CPUs that they run on. In a plan: any number, used in turn, or none for all that the machine has. In a monitor's
+    /// configuration: one for each virtual CPU.
+    pub cpus: Vec<u32>,
     /// How long it runs before another machine of the same CPU, in milliseconds; not 0.
     pub slice: u16,
     /// Kernel command line.
@@ -169,8 +176,10 @@ pub enum PlanError {
     SameName(String),
     /// The memory of this machine is below [`MEMORY_MIN`] or not a multiple of [`MEMORY_GRANULE`].
     BadMemory(String, u64),
-    /// The machine has no CPU, or more than are supported.
-    BadCpus(String, u32),
+    /// The machine has no virtual CPU, or more than [`VCPUS_MAX`].
+    BadVcpus(String, u32),
+    /// The machine is to run on a CPU beyond [`CPUS_MAX`].
+    BadCpu(String, u32),
     /// The time slice of this machine is 0.
     NoSlice(String),
     /// More than one machine has the exec channel.
@@ -190,7 +199,12 @@ impl fmt::Display for PlanError {
                 MEMORY_MIN >> 20,
                 MEMORY_GRANULE >> 20
             ),
-            Self::BadCpus(name, cpus) => write!(f, "vm {name}: {cpus} CPUs are not possible, only 1"),
+            Self::BadVcpus(name, vcpus) => {
+                write!(f, "vm {name}: {vcpus} virtual CPUs are not possible, 1 to {VCPUS_MAX} are")
+            }
+            Self::BadCpu(name, cpu) => {
+                write!(f, "vm {name}: CPU {cpu} is not possible, virtual machines run on CPUs 0 to {}", CPUS_MAX - 1)
+            }
             Self::NoSlice(name) => write!(f, "vm {name}: a time slice of 0 ms is none"),
             Self::SecondExec(name) => write!(f, "vm {name}: another machine has the exec channel already"),
         }
@@ -230,8 +244,11 @@ impl SystemPlan {
             if config.memory < MEMORY_MIN || !config.memory.is_multiple_of(MEMORY_GRANULE) {
                 return Err(PlanError::BadMemory(name(), config.memory));
             }
-            if config.cpus != 1 {
-                return Err(PlanError::BadCpus(name(), config.cpus));
+            if !(1..=VCPUS_MAX).contains(&config.vcpus) {
+                return Err(PlanError::BadVcpus(name(), config.vcpus));
+            }
+            if let Some(&cpu) = config.cpus.iter().find(|&&cpu| cpu >= CPUS_MAX) {
+                return Err(PlanError::BadCpu(name(), cpu));
             }
             if config.slice == 0 {
                 return Err(PlanError::NoSlice(name()));
@@ -290,7 +307,8 @@ mod tests {
             config: VmConfig {
                 name: name.to_string(),
                 memory: 512 << 20,
-                cpus: 1,
+                vcpus: 1,
+                cpus: vec![],
                 slice: SLICE_MS,
                 cmdline: "console=ttyS0".to_string(),
                 guest: GuestKind::Linux,
@@ -346,7 +364,10 @@ mod tests {
         assert_eq!(system(vec![vm("a"), vm("a")]).validate(), Err(PlanError::SameName("a".to_string())));
         assert_eq!(with(|c| c.memory = 0), Err(PlanError::BadMemory("a".to_string(), 0)));
         assert_eq!(with(|c| c.memory = (5 << 20) + 4096), Err(PlanError::BadMemory("a".to_string(), 5246976)));
-        assert_eq!(with(|c| c.cpus = 0), Err(PlanError::BadCpus("a".to_string(), 0)));
+        assert_eq!(with(|c| c.vcpus = 0), Err(PlanError::BadVcpus("a".to_string(), 0)));
+        assert_eq!(with(|c| c.vcpus = 17), Err(PlanError::BadVcpus("a".to_string(), 17)));
+        assert_eq!(with(|c| c.vcpus = 16), Ok(()));
+        assert_eq!(with(|c| c.cpus = vec![3, 17]), Err(PlanError::BadCpu("a".to_string(), 17)));
         assert_eq!(with(|c| c.slice = 0), Err(PlanError::NoSlice("a".to_string())));
         assert_eq!(with(|c| c.name = "A b".to_string()), Err(PlanError::BadName("A b".to_string())));
         let exec = |name| {

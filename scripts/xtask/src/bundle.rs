@@ -12,7 +12,7 @@ use crate::emulator::Boot;
 use crate::guest::{self, Recipe};
 use crate::programs::Programs;
 use crate::source::Source;
-use crate::system::{self, Origin, System};
+use crate::system::{self, Origin, Size, System};
 use crate::workspace;
 
 /// The program of every bundle, beside the monitors of its virtual machines.
@@ -32,13 +32,15 @@ pub struct Built {
 
 /// Builds the kernel, the programs and the bundle of a system: a file, or the name of one in `tests/systems`. The name
 /// `none` means the kernel alone. With `exec`, the system runs this command in its Linux and ends.
-pub fn build(system: &str, kernel: Option<&Path>, exec: Option<&str>) -> Result<Built> {
+/// `size` changes the numbers of CPUs.
+pub fn build(system: &str, size: Size, kernel: Option<&Path>, exec: Option<&str>) -> Result<Built> {
     if system == "none" {
         let programs = Programs::build(packages(kernel, BTreeSet::new()))?;
         let boot = Boot { kernel: kernel_file(kernel, &programs)?, module: None, linux: None };
-        return Ok(Built { name: system.into(), boot, memory: 256, cpus: 1 });
+        return Ok(Built { name: system.into(), boot, memory: 256, cpus: size.cpus.unwrap_or(1) });
     }
-    let system = load(system, exec)?;
+    let mut system = load(system, exec)?;
+    system.resize(size)?;
     let programs = Programs::build(packages(kernel, needed(&system)?))?;
     let file = write(&system, &programs, if exec.is_some() { "-exec" } else { "" })?;
     let boot = Boot { kernel: kernel_file(kernel, &programs)?, module: Some(file), linux: None };
@@ -80,9 +82,10 @@ pub fn write(system: &System, programs: &Programs, suffix: &str) -> Result<PathB
 
 /// The first Linux of a system as it would run without any of ours: on the machine itself, with the machine's memory
 /// and CPUs those of its virtual machine.
-pub fn build_bare(system: &str) -> Result<Built> {
+pub fn build_bare(system: &str, size: Size) -> Result<Built> {
     let source = Source::read(&system::find(system)?)?;
-    let system = System::parse(&source)?;
+    let mut system = System::parse(&source)?;
+    system.resize(Size { cpus: None, ..size })?;
     let name = format!("{}-bare", system.plan.name);
     let Some(vm) = system.plan.vms.into_iter().find(|vm| vm.config.guest == GuestKind::Linux) else {
         bail!("system {} has no Linux that could run bare", system.plan.name);
@@ -101,7 +104,7 @@ pub fn build_bare(system: &str) -> Result<Built> {
     let kernel = place(&vm.kernel)?;
     let module = vm.initrd.first().map(place).transpose()?;
     let memory = u32::try_from(vm.config.memory >> 20)?;
-    Ok(Built { boot: Boot { kernel, module, linux: Some(vm.config.cmdline) }, memory, cpus: vm.config.cpus, name })
+    Ok(Built { boot: Boot { kernel, module, linux: Some(vm.config.cmdline) }, memory, cpus: vm.config.vcpus, name })
 }
 
 fn packages(kernel: Option<&Path>, mut programs: BTreeSet<String>) -> BTreeSet<String> {

@@ -7,12 +7,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::emulator::Boot;
+use crate::system::Size;
 use crate::{bundle, setup, workspace};
 
 /// Builds a system and writes it as an ISO that GRUB boots.
 pub fn make(system: &str, iso: &Path, kernel: Option<&Path>) -> Result<()> {
     setup::for_media()?;
-    let built = bundle::build(system, kernel, None)?;
+    let built = bundle::build(system, Size::default(), kernel, None)?;
     write_iso(&built.boot, iso)?;
     eprintln!("wrote {}", workspace::shown(iso));
     Ok(())

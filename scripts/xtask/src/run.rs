@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow, bail};
 use crate::emulator::{Emulator, Machine};
 use crate::exec::{Frame, Frames};
 use crate::session::{BadEnds, Ending, Event, Next, Session};
+use crate::system::Size;
 use crate::{bundle, setup, terminal, workspace};
 
 /// How long a machine may take to switch itself off after its command has ended.
@@ -27,6 +28,9 @@ pub struct Arguments {
     /// CPUs of the machine
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: Option<u32>,
+    /// Virtual CPUs of the first virtual machine
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(plan::VCPUS_MAX)))]
+    vcpus: Option<u32>,
     /// Run CMD in the guest's shell, print its output, exit with its status
     #[arg(long, value_name = "CMD")]
     exec: Option<String>,
@@ -45,10 +49,11 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     arguments.on.check_host()?;
     setup::for_machine(arguments.on)?;
+    let size = Size { cpus: arguments.cpus, vcpus: arguments.vcpus };
     let built = if arguments.bare {
-        bundle::build_bare(&arguments.system)?
+        bundle::build_bare(&arguments.system, size)?
     } else {
-        bundle::build(&arguments.system, arguments.kernel.as_deref(), arguments.exec.as_deref())?
+        bundle::build(&arguments.system, size, arguments.kernel.as_deref(), arguments.exec.as_deref())?
     };
     let name = format!("{}-{}", built.name, arguments.on.name());
     let machine = Machine {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use plan::{GuestKind, OnReset, PlanError, Restart, RestartAfter, SystemPlan, VmConfig, VmPlan};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -42,7 +42,8 @@ struct MachineTable {
 #[serde(deny_unknown_fields)]
 struct VmTable {
     memory: Spanned<String>,
-    cpus: Option<Spanned<u32>>,
+    vcpus: Option<Spanned<u32>>,
+    cpus: Option<Spanned<Vec<u32>>>,
     kernel: Spanned<String>,
     initrd: Option<Spanned<String>>,
     #[serde(default)]
@@ -87,6 +88,15 @@ pub struct System {
     pub cpus: u32,
     /// Archive path and origin of every guest file.
     pub files: BTreeMap<String, Origin>,
+}
+
+/// Numbers of CPUs other than the system file's.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Size {
+    /// CPUs of the machine.
+    pub cpus: Option<u32>,
+    /// Virtual CPUs of the first virtual machine.
+    pub vcpus: Option<u32>,
 }
 
 /// Where a guest's file comes from.
@@ -149,7 +159,8 @@ impl System {
             let config = VmConfig {
                 name: name.get_ref().clone(),
                 memory: u64::from(memory) << 20,
-                cpus: vm.cpus.as_ref().map_or(1, |cpus| *cpus.get_ref()),
+                vcpus: vm.vcpus.as_ref().map_or(1, |vcpus| *vcpus.get_ref()),
+                cpus: vm.cpus.as_ref().map(|cpus| cpus.get_ref().clone()).unwrap_or_default(),
                 slice: vm.slice.as_ref().map_or(plan::SLICE_MS, |slice| *slice.get_ref()),
                 cmdline: vm.cmdline,
                 guest,
@@ -168,7 +179,8 @@ impl System {
             so_far.validate().map_err(|error| {
                 let place = match error {
                     PlanError::BadMemory(..) => Some(vm.memory.span()),
-                    PlanError::BadCpus(..) => vm.cpus.as_ref().map(Spanned::span),
+                    PlanError::BadVcpus(..) => vm.vcpus.as_ref().map(Spanned::span),
+                    PlanError::BadCpu(..) => vm.cpus.as_ref().map(Spanned::span),
                     PlanError::NoSlice(..) => vm.slice.as_ref().map(Spanned::span),
                     PlanError::SecondExec(..) => vm.exec.as_ref().map(Spanned::span),
                     _ => None,
@@ -184,6 +196,22 @@ impl System {
             None => u32::try_from(guest_memory).unwrap_or(u32::MAX).saturating_add(SYSTEM_MEMORY).next_multiple_of(64),
         };
         Ok(Self { plan, memory, cpus: file.machine.cpus.unwrap_or(1), files })
+    }
+
+    /// Changes the numbers of CPUs, and checks that virtual machines run on CPUs that there are.
+    pub fn resize(&mut self, size: Size) -> Result<()> {
+        if let (Some(vcpus), Some(vm)) = (size.vcpus, self.plan.vms.first_mut()) {
+            vm.config.vcpus = vcpus;
+        }
+        self.cpus = size.cpus.unwrap_or(self.cpus);
+        self.plan.validate().map_err(|error| anyhow!("{error}"))?;
+        for config in self.plan.vms.iter().map(|vm| &vm.config) {
+            if let Some(cpu) = config.cpus.iter().find(|&&cpu| cpu >= self.cpus) {
+                let (name, cpus) = (&config.name, self.cpus);
+                bail!("vm {name} is to run on CPU {cpu}, but the machine's are 0 to {} (--cpus {})", cpus - 1, cpu + 1);
+            }
+        }
+        Ok(())
     }
 
     /// Makes the system run one command in its first Linux and stop then. `script` is an archive with it.
@@ -326,6 +354,22 @@ mod tests {
         assert_eq!((first.config.guest, second.config.guest), (GuestKind::Multiboot, GuestKind::Linux));
         assert_eq!(second.initrd, ["guests/a/initrd"]);
         assert_eq!(system.files["guests/a/initrd"], Origin::Recipe("busybox".into()));
+    }
+
+    #[test]
+    fn numbers_of_cpus() {
+        let text = GOOD.replace("kernel = \"micro\"", "kernel = \"micro\"\nvcpus = 3\ncpus = [1, 0]");
+        let parse = || System::parse(&Source::from_text(&text)).expect("is good");
+        let resize = |cpus, vcpus| {
+            let mut system = parse();
+            system.resize(Size { cpus, vcpus }).map(|()| (system.cpus, system.plan.vms[0].config.vcpus))
+        };
+        assert_eq!((parse().plan.vms[0].config.vcpus, parse().plan.vms[1].config.vcpus), (3, 1));
+        assert_eq!(resize(Some(2), Some(4)).expect("is good"), (2, 4));
+        let error = |cpus, vcpus| resize(cpus, vcpus).expect_err("is refused").to_string();
+        assert_eq!(error(None, None), "vm b is to run on CPU 1, but the machine's are 0 to 0 (--cpus 2)");
+        assert_eq!(error(Some(2), Some(17)), "vm b: 17 virtual CPUs are not possible, 1 to 16 are");
+        assert_eq!(error(Some(2), Some(0)), "vm b: 0 virtual CPUs are not possible, 1 to 16 are");
     }
 
     #[test]

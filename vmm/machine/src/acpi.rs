@@ -40,17 +40,18 @@ pub struct Tables {
     pub tables: Vec<(u64, Vec<u8>)>,
 }
 
-/// Writes the tables into the firmware's place in the guest's memory; returns the root pointer's address.
-pub fn install(memory: &impl GuestMemory) -> Result<u64, NotRam> {
-    let Tables { rsdp, tables } = build(FIRMWARE);
+/// Writes the tables of a machine with `vcpus` vCPUs into the firmware's place in the guest's memory; returns the root
+/// pointer's address.
+pub fn install(memory: &impl GuestMemory, vcpus: u8) -> Result<u64, NotRam> {
+    let Tables { rsdp, tables } = build(FIRMWARE, vcpus);
     for (at, bytes) in tables {
         memory.write(at, &bytes)?;
     }
     Ok(rsdp)
 }
 
-/// Makes the tables for addresses from `base` on, which must be aligned to 64 bytes.
-pub fn build(base: u64) -> Tables {
+/// Makes the tables of a machine with `vcpus` vCPUs for addresses from `base` on, which must be aligned to 64 bytes.
+pub fn build(base: u64, vcpus: u8) -> Tables {
     let mut tables = Vec::new();
     let mut next = base + Rsdp::len() as u64;
     let mut place = |bytes: Vec<u8>| {
@@ -62,7 +63,7 @@ pub fn build(base: u64) -> Tables {
     let dsdt = place(dsdt());
     let facs = place(bytes(&FACS::new()));
     let fadt = place(fadt(dsdt as u32, facs as u32));
-    let madt = place(madt());
+    let madt = place(madt(vcpus));
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
@@ -118,7 +119,7 @@ fn fadt(dsdt: u32, facs: u32) -> Vec<u8> {
     bytes(&fadt.finalize())
 }
 
-fn madt() -> Vec<u8> {
+fn madt(vcpus: u8) -> Vec<u8> {
     /// The machine also has two 8259As.
     const PCAT_COMPATIBLE: u32 = 1;
     const HEADER: u32 = 36;
@@ -129,7 +130,9 @@ fn madt() -> Vec<u8> {
     let mut madt = Sdt::new(*b"APIC", HEADER, 5, OEM, TABLE, REVISION);
     madt.append_slice(&LAPIC.to_le_bytes());
     madt.append_slice(&PCAT_COMPATIBLE.to_le_bytes());
-    madt.append_slice(&bytes(&ProcessorLocalApic::new(0, 0, EnabledStatus::Enabled)));
+    for vcpu in 0..vcpus {
+        madt.append_slice(&bytes(&ProcessorLocalApic::new(vcpu, vcpu, EnabledStatus::Enabled)));
+    }
     madt.append_slice(&bytes(&IoApic::new(0, ioapic::BASE as u32, 0)));
     // Interrupt source overrides: type 2, length 10, bus 0, source, global system interrupt, flags.
     for (source, gsi, flags) in [(0, 2u32, 0), (pm::SCI, pm::SCI as u32, SCI_FLAGS)] {
@@ -202,7 +205,7 @@ mod tests {
 
     #[test]
     fn checksums_lengths_and_places() {
-        let tables = build(FIRMWARE);
+        let tables = build(FIRMWARE, 16);
         for (at, bytes) in &tables.tables {
             assert!(*at >= FIRMWARE && at + (bytes.len() as u64) < 0x10_0000);
             if !bytes.starts_with(b"RSD") && !bytes.starts_with(b"FACS") {
@@ -211,7 +214,7 @@ mod tests {
             }
         }
         let memory = VecMemory::new(1 << 20);
-        assert_eq!(install(&memory), Ok(FIRMWARE));
+        assert_eq!(install(&memory, 16), Ok(FIRMWARE));
         assert_eq!(memory.read_u64(FIRMWARE), Ok(u64::from_le_bytes(*b"RSD PTR ")));
         assert_eq!(memory.read_u64(FIRMWARE + 24), Ok(table(&tables, b"XSDT").0));
         assert_eq!(table(&tables, b"FACS").0 % 64, 0);
@@ -227,7 +230,7 @@ mod tests {
         let folder = env::temp_dir().join(std::format!("kilonova-acpi-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         for signature in ["DSDT", "FACP", "APIC", "FACS", "XSDT"] {
-            let tables = build(FIRMWARE);
+            let tables = build(FIRMWARE, 3);
             let file = folder.join(signature);
             fs::write(&file, &table(&tables, signature.as_bytes()).1).unwrap();
             let run = |arguments: &[&str]| {

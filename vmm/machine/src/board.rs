@@ -1,16 +1,18 @@
 //! The board: every device of one virtual machine, wired together.
 //!
-//! The vCPU's handler owns the board outright; there is no lock. Time enters as the absolute STC value `now` of the
-//! exit; [`Board::next_deadline`] says when the board needs service next and [`Board::advance`] gives it.
+//! All vCPUs share the board, behind a lock that is held for one access; LAPICs are not on it. Time enters as the
+//! absolute STC value `now` of the exit; [`Board::next_deadline`] says when the board needs service next and
+//! [`Board::advance`] gives it.
 //!
 //! Interrupt wiring is the PC's: ISA lines go to the 8259A pair and to the I/O APIC pin of the same number, but the
-//! timer (IRQ 0) to pin 2; the 8259A's output goes to I/O APIC pin 0 and to the LAPIC's LINT0.
-//!
-//! The board has one vCPU. What a second one needs is separate already: a LAPIC touches nothing but itself, and
-//! everything for others passes through [`Board::deliver`] as a message.
+//! timer (IRQ 0) to pin 2; the 8259A's output goes to I/O APIC pin 0 and to LINT0 of the first vCPU's LAPIC. What the
+//! interrupt controllers say leaves through the backplane; [`Board::take_wakes`] tells who has to look.
 
 mod ports;
 
+use alloc::sync::Arc;
+
+use crate::backplane::{Backplane, VcpuSet};
 use crate::bus::{Unclaimed, Width};
 use crate::clock::{Clock, WallClock};
 use crate::debug_port::DebugPort;
@@ -18,23 +20,12 @@ use crate::exec_port::ExecPort;
 use crate::i8042::I8042;
 use crate::interrupt::Message;
 use crate::ioapic::{self, Ioapic};
-use crate::lapic::timer::CrystalClock;
-use crate::lapic::{ApicMode, Lapic, Outcome};
 use crate::pci::Pci;
 use crate::pic::Pic;
 use crate::pit::Pit;
 use crate::pm::{self, Pm, Request};
 use crate::rtc::{self, Rtc};
 use crate::serial::{self, Serial};
-
-pub use crate::lapic::GeneralProtection;
-
-/// IA32_APIC_BASE.
-const MSR_APIC_BASE: u32 = 0x1b;
-/// IA32_TSC_DEADLINE.
-const MSR_TSC_DEADLINE: u32 = 0x6e0;
-/// First of the x2APIC registers.
-const MSR_X2APIC: u32 = 0x800;
 
 /// The timer's ISA line.
 const IRQ_TIMER: u8 = 0;
@@ -84,12 +75,12 @@ impl From<Request> for Effect {
     }
 }
 
-/// All devices of one virtual machine with one vCPU.
+/// All devices of one virtual machine but the LAPICs.
 #[derive(Clone, Debug)]
 pub struct Board {
     clock: Clock,
-    crystal: CrystalClock,
-    lapic: Lapic,
+    backplane: Arc<Backplane>,
+    wakes: VcpuSet,
     ioapic: Ioapic,
     pic: Pic,
     pit: Pit,
@@ -106,22 +97,18 @@ pub struct Board {
     external: bool,
     unclaimed_ports: Unclaimed,
     unclaimed_memory: Unclaimed,
-    undelivered: u64,
 }
 
 impl Board {
-    /// A board just powered on at STC value `now`, with its LAPIC as firmware leaves it.
-    pub fn new(config: &Config, now: u64) -> Self {
+    /// A board just powered on at STC value `now`.
+    pub fn new(config: &Config, backplane: Arc<Backplane>, now: u64) -> Self {
         let clock = Clock::new(config.stc_frequency);
-        let crystal = CrystalClock::new(clock.frequency());
         let mut rtc = Rtc::new(clock, config.wall_clock, now);
         rtc.set_memory(config.memory_below_4g, config.memory_above_4g);
-        let mut lapic = Lapic::new(0, true, crystal);
-        lapic.set_virtual_wire();
         Self {
             clock,
-            crystal,
-            lapic,
+            backplane,
+            wakes: VcpuSet::EMPTY,
             ioapic: Ioapic::default(),
             pic: Pic::default(),
             pit: Pit::new(clock),
@@ -136,14 +123,11 @@ impl Board {
             external: false,
             unclaimed_ports: Unclaimed::default(),
             unclaimed_memory: Unclaimed::default(),
-            undelivered: 0,
         }
     }
 
     /// Resets every device as the RESET line does. Queued output, the time of day and the counters stay.
     pub fn reset(&mut self, now: u64) {
-        self.lapic.reset();
-        self.lapic.set_virtual_wire();
         self.ioapic = Ioapic::default();
         self.pic = Pic::default();
         self.pit = Pit::new(self.clock);
@@ -156,13 +140,20 @@ impl Board {
         self.external = false;
     }
 
-    /// Gives a message to the LAPICs that it addresses; `sender` is the id of the LAPIC that sent it, if one did.
-    pub fn deliver(&mut self, message: &Message, sender: Option<u32>) {
-        if self.lapic.is_addressed(message.destination, sender) {
-            self.lapic.deliver(message);
-        } else {
-            self.undelivered += 1;
-        }
+    fn deliver(&mut self, message: &Message) {
+        self.wakes = self.wakes.union(self.backplane.send(message, None));
+    }
+
+    /// The vCPUs that have to look because of what happened on the board. Whoever has the board sees to that, best after
+    /// it gave the board back.
+    pub fn take_wakes(&mut self) -> VcpuSet {
+        core::mem::take(&mut self.wakes)
+    }
+
+    /// Tells vCPU 0 when the board needs service. Whoever changed anything on the board calls this.
+    pub fn publish_deadline(&mut self, now: u64) {
+        let deadline = self.next_deadline(now).unwrap_or(u64::MAX);
+        self.wakes = self.wakes.union(self.backplane.set_board_deadline(deadline));
     }
 
     /// Sets an ISA line's level at both interrupt controllers.
@@ -176,7 +167,7 @@ impl Board {
         self.wire_external();
         let pin = if irq == IRQ_TIMER { 2 } else { irq };
         if let Some(message) = self.ioapic.set_line(pin, asserted) {
-            self.deliver(&message, None);
+            self.deliver(&message);
         }
     }
 
@@ -187,11 +178,9 @@ impl Board {
             return;
         }
         self.external = output;
-        if output {
-            self.lapic.raise_lint0();
-        }
+        self.wakes = self.wakes.union(self.backplane.set_external(output));
         if let Some(message) = self.ioapic.set_line(0, output) {
-            self.deliver(&message, None);
+            self.deliver(&message);
         }
     }
 
@@ -207,16 +196,8 @@ impl Board {
         self.wire(serial::IRQ, self.serial.interrupt());
     }
 
-    /// Whether a device (LAPIC or IOAPIC) answers at a guest-physical address.
-    pub fn claims(&self, gpa: u64) -> bool {
-        self.lapic.offset_of(gpa).is_some() || (ioapic::BASE..ioapic::BASE + ioapic::SIZE).contains(&gpa)
-    }
-
     /// A read of guest-physical memory outside RAM.
-    pub fn mmio_read(&mut self, gpa: u64, width: Width, now: u64) -> u64 {
-        if let Some(offset) = self.lapic.offset_of(gpa) {
-            return self.lapic.read_memory(offset, width, now);
-        }
+    pub fn mmio_read(&mut self, gpa: u64, width: Width) -> u64 {
         match gpa.wrapping_sub(ioapic::BASE) {
             offset @ 0..ioapic::SIZE => self.ioapic.read(offset, width),
             _ => {
@@ -227,102 +208,33 @@ impl Board {
     }
 
     /// A write of guest-physical memory outside RAM.
-    pub fn mmio_write(&mut self, gpa: u64, width: Width, value: u64, now: u64) -> Effect {
-        if let Some(offset) = self.lapic.offset_of(gpa) {
-            let outcome = self.lapic.write_memory(offset, width, value, now);
-            self.carry_out(outcome);
-            return Effect::None;
-        }
+    pub fn mmio_write(&mut self, gpa: u64, width: Width, value: u64, now: u64) {
         match gpa.wrapping_sub(ioapic::BASE) {
             offset @ 0..ioapic::SIZE => {
                 self.service_pit(now);
-                let Self { ioapic, lapic, undelivered, .. } = self;
-                ioapic.write(offset, width, value, |message| deliver_to(lapic, undelivered, &message));
+                let Self { ioapic, backplane, wakes, .. } = self;
+                ioapic.write(offset, width, value, |message| *wakes = wakes.union(backplane.send(&message, None)));
             }
             _ => self.unclaimed_memory.count(gpa, true),
         }
-        Effect::None
     }
 
-    fn carry_out(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Done => {}
-            Outcome::EndOfInterrupt(vector) => {
-                let Self { ioapic, lapic, undelivered, .. } = self;
-                ioapic.end_of_interrupt(vector, |message| deliver_to(lapic, undelivered, &message));
-            }
-            Outcome::Send(message) => self.deliver(&message, Some(self.lapic.id())),
-        }
-    }
-
-    /// Whether [`Board::read_msr`] and [`Board::write_msr`] answer for a register: IA32_APIC_BASE (0x1b),
-    /// IA32_TSC_DEADLINE (0x6e0), the x2APIC range 0x800 to 0x8ff.
-    pub const fn claims_msr(index: u32) -> bool {
-        matches!(index, MSR_APIC_BASE | MSR_TSC_DEADLINE | MSR_X2APIC..=0x8ff)
-    }
-
-    /// RDMSR of a register in [`Board::claims_msr`].
-    pub fn read_msr(&mut self, index: u32, now: u64) -> Result<u64, GeneralProtection> {
-        match index {
-            MSR_APIC_BASE => Ok(self.lapic.base()),
-            MSR_TSC_DEADLINE => Ok(self.lapic.tsc_deadline(now)),
-            MSR_X2APIC..=0x8ff => self.lapic.read_msr(index - MSR_X2APIC, now),
-            _ => Err(GeneralProtection),
-        }
-    }
-
-    /// WRMSR of a register in [`Board::claims_msr`].
-    pub fn write_msr(&mut self, index: u32, value: u64, now: u64) -> Result<Effect, GeneralProtection> {
-        match index {
-            MSR_APIC_BASE => self.lapic.set_base(value)?,
-            MSR_TSC_DEADLINE => self.lapic.set_tsc_deadline(value, now),
-            MSR_X2APIC..=0x8ff => {
-                let outcome = self.lapic.write_msr(index - MSR_X2APIC, value, now)?;
-                self.carry_out(outcome);
-            }
-            _ => return Err(GeneralProtection),
-        }
-        Ok(Effect::None)
-    }
-
-    /// CR8: bits 7:4 of the task priority.
-    pub fn cr8(&self) -> u8 {
-        self.lapic.cr8()
-    }
-
-    /// Sets CR8, on an intercepted MOV or from the value that the hardware kept.
-    pub fn set_cr8(&mut self, priority: u8) {
-        self.lapic.set_cr8(priority);
-    }
-
-    /// The vCPU's LAPIC, for reports.
-    pub fn lapic(&self) -> &Lapic {
-        &self.lapic
-    }
-
-    /// The frequency at which the LAPIC timer counts before its divider, in hertz: what CPUID 0x15 ECX shows.
-    /// The STC's frequency is this shifted left by [`Board::crystal_shift`]. Fits 32 bits.
-    pub fn crystal_frequency(&self) -> u64 {
-        self.crystal.frequency
-    }
-
-    /// CPUID 0x15 shows EAX = 1, EBX = 1 << shift; 0 below 4.29 GHz.
-    pub fn crystal_shift(&self) -> u32 {
-        self.crystal.shift
+    /// A LAPIC says that a level-triggered interrupt ended.
+    pub fn end_of_interrupt(&mut self, vector: u8) {
+        let Self { ioapic, backplane, wakes, .. } = self;
+        ioapic.end_of_interrupt(vector, |message| *wakes = wakes.union(backplane.send(&message, None)));
     }
 
     /// The earliest STC value at which a device needs service; `Some(now)` or less when one already does.
     pub fn next_deadline(&self, now: u64) -> Option<u64> {
         let tick_wanted = !self.ioapic.is_masked(2) || !self.pic.is_masked(IRQ_TIMER) && self.passes_external();
         let tick = if tick_wanted { self.pit.next_tick() } else { None };
-        let sources = [self.lapic.next_deadline(), tick, self.rtc.next_deadline(now), self.pm.next_deadline()];
+        let sources = [tick, self.rtc.next_deadline(now), self.pm.next_deadline()];
         sources.into_iter().flatten().min()
     }
 
-    /// Fires what is due at `now`. Call it before asking for interrupts, after a sleep or whenever the cached
-    /// deadline has passed.
+    /// Fires what is due at `now`. Call it after a sleep or whenever the published deadline has passed.
     pub fn advance(&mut self, now: u64) {
-        self.lapic.advance(now);
         self.service_pit(now);
         if self.rtc.next_deadline(now).is_some_and(|due| due <= now) {
             self.rtc.advance(now);
@@ -334,35 +246,24 @@ impl Board {
         }
     }
 
-    /// Whether the 8259A's requests reach the processor, past the LAPIC's priorities.
+    /// Whether the 8259A's requests reach vCPU 0: past its LAPIC, through LINT0 or through the I/O APIC.
     fn passes_external(&self) -> bool {
-        self.lapic.passes_external() || self.lapic.mode() != ApicMode::Disabled && self.ioapic.passes_external(0)
+        self.backplane.external_wanted() || self.backplane.has_lapic() && self.ioapic.passes_external(0)
     }
 
-    /// The vector of the interrupt that the vCPU would take now if it accepts interrupts. Changes nothing.
-    pub fn pending_interrupt(&self) -> Option<u8> {
-        if self.external && self.passes_external() { self.pic.pending() } else { self.lapic.pending() }
+    /// The vector that the 8259A asks vCPU 0 to take, past its LAPIC's priorities. Changes nothing.
+    pub fn pending_external(&self) -> Option<u8> {
+        if self.external && self.passes_external() { self.pic.pending() } else { None }
     }
 
-    /// The interrupt-acknowledge cycle: the vector to inject, moved from requested to in service. Call it only when
-    /// the vCPU can take the interrupt at the next entry (IF set, no blocking, no other event in flight).
-    pub fn acknowledge(&mut self) -> Option<u8> {
+    /// The interrupt-acknowledge cycle of the 8259A: the vector to inject, if it asks for one.
+    pub fn acknowledge_external(&mut self) -> Option<u8> {
         if !(self.external && self.passes_external()) {
-            return self.lapic.acknowledge();
+            return None;
         }
         let vector = self.pic.acknowledge();
         self.wire_external();
         Some(vector)
-    }
-
-    /// Takes a pending NMI; whether there was one.
-    pub fn take_nmi(&mut self) -> bool {
-        self.lapic.take_nmi()
-    }
-
-    /// Whether an NMI is pending.
-    pub fn nmi_pending(&self) -> bool {
-        self.lapic.signals().nmi
     }
 
     /// Copies serial output to `out`, oldest first, and returns how many bytes. Frees room: may raise an interrupt.
@@ -370,6 +271,11 @@ impl Board {
         let taken = self.serial.drain(out);
         self.wire_serial();
         taken
+    }
+
+    /// Whether output of any kind waits.
+    pub fn has_output(&self) -> bool {
+        self.serial.output_len() != 0 || !self.exec.is_empty() || self.debug.has_output()
     }
 
     /// Bytes of serial output that wait.
@@ -430,19 +336,6 @@ impl Board {
     /// Guest-physical addresses that nobody answered at.
     pub fn unclaimed_memory(&self) -> &Unclaimed {
         &self.unclaimed_memory
-    }
-
-    /// Messages that addressed no LAPIC.
-    pub fn undelivered(&self) -> u64 {
-        self.undelivered
-    }
-}
-
-fn deliver_to(lapic: &mut Lapic, undelivered: &mut u64, message: &Message) {
-    if lapic.is_addressed(message.destination, None) {
-        lapic.deliver(message);
-    } else {
-        *undelivered += 1;
     }
 }
 

@@ -198,6 +198,22 @@ impl Unclaimed {
         }
     }
 
+    /// Adds another's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.reads += other.reads;
+        self.writes += other.writes;
+        for &(address, more) in other.addresses() {
+            match self.seen[..self.len].iter_mut().find(|(seen, _)| *seen == address) {
+                Some((_, count)) => *count += more,
+                None if self.len < Self::REMEMBERED => {
+                    self.seen[self.len] = (address, more);
+                    self.len += 1;
+                }
+                None => {}
+            }
+        }
+    }
+
     /// The first distinct addresses, each with its number of accesses.
     pub fn addresses(&self) -> &[(u64, u64)] {
         &self.seen[..self.len]

@@ -36,6 +36,23 @@ pub struct Clocks {
     pub crystal_shift: u32,
 }
 
+/// Where a vCPU is among those of its machine: all are cores of one package, one thread each, and share the last cache.
+/// Their APIC ids are their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its number.
+    pub index: u32,
+    /// How many there are.
+    pub count: u32,
+}
+
+impl Place {
+    /// Bits of an APIC id that tell cores apart.
+    const fn core_bits(self) -> u32 {
+        self.count.next_power_of_two().trailing_zeros()
+    }
+}
+
 /// Whose CPU this is, as far as the policy differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vendor {
@@ -60,6 +77,15 @@ const KVM_CLOCKSOURCE_STABLE: u32 = 1 << 24;
 
 const EXTENDED_BASE: u32 = 0x8000_0000;
 const EXTENDED_MAX: u32 = 0x8000_0008;
+/// AMD's leaf of caches, and of node and core (APM vol. 3, E.4.15, E.4.16).
+const AMD_CACHES: u32 = 0x8000_001d;
+const AMD_TOPOLOGY: u32 = 0x8000_001e;
+/// Leaf 1, EDX: the package has several logical processors.
+const SEVERAL: u32 = 1 << 28;
+/// Leaf 0x80000001, ECX: several logical processors are several cores; topology extensions.
+const AMD_SEVERAL: u32 = 1 << 1 | 1 << 22;
+/// Most caches that are shown.
+const CACHES_MAX: u32 = 8;
 /// XCR0 components that a guest may use: x87, SSE, AVX, AVX-512. Not PKRU (protection keys are hidden), not AMX
 /// (eight more KiB of state per vCPU).
 const XCR0_OFFERED: u64 = 0xe7;
@@ -78,6 +104,7 @@ struct Component {
 pub struct Cpuid {
     leaves: Vec<(u32, Registers)>,
     vendor: Vendor,
+    place: Place,
     xcr0: u64,
     xsave_features: u32,
     components: [Component; 8],
@@ -87,20 +114,25 @@ pub struct Cpuid {
 }
 
 impl Cpuid {
-    /// The guest's view of `host`.
-    pub fn new(host: &impl HostCpuid, clocks: Clocks) -> Self {
+    /// The guest's view of `host`, on the vCPU at `place`.
+    pub fn new(host: &impl HostCpuid, clocks: Clocks, place: Place) -> Self {
         let top = host.cpuid(0, 0);
         let vendor = match &[top[1], top[3], top[2]].map(u32::to_le_bytes).concat()[..] {
             b"GenuineIntel" => Vendor::Intel,
             b"AuthenticAMD" | b"HygonGenuine" => Vendor::Amd,
             _ => Vendor::Other,
         };
-        let basic_max = if vendor == Vendor::Intel { 0x16 } else { top[0].min(0xd) };
-        let extended_max = host.cpuid(EXTENDED_BASE, 0)[0].clamp(EXTENDED_BASE, EXTENDED_MAX);
+        // Leaf 0x1f is leaf 0xb again, and what software looks at first.
+        let basic_max = if vendor == Vendor::Intel { 0x1f } else { top[0].min(0xd) };
+        let extended_max = match vendor {
+            Vendor::Amd if place.count > 1 => AMD_TOPOLOGY,
+            _ => host.cpuid(EXTENDED_BASE, 0)[0].clamp(EXTENDED_BASE, EXTENDED_MAX),
+        };
 
         let mut this = Self {
             leaves: Vec::new(),
             vendor,
+            place,
             xcr0: 1,
             xsave_features: 0,
             components: [Component::default(); 8],
@@ -110,9 +142,10 @@ impl Cpuid {
         };
         this.put(0, [basic_max, top[1], top[2], top[3]]);
         let [version, misc, ..] = host.cpuid(1, 0);
-        // One logical processor with APIC id 0; brand index and CLFLUSH size are the host's.
-        let features = filtered(host, top[0], 1);
-        this.put(1, [version, misc & 0xffff | 1 << 16, features[2], features[3]]);
+        // Brand index and CLFLUSH size are the host's.
+        let mut features = filtered(host, top[0], 1);
+        features[3] |= if place.count > 1 { SEVERAL } else { 0 };
+        this.put(1, [version, misc & 0xffff | place.count << 16 | place.index << 24, features[2], features[3]]);
         if top[0] >= 2 && vendor == Vendor::Intel {
             this.put(2, host.cpuid(2, 0));
         }
@@ -123,13 +156,8 @@ impl Cpuid {
             let mhz = (clocks.tsc / 1_000_000) as u32;
             this.put(0x15, [1, 1 << clocks.crystal_shift, clocks.crystal as u32, 0]);
             this.put(0x16, [mhz, mhz, 100, 0]);
-            for subleaf in 0..8 {
-                let mut cache = host.cpuid(4, subleaf);
-                if top[0] < 4 || cache[0] & 0x1f == 0 {
-                    break;
-                }
-                cache[0] &= 0x3fff; // not shared, one core
-                this.caches.push(cache);
+            if top[0] >= 4 {
+                this.caches = caches(host, 4, place);
             }
         }
         this.hypervisor_leaves(clocks);
@@ -158,7 +186,10 @@ impl Cpuid {
         let top = host.cpuid(EXTENDED_BASE, 0);
         self.put(EXTENDED_BASE, [max, top[1], top[2], top[3]]);
         let [version, brand, ..] = host.cpuid(EXTENDED_BASE + 1, 0);
-        let features = filtered(host, max, EXTENDED_BASE + 1);
+        let host_max = top[0];
+        let mut features = filtered(host, max, EXTENDED_BASE + 1);
+        let several = self.vendor == Vendor::Amd && self.place.count > 1;
+        features[2] |= if several { AMD_SEVERAL } else { 0 };
         self.put(EXTENDED_BASE + 1, [version, brand, features[2], features[3]]);
         for leaf in EXTENDED_BASE + 2..=(EXTENDED_BASE + 6).min(max) {
             self.put(leaf, host.cpuid(leaf, 0));
@@ -171,7 +202,15 @@ impl Cpuid {
             let features = filtered(host, max, EXTENDED_BASE + 8);
             // Physical and linear address bits; 57 linear bits are hidden.
             let linear = (sizes >> 8 & 0xff).min(48);
-            self.put(EXTENDED_BASE + 8, [sizes & 0xff | linear << 8, features[1], 0, 0]);
+            let cores = if several { self.place.core_bits() << 12 | (self.place.count - 1) } else { 0 };
+            self.put(EXTENDED_BASE + 8, [sizes & 0xff | linear << 8, features[1], cores, 0]);
+        }
+        if several {
+            if host_max >= AMD_CACHES {
+                self.caches = caches(host, AMD_CACHES, self.place);
+            }
+            // Its APIC id, its core (one thread each), its node (one in all).
+            self.put(AMD_TOPOLOGY, [self.place.index, self.place.index, 0, 0]);
         }
     }
 
@@ -231,8 +270,9 @@ impl Cpuid {
     pub fn query(&self, leaf: u32, subleaf: u32, cr4: u64, xcr0: u64) -> Registers {
         let leaf = match leaf {
             0xd => return self.xsave(subleaf, xcr0),
-            0xb if self.basic_max >= 0xb => return topology(subleaf),
-            4 => return self.caches.get(subleaf as usize).copied().unwrap_or([0; 4]),
+            0xb | 0x1f if self.basic_max >= leaf => return topology(self.place, subleaf),
+            4 if self.vendor == Vendor::Intel => return self.cache(subleaf),
+            AMD_CACHES if self.extended_max >= AMD_CACHES => return self.cache(subleaf),
             7 if subleaf != 0 => return [0; 4],
             // Beyond the last leaf Intel answers as for the last basic one, AMD with zeros.
             leaf if self.vendor == Vendor::Intel
@@ -250,6 +290,10 @@ impl Cpuid {
             registers[2] |= OSXSAVE;
         }
         registers
+    }
+
+    fn cache(&self, subleaf: u32) -> Registers {
+        self.caches.get(subleaf as usize).copied().unwrap_or([0; 4])
     }
 
     fn xsave(&self, subleaf: u32, xcr0: u64) -> Registers {
@@ -271,13 +315,28 @@ impl Cpuid {
     }
 }
 
-/// Leaf 0xb: one thread, one core, x2APIC id 0.
-fn topology(subleaf: u32) -> Registers {
+/// Leaves 0xb and 0x1f: one thread to a core, all cores in one package.
+fn topology(place: Place, subleaf: u32) -> Registers {
     match subleaf {
-        0 => [0, 1, 1 << 8, 0],
-        1 => [0, 1, 2 << 8 | 1, 0],
-        _ => [0, 0, subleaf & 0xff, 0],
+        0 => [0, 1, 1 << 8, place.index],
+        1 => [place.core_bits(), place.count, 2 << 8 | 1, place.index],
+        _ => [0, 0, subleaf & 0xff, place.index],
     }
+}
+
+/// The host's caches, in leaf 4's format, which AMD's has too: the first levels belong to one core, the last is shared by
+/// all. Bits 25:14 of EAX are the number of threads that share a cache, less one; bits 31:26, on Intel, of cores in the
+/// package.
+fn caches(host: &impl HostCpuid, leaf: u32, place: Place) -> Vec<Registers> {
+    const LEVEL_SHARED: u32 = 3;
+    let cores = (1 << place.core_bits()) - 1;
+    let on_package = if leaf == 4 { cores << 26 } else { 0 };
+    let found = (0..CACHES_MAX).map(|subleaf| host.cpuid(leaf, subleaf)).take_while(|cache| cache[0] & 0x1f != 0);
+    let placed = found.map(|[eax, ebx, ecx, edx]| {
+        let sharing = if eax >> 5 & 7 >= LEVEL_SHARED { cores << 14 } else { 0 };
+        [eax & 0x3fff | sharing | on_package, ebx, ecx, edx]
+    });
+    placed.collect()
 }
 
 /// The features of one leaf: what the host has and the policy passes, and what the policy sets.

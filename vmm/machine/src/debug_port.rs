@@ -28,6 +28,11 @@ impl DebugPort {
         self.queue.push(byte);
     }
 
+    /// Whether bytes wait.
+    pub fn has_output(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// Hands out bytes, oldest first.
     pub fn drain(&mut self, out: &mut [u8]) -> usize {
         self.queue.drain(out)

@@ -3,13 +3,14 @@
 //! Intel SDM vol. 3A, chapter 11 (Advanced Programmable Interrupt Controller): 11.4 (registers), 11.5 (local
 //! interrupts), 11.6 (IPIs), 11.8 (priorities, acceptance, EOI), 11.9 (spurious vector), 11.12 (x2APIC).
 //!
-//! A LAPIC belongs to its vCPU alone. Whatever concerns others leaves it as an [`Outcome`] and reaches it as a
-//! [`Message`], so that with several vCPUs only messages cross between their owners.
+//! A LAPIC belongs to its vCPU alone. Whatever concerns others leaves it as an [`Outcome`] and reaches it as [`Mail`]
+//! from the backplane, so that with several vCPUs only messages cross between their owners.
 
 pub mod registers;
 pub mod timer;
 pub mod vectors;
 
+use crate::backplane::{Mail, Route, logical_x2};
 use crate::bus::Width;
 use crate::interrupt::{Delivery, Destination, Message};
 use registers::*;
@@ -83,6 +84,13 @@ pub struct Lapic {
     timer: Timer,
     signals: Signals,
 }
+
+/// IA32_APIC_BASE.
+const MSR_APIC_BASE: u32 = 0x1b;
+/// IA32_TSC_DEADLINE.
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+/// First of the x2APIC registers.
+const MSR_X2APIC: u32 = 0x800;
 
 const TIMER: usize = 0;
 const LINT0: usize = (LVT_LINT0 - LVT_TIMER) as usize;
@@ -191,7 +199,7 @@ impl Lapic {
     }
 
     /// Processor priority (SDM vol. 3A, 11.8.3.1).
-    fn ppr(&self) -> u32 {
+    pub fn ppr(&self) -> u32 {
         let in_service = u32::from(self.isr.highest().unwrap_or(0));
         if self.tpr >> 4 >= in_service >> 4 { self.tpr } else { in_service & 0xf0 }
     }
@@ -212,6 +220,15 @@ impl Lapic {
             return None;
         }
         self.irr.highest().filter(|&vector| u32::from(vector >> 4) > self.ppr() >> 4)
+    }
+
+    /// The vector that the processor would take if the task priority were zero.
+    pub fn pending_at_any_priority(&self) -> Option<u8> {
+        if self.mode() == ApicMode::Disabled {
+            return None;
+        }
+        let in_service = self.isr.highest().unwrap_or(0);
+        self.irr.highest().filter(|&vector| vector >> 4 > in_service >> 4)
     }
 
     /// Acknowledge: the pending vector goes from requested to in service.
@@ -263,33 +280,35 @@ impl Lapic {
         }
     }
 
-    /// Whether a message is addressed to this LAPIC; `sender` is the id of the LAPIC that sent it, if one did.
-    pub fn is_addressed(&self, destination: Destination, sender: Option<u32>) -> bool {
-        match destination {
-            Destination::Own => sender == Some(self.id),
-            Destination::All => true,
-            Destination::Others => sender != Some(self.id),
-            Destination::Physical(id) => id == self.id,
-            Destination::Logical(set) => match self.mode() {
-                ApicMode::X2apic => {
-                    let ldr = self.ldr();
-                    set == u32::MAX || (set >> 16 == ldr >> 16 && set & ldr & 0xffff != 0)
-                }
-                _ => {
-                    let (set, ldr) = (set & 0xff, self.ldr >> 24);
-                    match self.dfr >> 28 {
-                        0xf => set & ldr != 0,
-                        _ => (set >> 4 == ldr >> 4 || set >> 4 == 0xf) && set & ldr & 0xf != 0,
-                    }
-                }
-            },
+    /// Where and how messages find this LAPIC.
+    pub fn route(&self) -> Route {
+        Route {
+            mode: self.mode(),
+            takes_vectors: self.software_enabled(),
+            clustered: self.dfr >> 28 != 0xf,
+            logical: (self.ldr >> 24) as u8,
         }
     }
 
-    /// Takes a message that is addressed to this LAPIC.
-    pub fn deliver(&mut self, message: &Message) {
-        if self.mode() != ApicMode::Disabled {
-            self.accept(message.delivery, message.vector, message.level);
+    /// Takes what others had for this LAPIC.
+    pub fn take(&mut self, mail: &Mail) {
+        if self.mode() == ApicMode::Disabled {
+            return;
+        }
+        if self.software_enabled() {
+            self.irr.add(&mail.vectors);
+            self.tmr.replace(&mail.vectors, &mail.levels);
+        }
+        if mail.illegal_vector {
+            self.raise_error(ESR_RECEIVE_ILLEGAL_VECTOR);
+        }
+        self.signals.nmi |= mail.nmi;
+        self.signals.init |= mail.init;
+        if mail.init || mail.startup.is_some() {
+            self.signals.startup = mail.startup;
+        }
+        if mail.lint0 {
+            self.raise_lint0();
         }
     }
 
@@ -315,9 +334,14 @@ impl Lapic {
         self.signals
     }
 
-    /// Takes the requests for NMI, INIT and start-up; they are clear afterwards.
-    pub fn take_signals(&mut self) -> Signals {
-        core::mem::take(&mut self.signals)
+    /// Takes a start-up request.
+    pub fn take_startup(&mut self) -> Option<u8> {
+        self.signals.startup.take()
+    }
+
+    /// Puts a start-up request back.
+    pub fn restore_startup(&mut self, startup: Option<u8>) {
+        self.signals.startup = startup;
     }
 
     /// Takes a pending NMI.
@@ -360,7 +384,7 @@ impl Lapic {
 
     fn ldr(&self) -> u32 {
         match self.mode() {
-            ApicMode::X2apic => (self.id & 0xf_fff0) << 12 | 1 << (self.id & 0xf),
+            ApicMode::X2apic => logical_x2(self.id),
             _ => self.ldr,
         }
     }
@@ -400,6 +424,35 @@ impl Lapic {
             },
         }
         Outcome::Done
+    }
+
+    /// Whether [`Lapic::rdmsr`] and [`Lapic::wrmsr`] answer for a register: IA32_APIC_BASE (0x1b), IA32_TSC_DEADLINE
+    /// (0x6e0), the x2APIC range 0x800 to 0x8ff.
+    pub const fn claims_msr(index: u32) -> bool {
+        matches!(index, MSR_APIC_BASE | MSR_TSC_DEADLINE | MSR_X2APIC..=0x8ff)
+    }
+
+    /// RDMSR of a register in [`Lapic::claims_msr`].
+    pub fn rdmsr(&mut self, index: u32, now: u64) -> Result<u64, GeneralProtection> {
+        match index {
+            MSR_APIC_BASE => Ok(self.base()),
+            MSR_TSC_DEADLINE => Ok(self.tsc_deadline(now)),
+            MSR_X2APIC..=0x8ff => self.read_msr(index - MSR_X2APIC, now),
+            _ => Err(GeneralProtection),
+        }
+    }
+
+    /// WRMSR of a register in [`Lapic::claims_msr`].
+    pub fn wrmsr(&mut self, index: u32, value: u64, now: u64) -> Result<Outcome, GeneralProtection> {
+        match index {
+            MSR_APIC_BASE => self.set_base(value).map(|()| Outcome::Done),
+            MSR_TSC_DEADLINE => {
+                self.set_tsc_deadline(value, now);
+                Ok(Outcome::Done)
+            }
+            MSR_X2APIC..=0x8ff => self.write_msr(index - MSR_X2APIC, value, now),
+            _ => Err(GeneralProtection),
+        }
     }
 
     /// RDMSR of x2APIC register `index` (the MSR less 0x800).

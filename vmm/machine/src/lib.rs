@@ -4,6 +4,7 @@
 extern crate alloc;
 
 pub mod acpi;
+pub mod backplane;
 pub mod board;
 pub mod bus;
 pub mod byte_queue;

@@ -70,6 +70,18 @@ impl Statistics {
         self.interrupts += 1;
     }
 
+    /// Adds another vCPU's.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.events.iter_mut().zip(&other.events) {
+            *count += more;
+        }
+        self.serial += other.serial;
+        self.timer += other.timer;
+        self.interrupts += other.interrupts;
+        other.ports.iter().for_each(|(&port, more)| *self.ports.entry(port).or_default() += more);
+        other.msrs.iter().for_each(|(&index, more)| *self.msrs.entry(index).or_default() += more);
+    }
+
     /// All exits.
     pub fn total(&self) -> u64 {
         self.events.iter().sum()
@@ -164,5 +176,10 @@ mod tests {
         assert!(lines.contains(&"exits by port I/O: 2".to_string()));
         assert_eq!(lines[5], "busiest ports: 0x70 1 0x3f8 1");
         assert_eq!(lines[6], "busiest registers: 0x6e0 1");
+        let mut sum = statistics.clone();
+        sum.add(&statistics);
+        let lines: Vec<_> = sum.lines().map(|line| line.to_string()).collect();
+        assert_eq!(lines[0], "exits: 10 = serial port 2 + timer 4 + other 4; interrupts injected: 2");
+        assert_eq!(lines[5], "busiest ports: 0x70 2 0x3f8 2");
     }
 }

@@ -6,21 +6,29 @@
 //!
 //! Intel SDM vol. 3C, chapter 28 (exits), 27.2.1.5 (injection); events are numbered so on both vendors.
 
+mod apic;
 mod interrupts;
 mod io;
 mod mmio;
 mod registers;
+mod startup;
+
+use alloc::sync::Arc;
+use core::ops::DerefMut;
 
 use abi::event::{self, guest};
 use abi::utcb::{Architectural, gpr};
 use abi::{Mtd, mtd};
 
+use crate::backplane::{Backplane, VcpuSet};
 use crate::board::{Board, Config, Effect};
 use crate::clock::Clock;
 use crate::cpuid::policy::Register;
-use crate::cpuid::{Clocks, Cpuid, HostCpuid, Vendor};
+use crate::cpuid::{Clocks, Cpuid, HostCpuid, Place, Vendor};
 use crate::decode;
 use crate::kvmclock::KvmClock;
+use crate::lapic::Lapic;
+use crate::lapic::timer::CrystalClock;
 use crate::memory::GuestMemory;
 use crate::msr;
 use crate::report::{Cause, History};
@@ -82,8 +90,12 @@ pub enum Next {
     Resume(Mtd),
     /// Ask for this state too at this event, and reply with nothing: the exit happens again.
     More(Mtd),
-    /// The vCPU is halted: sleep until [`Vcpu::deadline`] or a device's input, then call [`Vcpu::wake`].
+    /// The vCPU is halted: sleep until [`Vcpu::deadline`] or until someone makes it look, then call [`Vcpu::wake`].
     Halt,
+    /// As [`Next::Halt`], but with interrupts disabled: only another vCPU can wake it.
+    HaltDisabled,
+    /// INIT came: call [`Vcpu::initialize`], then [`Vcpu::startup`] until it says how to go on.
+    Init,
     /// The machine is off.
     PowerOff,
     /// The machine resets: load it again, call [`Vcpu::reset`] and start.
@@ -111,10 +123,39 @@ pub enum PriorityExit {
     Write,
 }
 
-/// One virtual CPU with its machine.
-pub struct Vcpu {
-    /// The devices.
-    pub board: Board,
+/// What the vCPUs of a machine share, and what the monitor does for them.
+pub trait Platform {
+    /// The board, for one access: it is behind a lock.
+    fn board(&self) -> impl DerefMut<Target = Board>;
+    /// Makes vCPUs look: they leave the guest ([`event::RECALL`]), or wake. Also the one that asks.
+    fn wake(&self, vcpus: VcpuSet);
+}
+
+/// What a vCPU is made from.
+pub struct Setup<'a, H> {
+    /// The machine's devices and clocks.
+    pub config: &'a Config,
+    /// The host's CPUID.
+    pub host: &'a H,
+    /// What the virtualization hardware does.
+    pub hardware: Hardware,
+    /// The machine's backplane.
+    pub backplane: Arc<Backplane>,
+    /// The vCPU's number, which is its APIC id; 0 is the bootstrap processor.
+    pub index: usize,
+    /// STC value at the start of the machine, the same for all its vCPUs.
+    pub now: u64,
+}
+
+/// One virtual CPU.
+pub struct Vcpu<P> {
+    platform: P,
+    backplane: Arc<Backplane>,
+    index: usize,
+    lapic: Lapic,
+    /// It has not run since the machine was started.
+    fresh: bool,
+    output_waits: bool,
     /// Exits so far.
     pub statistics: Statistics,
     /// The last exits.
@@ -134,21 +175,24 @@ pub struct Vcpu {
     mark: Option<u32>,
 }
 
-impl Vcpu {
-    /// A machine just powered on.
-    pub fn new(config: &Config, host: &impl HostCpuid, hardware: Hardware, now: u64) -> Self {
-        let board = Board::new(config, now);
-        let clocks = Clocks {
-            tsc: config.stc_frequency,
-            crystal: board.crystal_frequency(),
-            crystal_shift: board.crystal_shift(),
-        };
-        let cpuid = Cpuid::new(host, clocks);
+impl<P: Platform> Vcpu<P> {
+    /// A vCPU of a machine just powered on.
+    pub fn new<H: HostCpuid>(setup: &Setup<'_, H>, platform: P) -> Self {
+        let Setup { config, host, hardware, index, now, .. } = *setup;
+        let crystal = CrystalClock::new(config.stc_frequency);
+        let clocks = Clocks { tsc: config.stc_frequency, crystal: crystal.frequency, crystal_shift: crystal.shift };
+        let place = Place { index: index as u32, count: setup.backplane.vcpus() as u32 };
+        let cpuid = Cpuid::new(host, clocks, place);
         let physical_bits = cpuid.query(0x8000_0008, 0, 0, 1)[0] & 0xff;
         let fast_fxsave = cpuid.has(0x8000_0001, Register::Edx, 25);
         let clock = Clock::new(config.stc_frequency);
-        Self {
-            board,
+        let mut vcpu = Self {
+            platform,
+            backplane: setup.backplane.clone(),
+            index,
+            lapic: Lapic::new(index as u32, index == 0, crystal),
+            fresh: true,
+            output_waits: false,
             statistics: Statistics::default(),
             history: History::default(),
             msrs: msr::Registers::new(cpuid.vendor(), physical_bits, fast_fxsave),
@@ -163,12 +207,16 @@ impl Vcpu {
             priority_exit: hardware.priority_exit,
             awaited_class: 0,
             mark: None,
-        }
+        };
+        vcpu.power_on();
+        vcpu
     }
 
-    /// RESET: devices, registers and statistics start anew; the history stays.
+    /// RESET, at STC value `now`, the same for all vCPUs of the machine: registers and statistics start anew; the history
+    /// stays. The board and the backplane are reset by whoever resets the machine, before.
     pub fn reset(&mut self, now: u64) {
-        self.board.reset(now);
+        self.lapic.reset();
+        self.power_on();
         self.msrs.reset();
         self.kvmclock = KvmClock::new(self.clock.0, self.clock.1.wall_clock, now);
         self.xcr0 = 1;
@@ -183,9 +231,9 @@ impl Vcpu {
         self.deadline
     }
 
-    /// Input came for a device: the next exit looks for interrupts.
-    pub fn touch(&mut self) {
-        self.touched = true;
+    /// Whether an exit since the last call left output on the board.
+    pub fn take_output_waits(&mut self) -> bool {
+        core::mem::take(&mut self.output_waits)
     }
 
     /// A milestone that the guest marked since the last call.
@@ -239,10 +287,15 @@ impl Vcpu {
     ) -> Next {
         self.statistics.exit(number);
         self.history.push(number, have, state);
+        self.collect();
         if now >= self.deadline {
-            self.board.advance(now);
-            self.touched = true;
+            self.advance(now);
         }
+        if self.lapic.signals().init {
+            return Next::Init;
+        }
+        // A vCPU that runs ignores it.
+        self.lapic.take_startup();
         let mut next = self.dispatch(number, have, state, memory, now);
         if matches!(next, Next::Crash(_)) && !have.contains(EVERYTHING) {
             // Nothing of it has reached the guest: let it happen again, for a whole report.
@@ -256,7 +309,10 @@ impl Vcpu {
     }
 
     fn refresh_deadline(&mut self, now: u64) {
-        self.deadline = self.board.next_deadline(now).unwrap_or(u64::MAX);
+        self.deadline = self.lapic.next_deadline().unwrap_or(u64::MAX);
+        if self.index == 0 {
+            self.deadline = self.deadline.min(self.backplane.board_deadline());
+        }
         if self.awaited_class != 0 && self.priority_exit == PriorityExit::Write {
             self.deadline = self.deadline.min(now + self.clock.0.frequency() / 1000);
         }
@@ -282,7 +338,7 @@ impl Vcpu {
             guest::RDMSR => self.read_msr(have, state, memory, now),
             guest::WRMSR => self.write_msr(have, state, memory, now),
             guest::HLT => self.halt(have, state, memory, now),
-            guest::INTERRUPT_WINDOW | guest::NMI_WINDOW => self.window_opened(state),
+            guest::INTERRUPT_WINDOW | guest::NMI_WINDOW => self.window_opened(number, state),
             guest::PAGE_FAULT => self.memory_access(have, state, memory, now),
             guest::XSETBV => {
                 let value = state.gpr[gpr::RDX] << 32 | state.gpr[gpr::RAX] & 0xffff_ffff;

@@ -11,6 +11,7 @@ use crate::bundle::{self, Built};
 use crate::emulator::{Emulator, Machine};
 use crate::programs::{self, Programs};
 use crate::session::{Event, Next, Session};
+use crate::system::Size;
 use crate::workspace;
 
 /// How many times the instructions of a bare boot one in a virtual machine may take.
@@ -37,8 +38,8 @@ pub fn boot_with_short_waits(name: &'static str) -> Result<Row> {
 }
 
 fn compare(name: &'static str, shift: u32, method: &'static str) -> Result<Row> {
-    let peer = count(bundle::build_bare("linux")?, Some(GUEST_CPU), shift)?;
-    let ours = count(bundle::build("linux", None, None)?, None, shift)?;
+    let peer = count(bundle::build_bare("linux", Size::default())?, Some(GUEST_CPU), shift)?;
+    let ours = count(bundle::build("linux", Size::default(), None, None)?, None, shift)?;
     Ok(Row { name, ours, peer, peer_name: "bare boot", unit: "instructions", method })
 }
 

@@ -9,7 +9,7 @@ use super::Lab;
 use crate::emulator::{Boot, Emulator, Machine};
 use crate::exec::{Frame, Frames};
 use crate::session::{Ending, Event, Next, Session};
-use crate::system::Origin;
+use crate::system::{Origin, Size};
 use crate::{bundle, workspace};
 
 /// What belongs to a line of the console may still be on its way over the other serial line.
@@ -24,6 +24,7 @@ pub struct Trial<'a> {
     instructions: Option<u32>,
     memory: Option<u32>,
     timeout: u64,
+    size: Size,
     until: Option<&'a str>,
     lines: Vec<(&'a str, String)>,
     replaced: Option<(&'a str, Vec<u8>)>,
@@ -62,6 +63,7 @@ impl Lab<'_> {
             instructions: None,
             memory: None,
             timeout,
+            size: Size::default(),
             until: None,
             lines: Vec::new(),
             replaced: None,
@@ -103,6 +105,12 @@ impl<'a> Trial<'a> {
         self
     }
 
+    /// With other numbers of CPUs: of the machine, and of its first virtual machine.
+    pub fn cpus(mut self, cpus: u32, vcpus: u32) -> Self {
+        self.size = Size { cpus: Some(cpus), vcpus: Some(vcpus) };
+        self
+    }
+
     /// With this much time, in seconds.
     pub fn timeout(mut self, seconds: u64) -> Self {
         self.timeout = seconds;
@@ -139,11 +147,12 @@ impl<'a> Trial<'a> {
         let kernel = programs.file("microhypervisor");
         let folder = workspace::folder(&format!("run/{name}"))?;
         let (mut boot, memory, cpus) = if self.system == "none" {
-            (Boot { kernel, module: None, linux: None }, 256, 1)
+            (Boot { kernel, module: None, linux: None }, 256, self.size.cpus.unwrap_or(1))
         } else {
             let mut system = bundle::load(self.system, self.exec)?;
             // Tests run side by side, and two may use the same system.
             system.plan.name = name.clone();
+            system.resize(self.size)?;
             for (name, line) in &self.lines {
                 let machine = system.plan.vms.iter_mut().find(|vm| vm.config.name == *name);
                 machine.with_context(|| format!("{} has no {name}", self.system))?.config.cmdline.clone_from(line);

@@ -10,10 +10,12 @@ use super::dialogue::{self, PROMPT};
 use super::{BOCHS, Lab, QEMU, Test, clock};
 use crate::emulator::Boot;
 use crate::session::Ending;
+use crate::system::Size;
 use crate::{bench, bundle, workspace};
 
 pub const TESTS: &[Test] = &[
     Test::new("linux::a command's output and status arrive exactly", command),
+    Test::new("linux::four virtual CPUs on four CPUs", four_on_four).only(QEMU),
     Test::new("linux::power-off and reboot", endings).long_on(BOCHS),
     Test::new("linux::a reset starts the guest again", restart).long_on(BOCHS),
     Test::new("linux::the clock neither drifts nor jumps", clock::agrees).long_on(BOCHS),
@@ -39,6 +41,20 @@ fn command(lab: &Lab) -> Result<()> {
     ensure!(expected.starts_with(&found), outcome.failure(&format!("checksum {found}, the guest says {expected}")));
     outcome.says("vm linux: powered off")?;
     few_exits(&outcome)
+}
+
+fn four_on_four(lab: &Lab) -> Result<()> {
+    four(lab, 4)
+}
+
+/// All are there, and each runs what it is told to.
+fn four(lab: &Lab, cpus: u32) -> Result<()> {
+    let command = "grep -c ^processor /proc/cpuinfo; for cpu in 3 2 1 0; do \
+                   taskset $((1 << cpu)) sh -c 'cut -d\" \" -f39 /proc/self/stat'; done";
+    let outcome = lab.boot("linux").cpus(cpus, 4).exec(command).timeout(lab.boot_time().as_secs()).run()?;
+    outcome.status(0)?;
+    ensure!(outcome.text()? == "4\n3\n2\n1\n0\n", outcome.failure(&format!("the output is {:?}", outcome.text()?)));
+    outcome.says("vm linux: powered off").map(|_| ())
 }
 
 fn few_exits(outcome: &Outcome) -> Result<()> {
@@ -130,7 +146,7 @@ fn message(line: &str) -> String {
 
 /// What the machine's own kernel says, without us.
 fn bare_messages(lab: &Lab) -> Result<BTreeSet<String>> {
-    let built = bundle::build_bare("linux")?;
+    let built = bundle::build_bare("linux", Size::default())?;
     let mut session = lab.start(built.boot, built.memory, Vec::new())?;
     let ask = format!("{WARNINGS}; echo the end''\n");
     let (_, lines) = dialogue::hold(&mut session, lab.boot_time(), &[(PROMPT, &ask), ("\nthe end\r", "")])?;

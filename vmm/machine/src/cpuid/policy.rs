@@ -83,7 +83,7 @@ pub const FEATURES: &[Feature] = &[
     line(1, Edx, &[7, 14], Hide, "machine checks go to the host; there are no banks to show"),
     line(1, Edx, &[18], Hide, "processor serial number"),
     line(1, Edx, &[21, 22, 29, 31], Hide, "debug store and thermal control are the host's"),
-    line(1, Edx, &[28], Hide, "one thread"),
+    line(1, Edx, &[28], Hide, "several processors: set where there are several vCPUs"),
     // FSGSBASE BMI1 AVX2 FDP-only SMEP BMI2 ERMS FCS/FDS RDSEED ADX SMAP CLFLUSHOPT CLWB SHA
     line(7, Ebx, &[0, 3, 5, 6, 7, 8, 9, 13, 18, 19, 20, 23, 24, 29], Pass, PLAIN),
     line(7, Ebx, &[10], Pass, "INVPCID: nested paging keeps it the guest's own business"),
@@ -106,7 +106,8 @@ pub const FEATURES: &[Feature] = &[
     // LAHF ABM SSE4A misaligned SSE 3DNow-prefetch XOP FMA4 TBM
     line(0x8000_0001, Ecx, &[0, 5, 6, 7, 8, 11, 16, 21], Pass, PLAIN),
     line(0x8000_0001, Ecx, &[2, 12], Hide, "SVM, SKINIT: no nested virtualization"),
-    line(0x8000_0001, Ecx, &[1, 19, 22], Hide, "topology: one thread, leaf 0xb tells it"),
+    line(0x8000_0001, Ecx, &[1, 22], Hide, "topology: set where there are several vCPUs"),
+    line(0x8000_0001, Ecx, &[19], Hide, "node id: its MSR is not virtualized, and there is one node"),
     line(0x8000_0001, Ecx, &[3, 4], Hide, "extended APIC space, CR8 by LOCK MOV CR0: not emulated"),
     line(0x8000_0001, Ecx, &[9, 10, 13, 15, 23, 24, 26, 27, 28, 29], Hide, "registers that are not virtualized"),
     // AMD's copies of leaf 1, EDX

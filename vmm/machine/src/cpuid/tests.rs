@@ -1,6 +1,7 @@
 use super::*;
 use crate::cpuid::policy::Register::{Ebx, Ecx, Edx};
 
+const ALONE: Place = Place { index: 0, count: 1 };
 const CLOCKS: Clocks = Clocks { tsc: 2_400_000_000, crystal: 1_200_000_000, crystal_shift: 1 };
 
 fn intel(leaf: u32, subleaf: u32) -> Registers {
@@ -9,6 +10,7 @@ fn intel(leaf: u32, subleaf: u32) -> Registers {
     match (leaf, subleaf) {
         (0, _) => [0x1b, word(0), word(8), word(4)],
         (4, 0) => [0xfc00_4121, 1, 2, 3],
+        (4, 1) => [0xfc1f_c163, 1, 2, 3],
         (4, _) => [0; 4],
         (0xd, 0) => [0x2e7, 0xa80, 0xa88, 0],
         (0xd, 1) => [0xf, 0, 0, 0],
@@ -46,7 +48,7 @@ fn the_table_has_no_contradictions() {
 
 #[test]
 fn hidden_and_given() {
-    for cpuid in [Cpuid::new(&intel, CLOCKS), Cpuid::new(&amd, CLOCKS)] {
+    for cpuid in [Cpuid::new(&intel, CLOCKS, ALONE), Cpuid::new(&amd, CLOCKS, ALONE)] {
         for (leaf, register, bit) in [(1, Ecx, 3), (1, Ecx, 5), (1, Ecx, 15), (7, Ecx, 16), (7, Ecx, 3), (1, Edx, 7)] {
             assert!(!cpuid.has(leaf, register, bit), "{leaf:#x} {register:?} {bit}");
         }
@@ -63,7 +65,7 @@ fn hidden_and_given() {
 #[test]
 fn nothing_comes_from_a_bare_host() {
     let bare = |leaf, _| if leaf == 0 { [1, 0x756e_6547, 0x6c65_746e, 0x4965_6e69] } else { [0; 4] };
-    let cpuid = Cpuid::new(&bare, CLOCKS);
+    let cpuid = Cpuid::new(&bare, CLOCKS, ALONE);
     assert!(cpuid.has(1, Ecx, 31) && !cpuid.has(1, Ecx, 0));
     assert_eq!(cpuid.query(0xd, 0, 0, 1), [0; 4]);
     assert!(cpuid.accepts_xcr0(1) && !cpuid.accepts_xcr0(3));
@@ -71,17 +73,17 @@ fn nothing_comes_from_a_bare_host() {
 
 #[test]
 fn clocks_on_intel_only() {
-    assert_eq!(Cpuid::new(&intel, CLOCKS).query(0x15, 0, 0, 1), [1, 2, 1_200_000_000, 0]);
-    assert_eq!(Cpuid::new(&intel, CLOCKS).query(0x16, 0, 0, 1)[0], 2400);
-    assert_eq!(Cpuid::new(&amd, CLOCKS).query(0x15, 0, 0, 1), [0; 4]);
+    assert_eq!(Cpuid::new(&intel, CLOCKS, ALONE).query(0x15, 0, 0, 1), [1, 2, 1_200_000_000, 0]);
+    assert_eq!(Cpuid::new(&intel, CLOCKS, ALONE).query(0x16, 0, 0, 1)[0], 2400);
+    assert_eq!(Cpuid::new(&amd, CLOCKS, ALONE).query(0x15, 0, 0, 1), [0; 4]);
     // Beyond the last leaf.
-    assert_eq!(Cpuid::new(&intel, CLOCKS).query(0x1234, 0, 0, 1)[0], 2400);
-    assert_eq!(Cpuid::new(&amd, CLOCKS).query(0x1234, 0, 0, 1), [0; 4]);
+    assert_eq!(Cpuid::new(&intel, CLOCKS, ALONE).query(0x1234, 1, 0, 1), [0, 0, 0, 0]);
+    assert_eq!(Cpuid::new(&amd, CLOCKS, ALONE).query(0x1234, 0, 0, 1), [0; 4]);
 }
 
 #[test]
 fn xsave_follows_xcr0() {
-    let cpuid = Cpuid::new(&intel, CLOCKS);
+    let cpuid = Cpuid::new(&intel, CLOCKS, ALONE);
     assert_eq!(cpuid.query(0xd, 0, 0, 1), [0xe7, 576, 2688, 0]);
     assert_eq!(cpuid.query(0xd, 0, 0, 7)[1], 832);
     assert_eq!(cpuid.query(0xd, 1, 0, 7), [7, 832, 0, 0]);
@@ -106,5 +108,44 @@ fn xsave_follows_xcr0() {
 
 #[test]
 fn linear_addresses_have_48_bits() {
-    assert_eq!(Cpuid::new(&intel, CLOCKS).query(0x8000_0008, 0, 0, 1)[0], 0x3027);
+    assert_eq!(Cpuid::new(&intel, CLOCKS, ALONE).query(0x8000_0008, 0, 0, 1)[0], 0x3027);
+}
+
+/// What software of either vendor computes from the leaves: package and core of an APIC id, and who shares a cache.
+#[test]
+fn topology_is_consistent() {
+    for count in 1..=16 {
+        for index in 0..count {
+            let place = Place { index, count };
+            let (intel, amd) = (Cpuid::new(&intel, CLOCKS, place), Cpuid::new(&amd_with_caches, CLOCKS, place));
+            for cpuid in [&intel, &amd] {
+                let [_, ebx, _, edx] = cpuid.query(1, 0, 0, 1);
+                assert_eq!((ebx >> 24, ebx >> 16 & 0xff), (index, count));
+                assert_eq!(edx >> 28 & 1, (count > 1).into());
+                let [smt, cores] = [0, 1].map(|level| cpuid.query(0xb, level, 0, 1));
+                assert_eq!((smt[0], smt[1], smt[2], smt[3]), (0, 1, 1 << 8, index));
+                assert!(cores[1] == count && cores[2] == 2 << 8 | 1 && cores[3] == index);
+                assert!(1 << cores[0] >= count && (count == 1 || 1 << cores[0] < 2 * count), "{count}: {}", cores[0]);
+                assert_eq!(index >> cores[0], 0, "one package");
+            }
+            assert_eq!(intel.query(0x1f, 1, 0, 1), intel.query(0xb, 1, 0, 1));
+            let [first, last] = [0, 1].map(|cache| intel.query(4, cache, 0, 1)[0]);
+            let ids = count.next_power_of_two();
+            assert_eq!((first >> 14 & 0xfff, first >> 26, last >> 14 & 0xfff), (0, ids - 1, ids - 1));
+            assert_eq!(amd.has(0x8000_0001, Ecx, 22), count > 1);
+            if count > 1 {
+                assert_eq!(amd.query(0x8000_0008, 0, 0, 1)[2], ids.trailing_zeros() << 12 | (count - 1));
+                assert_eq!(amd.query(0x8000_001e, 0, 0, 1), [index, index, 0, 0]);
+                assert_eq!(amd.query(0x8000_001d, 1, 0, 1)[0] >> 14, ids - 1);
+            }
+        }
+    }
+}
+
+fn amd_with_caches(leaf: u32, subleaf: u32) -> Registers {
+    match leaf {
+        0x8000_0000 => [0x8000_001f, 0, 0, 0],
+        0x8000_001d => intel(4, subleaf),
+        _ => amd(leaf, subleaf),
+    }
 }

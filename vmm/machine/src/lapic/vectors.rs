@@ -12,6 +12,20 @@ impl Vectors {
         *word = if value { *word | bit } else { *word & !bit };
     }
 
+    /// Adds all vectors of registers as the guest reads them.
+    pub fn add(&mut self, registers: &[u32; 8]) {
+        for (word, &more) in self.0.iter_mut().zip(registers) {
+            *word |= more;
+        }
+    }
+
+    /// For all vectors in `which`: adds those in `values` and removes the others.
+    pub fn replace(&mut self, which: &[u32; 8], values: &[u32; 8]) {
+        for ((word, &which), &values) in self.0.iter_mut().zip(which).zip(values) {
+            *word = *word & !which | values & which;
+        }
+    }
+
     /// Whether it holds a vector.
     pub fn contains(&self, vector: u8) -> bool {
         self.0[usize::from(vector >> 5)] & 1 << (vector & 31) != 0

@@ -7,12 +7,15 @@ use abi::event::guest;
 use abi::mtd::injection::{INTERRUPT_WINDOW, NMI_WINDOW, TYPE_EXTERNAL, TYPE_NMI, VALID};
 use abi::utcb::Architectural;
 
-use super::{BLOCKED_BY_INSTRUCTION, INTERRUPT_FLAG, Next, PriorityExit, Vcpu};
+use super::{BLOCKED_BY_INSTRUCTION, INTERRUPT_FLAG, Next, Platform, PriorityExit, Vcpu};
+use crate::backplane::VcpuSet;
 use crate::memory::GuestMemory;
 use crate::report::Cause;
 
 /// Primary execution controls: writes of CR8 exit (Intel SDM vol. 3C, table 25-6).
 const CR8_LOAD_EXITING: u32 = 1 << 19;
+/// Interruptibility: blocked until the end of an NMI's handler.
+const BLOCKED_BY_NMI: u32 = 1 << 3;
 /// Vector of the non-maskable interrupt.
 const NMI: u32 = 2;
 
@@ -41,37 +44,25 @@ enum Readiness {
     Busy,
 }
 
-impl Vcpu {
+impl<P: Platform> Vcpu<P> {
     /// The task priority is the guest's to change without an exit: takes it over from the hardware. Needs CR.
     pub(super) fn sync_priority(&mut self, state: &Architectural) {
         let priority = state.cr8 as u8 & 15;
         // Bits 3:0 of the LAPIC's register are not in CR8.
-        if self.board.cr8() != priority {
-            self.board.set_cr8(priority);
+        if self.lapic.cr8() != priority {
+            self.lapic.set_cr8(priority);
         }
     }
 
     /// The guest wrote the task priority by an exit: gives it to the hardware. A threshold above it must not stay.
     pub(super) fn priority_written(&mut self, state: &mut Architectural) -> Mtd {
-        state.cr8 = self.board.cr8().into();
+        state.cr8 = self.lapic.cr8().into();
         Mtd::CR | self.await_class(0, state)
-    }
-
-    /// The vector that would be taken if the task priority were zero.
-    fn pending_at_any_priority(&self) -> Option<u8> {
-        if self.board.cr8() == 0 {
-            return self.board.pending_interrupt();
-        }
-        self.board.pending_interrupt().or_else(|| {
-            let mut lapic = self.board.lapic().clone();
-            lapic.set_cr8(0);
-            lapic.pending()
-        })
     }
 
     /// Input or time came while the vCPU ran, or its task priority sank. Needs INJ, STA, RFLAGS, CR.
     pub(super) fn recalled(&mut self, state: &mut Architectural, now: u64) -> Next {
-        self.board.advance(now);
+        self.advance(now);
         self.touched = true;
         self.sync_priority(state);
         let readiness = if state.interruption_info & VALID != 0 {
@@ -81,15 +72,23 @@ impl Vcpu {
         } else {
             Readiness::Closed
         };
-        Next::Resume(self.deliver(readiness, state))
+        let nmi =
+            readiness != Readiness::Busy && state.interruptibility & (BLOCKED_BY_INSTRUCTION | BLOCKED_BY_NMI) == 0;
+        Next::Resume(self.deliver(readiness, nmi, state))
     }
 
     /// The window that was asked for is open. Needs INJ, CR.
-    pub(super) fn window_opened(&mut self, state: &mut Architectural) -> Next {
+    pub(super) fn window_opened(&mut self, number: u16, state: &mut Architectural) -> Next {
         self.sync_priority(state);
+        let busy = state.interruption_info & VALID != 0;
+        let readiness = match number {
+            _ if busy => Readiness::Busy,
+            // Says nothing about interrupts.
+            guest::NMI_WINDOW => Readiness::Closed,
+            _ => Readiness::Open,
+        };
         self.window_requested = true;
-        let readiness = if state.interruption_info & VALID != 0 { Readiness::Busy } else { Readiness::Open };
-        Next::Resume(self.deliver(readiness, state))
+        Next::Resume(self.deliver(readiness, !busy && number == guest::NMI_WINDOW, state))
     }
 
     /// After an emulated instruction that may have raised an interrupt. No event can be on its way.
@@ -97,11 +96,14 @@ impl Vcpu {
         if !self.touched {
             return Next::Resume(reply);
         }
-        let nmi = self.board.nmi_pending();
-        if !nmi && !self.wants_window() {
+        if self.lapic.signals().nmi {
+            // Whether it can be taken is seen after another exit.
+            self.platform.wake(VcpuSet::one(self.index));
+        }
+        if !self.wants_window() {
             return Next::Resume(reply);
         }
-        state.interruption_info = if nmi { NMI_WINDOW } else { 0 };
+        state.interruption_info = 0;
         Next::Resume(reply | self.request_window(state))
     }
 
@@ -149,27 +151,36 @@ impl Vcpu {
 
     /// Whether a halted vCPU goes on: time has passed or input has come. `state` is that of its HLT.
     pub fn wake(&mut self, state: &mut Architectural, now: u64) -> Next {
-        self.board.advance(now);
+        self.collect();
+        self.advance(now);
         self.refresh_deadline(now);
+        if self.lapic.signals().init {
+            return Next::Init;
+        }
+        let nmi = self.lapic.signals().nmi && state.interruptibility & BLOCKED_BY_NMI == 0;
         let open = state.rflags & INTERRUPT_FLAG != 0;
-        if self.board.nmi_pending() || (open && self.board.pending_interrupt().is_some()) {
+        if nmi || (open && self.pending_interrupt().is_some()) {
             let readiness = if open { Readiness::Open } else { Readiness::Closed };
-            let reply = self.deliver(readiness, state);
+            let reply = self.deliver(readiness, nmi, state);
             self.refresh_deadline(now);
             return Next::Resume(reply | Mtd::RIP | Mtd::STA);
         }
-        if open { Next::Halt } else { Next::Crash(Cause::HaltedForever) }
+        match open {
+            true => Next::Halt,
+            false if self.backplane.vcpus() == 1 => Next::Crash(Cause::HaltedForever),
+            false => Next::HaltDisabled,
+        }
     }
 
-    /// Puts what is pending into the interruption information: an event, or a request for a window. Returns the
-    /// descriptor for it.
-    fn deliver(&mut self, readiness: Readiness, state: &mut Architectural) -> Mtd {
+    /// Puts what is pending into the interruption information: an event, or a request for a window. `nmi`: an NMI can be
+    /// taken. Returns the descriptor for it.
+    fn deliver(&mut self, readiness: Readiness, nmi: bool, state: &mut Architectural) -> Mtd {
         let before = self.window_requested;
         let kept =
             if readiness == Readiness::Busy { state.interruption_info & !(INTERRUPT_WINDOW | NMI_WINDOW) } else { 0 };
         let mut info = kept;
-        if self.board.nmi_pending() {
-            if readiness == Readiness::Open && self.board.take_nmi() {
+        if self.lapic.signals().nmi {
+            if nmi && self.lapic.take_nmi() {
                 info = VALID | TYPE_NMI | NMI;
             } else {
                 info |= NMI_WINDOW;
@@ -177,14 +188,14 @@ impl Vcpu {
         }
         if info & VALID == 0
             && readiness == Readiness::Open
-            && let Some(vector) = self.board.acknowledge()
+            && let Some(vector) = self.acknowledge()
         {
             info |= VALID | TYPE_EXTERNAL | vector as u32;
             self.statistics.interrupt();
             self.touched = true;
         }
         // Another one waits behind it.
-        self.window_requested = self.board.pending_interrupt().is_some();
+        self.window_requested = self.pending_interrupt().is_some();
         if self.window_requested {
             info |= INTERRUPT_WINDOW;
         }
@@ -198,7 +209,7 @@ impl Vcpu {
 
     /// A vector that only the task priority holds back waits for an exit when the priority sinks.
     fn await_priority(&mut self, state: &mut Architectural) -> Mtd {
-        let held = self.pending_at_any_priority().filter(|_| self.board.pending_interrupt().is_none());
+        let held = self.pending_at_any_priority().filter(|_| self.pending_interrupt().is_none());
         self.await_class(held.map_or(0, |vector| vector >> 4), state)
     }
 

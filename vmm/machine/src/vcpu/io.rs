@@ -6,7 +6,7 @@ use abi::Mtd;
 use abi::event::guest;
 use abi::utcb::{Architectural, gpr};
 
-use super::{EVERYTHING, Next, Vcpu};
+use super::{EVERYTHING, Next, Platform, Vcpu};
 use crate::board::Effect;
 use crate::bus::Width;
 use crate::decode::{self, address_part, advance, mask};
@@ -52,7 +52,7 @@ impl Devices for NoDevices {
     fn write(&mut self, _gpa: u64, _width: Width, _value: u64) {}
 }
 
-impl Vcpu {
+impl<P: Platform> Vcpu<P> {
     pub(super) fn port_access(
         &mut self,
         have: Mtd,
@@ -71,13 +71,13 @@ impl Vcpu {
             return self.string_access(access, width, state, memory, now);
         }
         if access.input() {
-            let value = self.board.io_read(access.port(), width, now) as u64;
+            let value = self.with_board(now, |board| board.io_read(access.port(), width, now)) as u64;
             let rax = &mut state.gpr[gpr::RAX];
             *rax = if width == Width::Dword { value } else { *rax & !width.ones() | value & width.ones() };
             return self.complete(guest::IO, have, state, memory, Mtd::GPR_0_7);
         }
         let value = state.gpr[gpr::RAX] as u32 & width.ones() as u32;
-        let effect = self.board.io_write(access.port(), width, value, now);
+        let effect = self.with_board(now, |board| board.io_write(access.port(), width, value, now));
         if let Some(next) = self.effect(effect) {
             return next;
         }
@@ -110,7 +110,7 @@ impl Vcpu {
             };
             let done = match access.input() {
                 true => self.input_unit(access.port(), width, linear, state, memory, now),
-                false => match self.exec_piece(access.port(), width, step, left, linear, state, memory) {
+                false => match self.exec_piece(access.port(), width, step, left, linear, state, memory, now) {
                     Ok(0) => self.output_unit(access.port(), width, linear, state, memory, now),
                     other => other.map(|count| (count, Effect::None)),
                 },
@@ -131,7 +131,7 @@ impl Vcpu {
                 return next;
             }
             // The queues are drained between exits.
-            if self.board.exec_room() == 0 {
+            if self.platform.board().exec_room() == 0 {
                 break;
             }
         }
@@ -152,7 +152,7 @@ impl Vcpu {
     ) -> Result<(u64, Effect), Failure> {
         // A page fault must come before the device loses the value.
         Paging::of(state).translate(memory, linear, Access::Write)?;
-        let value = self.board.io_read(port, width, now) as u64;
+        let value = self.with_board(now, |board| board.io_read(port, width, now)) as u64;
         Emulator::new(state, memory, &mut NoDevices).store(linear, width, value)?;
         Ok((1, Effect::None))
     }
@@ -167,7 +167,7 @@ impl Vcpu {
         now: u64,
     ) -> Result<(u64, Effect), Failure> {
         let value = Emulator::new(state, memory, &mut NoDevices).load(linear, width)?;
-        Ok((1, self.board.io_write(port, width, value as u32, now)))
+        Ok((1, self.with_board(now, |board| board.io_write(port, width, value as u32, now))))
     }
 
     /// Bytes to the execution channel go by the page. Returns how many went; 0 if this is something else.
@@ -181,16 +181,18 @@ impl Vcpu {
         linear: u64,
         state: &mut Architectural,
         memory: &impl GuestMemory,
+        now: u64,
     ) -> Result<u64, Failure> {
         if port != exec_port::PORT || width != Width::Byte || step != 1 {
             return Ok(0);
         }
         let gpa = Paging::of(state).translate(memory, linear, Access::Read)?;
         let mut buffer = [0; 4096];
-        let count = left.min(4096 - (linear & 0xfff)).min(self.board.exec_room() as u64) as usize;
+        let count = left.min(4096 - (linear & 0xfff)) as usize;
+        // What finds no room by now is sent again.
         if memory.read(gpa, &mut buffer[..count]).is_err() {
             return Ok(0);
         }
-        Ok(self.board.exec_output(&buffer[..count]) as u64)
+        Ok(self.with_board(now, |board| board.exec_output(&buffer[..count])) as u64)
     }
 }

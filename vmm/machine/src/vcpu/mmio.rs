@@ -3,8 +3,7 @@
 use abi::Mtd;
 use abi::utcb::Architectural;
 
-use super::{EVERYTHING, Next, Vcpu};
-use crate::board::{Board, Effect};
+use super::{EVERYTHING, Next, Platform, Vcpu};
 use crate::bus::Width;
 use crate::decode;
 use crate::emulate::{Devices, Emulator, Failure};
@@ -14,27 +13,23 @@ use crate::report::Cause;
 /// Exit qualification of a memory access (Intel SDM vol. 3C, table 28-7): it was an instruction fetch.
 const FETCH: u64 = 1 << 2;
 
-/// The board during one instruction.
-struct OnBoard<'a> {
-    board: &'a mut Board,
+/// What an instruction that touches devices sees.
+struct DeviceMemory<'a, P> {
+    vcpu: &'a mut Vcpu<P>,
     now: u64,
-    effect: Effect,
 }
 
-impl Devices for OnBoard<'_> {
+impl<P: Platform> Devices for DeviceMemory<'_, P> {
     fn read(&mut self, gpa: u64, width: Width) -> u64 {
-        self.board.mmio_read(gpa, width, self.now)
+        self.vcpu.mmio_read(gpa, width, self.now)
     }
 
     fn write(&mut self, gpa: u64, width: Width, value: u64) {
-        let effect = self.board.mmio_write(gpa, width, value, self.now);
-        if effect != Effect::None {
-            self.effect = effect;
-        }
+        self.vcpu.mmio_write(gpa, width, value, self.now);
     }
 }
 
-impl Vcpu {
+impl<P: Platform> Vcpu<P> {
     pub(super) fn memory_access(
         &mut self,
         have: Mtd,
@@ -55,22 +50,18 @@ impl Vcpu {
         };
         self.touched = true;
         self.sync_priority(state);
-        let mut devices = OnBoard { board: &mut self.board, now, effect: Effect::None };
+        let mut devices = DeviceMemory { vcpu: self, now };
         let result = Emulator::new(state, memory, &mut devices).run(&instruction);
-        let effect = devices.effect;
         let mut reply = Mtd::GPR_0_7 | Mtd::GPR_8_15 | Mtd::RFLAGS | Mtd::RIP;
-        if u64::from(self.board.cr8()) != state.cr8 {
+        if u64::from(self.lapic.cr8()) != state.cr8 {
             reply |= self.priority_written(state);
         }
         match result {
-            Ok(()) => match self.effect(effect) {
-                Some(next) => next,
-                // An event whose delivery the access interrupted is queued again; nothing may replace it.
-                None if have.contains(EVERYTHING) && state.interruption_info & abi::mtd::injection::VALID != 0 => {
-                    Next::Resume(if self.wants_window() { reply | self.request_window(state) } else { reply })
-                }
-                None => self.resume_after_instruction(state, reply),
-            },
+            // An event whose delivery the access interrupted is queued again; nothing may replace it.
+            Ok(()) if have.contains(EVERYTHING) && state.interruption_info & abi::mtd::injection::VALID != 0 => {
+                Next::Resume(if self.wants_window() { reply | self.request_window(state) } else { reply })
+            }
+            Ok(()) => self.resume_after_instruction(state, reply),
             Err(Failure::Fault(fault)) => self.raise_page_fault(fault, state, reply),
             Err(Failure::Unsupported) => Next::Crash(Cause::NotEmulated(gpa)),
         }

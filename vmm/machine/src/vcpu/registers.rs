@@ -4,7 +4,7 @@ use abi::Mtd;
 use abi::event::guest;
 use abi::utcb::{Architectural, gpr};
 
-use super::{GENERAL_PROTECTION, Next, Vcpu};
+use super::{GENERAL_PROTECTION, Next, Platform, Vcpu};
 use crate::decode;
 use crate::memory::GuestMemory;
 use crate::msr::Rule;
@@ -16,7 +16,7 @@ const MSR_TPR: u32 = 0x808;
 /// Registers that show it: task priority, processor priority.
 const PRIORITY_MSRS: [u32; 2] = [MSR_TPR, 0x80a];
 
-impl Vcpu {
+impl<P: Platform> Vcpu<P> {
     pub(super) fn read_msr(
         &mut self,
         have: Mtd,
@@ -40,7 +40,7 @@ impl Vcpu {
                     self.sync_priority(state);
                 }
                 self.touched = true;
-                self.board.read_msr(index, now).ok()
+                self.lapic.rdmsr(index, now).ok()
             }
             Some(Rule::KvmClock) => self.kvmclock.read(index),
             None => None,
@@ -81,15 +81,11 @@ impl Vcpu {
                 return Next::More(Mtd::CR);
             }
             Some(Rule::Board) => {
-                self.touched = true;
-                let result = self.board.write_msr(index, value, now);
+                let result = self.lapic.wrmsr(index, value, now);
                 if index == MSR_TPR {
                     reply = self.priority_written(state);
                 }
-                match result.map(|effect| self.effect(effect)) {
-                    Ok(Some(next)) => return next,
-                    other => other.is_ok(),
-                }
+                result.map(|outcome| self.carry_out(outcome, now)).is_ok()
             }
             Some(Rule::KvmClock) => self.kvmclock.write(index, value, now, memory).is_ok(),
         };
@@ -118,7 +114,7 @@ impl Vcpu {
         let mut reply = Mtd::CR | Mtd::EFER | Mtd::GPR_0_7 | Mtd::GPR_8_15;
         match (qualification & 15, qualification >> 4 & 3) {
             (8, 0) => {
-                self.board.set_cr8(state.gpr[register] as u8 & 15);
+                self.lapic.set_cr8(state.gpr[register] as u8 & 15);
                 self.touched = true;
                 reply |= self.priority_written(state);
             }

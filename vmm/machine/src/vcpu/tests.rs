@@ -1,3 +1,5 @@
+extern crate std;
+
 use super::*;
 use crate::clock::WallClock;
 use crate::memory::VecMemory;
@@ -5,6 +7,7 @@ use abi::event::{GUEST_ARCH, RECALL};
 use abi::mtd::injection::{INTERRUPT_WINDOW, VALID};
 use alloc::vec;
 use proptest::prelude::*;
+use std::sync::Mutex;
 
 const CODE: u64 = 0x1000;
 const EVERY: Mtd = Mtd::all();
@@ -20,8 +23,27 @@ fn host(leaf: u32, _: u32) -> [u32; 4] {
 
 const HARDWARE: Hardware = Hardware { lengths_told: true, priority_exit: PriorityExit::Threshold };
 
+struct Shared {
+    board: Mutex<Board>,
+    woken: Mutex<VcpuSet>,
+}
+
+impl Platform for Arc<Shared> {
+    fn board(&self) -> impl DerefMut<Target = Board> {
+        self.board.lock().unwrap()
+    }
+
+    fn wake(&self, vcpus: VcpuSet) {
+        let mut woken = self.woken.lock().unwrap();
+        *woken = woken.union(vcpus);
+    }
+}
+
+/// Of a machine's vCPUs, the one that the test looks at; [`Fixture::switch`] takes another.
 struct Fixture {
-    vcpu: Vcpu,
+    vcpu: Vcpu<Arc<Shared>>,
+    others: vec::Vec<Vcpu<Arc<Shared>>>,
+    shared: Arc<Shared>,
     memory: VecMemory,
     state: Architectural,
     now: u64,
@@ -29,6 +51,10 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::with(1)
+    }
+
+    fn with(vcpus: usize) -> Self {
         let config = Config {
             stc_frequency: 1_000_000_000,
             wall_clock: WallClock { unix_ns: 0, stc: 0 },
@@ -39,7 +65,25 @@ impl Fixture {
         let mut state = Architectural::default();
         // Flat 64-bit mode without paging, which no CPU has: linear addresses are physical.
         (state.cs.access, state.efer, state.rip, state.rflags) = (0xa9b, 1 << 10, CODE, 0x202);
-        Self { vcpu: Vcpu::new(&config, &host, HARDWARE, 0), memory: VecMemory::new(1 << 20), state, now: 0 }
+        let backplane = Arc::new(Backplane::new(vcpus));
+        let board = Mutex::new(Board::new(&config, backplane.clone(), 0));
+        let shared = Arc::new(Shared { board, woken: Mutex::new(VcpuSet::EMPTY) });
+        let make = |index| {
+            let backplane = backplane.clone();
+            let setup = Setup { config: &config, host: &host, hardware: HARDWARE, backplane, index, now: 0 };
+            Vcpu::new(&setup, shared.clone())
+        };
+        let (vcpu, others) = (make(0), (1..vcpus).map(make).collect());
+        Self { vcpu, others, shared, memory: VecMemory::new(1 << 20), state, now: 0 }
+    }
+
+    /// Changes places with the vCPU that is at `index` among the others. The state is the test's to care for.
+    fn switch(&mut self, index: usize) {
+        core::mem::swap(&mut self.vcpu, &mut self.others[index]);
+    }
+
+    fn woken(&self) -> VcpuSet {
+        core::mem::take(&mut *self.shared.woken.lock().unwrap())
     }
 
     fn exit(&mut self, number: u16, have: Mtd) -> Next {
@@ -94,7 +138,7 @@ fn the_console_and_its_interrupts() {
     f.state.qualification[0] = 0x3f8 << 16;
     assert!(matches!(f.instruction(guest::IO, 1), Next::Resume(_)));
     let mut out = [0; 4];
-    assert_eq!(f.vcpu.board.drain_serial(&mut out), 1);
+    assert_eq!(f.shared.board.lock().unwrap().drain_serial(&mut out), 1);
     assert_eq!(out[0], b'x');
     f.state.qualification[0] = 0xcf9 << 16;
     f.state.gpr[gpr::RAX] = 6;
@@ -162,7 +206,7 @@ fn the_task_priority_holds_interrupts_back() {
     let have = f.vcpu.portal_mtd(TPR_BELOW_THRESHOLD);
     assert_eq!(f.exit(TPR_BELOW_THRESHOLD, have), Next::Resume(Mtd::INJ | Mtd::TPR));
     assert_eq!((f.state.interruption_info, f.state.tpr_threshold), (VALID | 0x51, 0));
-    assert_eq!(f.vcpu.board.cr8(), 4);
+    assert_eq!(f.vcpu.lapic.cr8(), 4);
 }
 
 /// Without a threshold, writes of CR8 exit meanwhile; and it looks every millisecond.
@@ -221,7 +265,7 @@ fn string_output_to_the_exec_port() {
     assert_eq!(f.exit(guest::IO, EVERY), Next::Resume(Mtd::GPR_0_7 | Mtd::RIP));
     assert_eq!((f.state.rip, f.state.gpr[gpr::RCX]), (CODE + 2, 0));
     let mut out = vec![0; 6000];
-    assert_eq!(f.vcpu.board.drain_exec(&mut out), 6000);
+    assert_eq!(f.shared.board.lock().unwrap().drain_exec(&mut out), 6000);
     assert!(out == text);
 }
 
@@ -233,6 +277,111 @@ fn the_lapic_in_memory() {
     f.state.qualification = [1, 0, 0xfee0_0030];
     assert!(matches!(f.exit(guest::PAGE_FAULT, EVERY), Next::Resume(_)));
     assert_eq!((f.state.rip, f.state.gpr[gpr::RAX] & 0xff), (CODE + 2, 0x14));
+}
+
+/// INIT and two start-up IPIs from vCPU 0 to vCPU 1, as Linux sends them; and INIT again while it runs.
+#[test]
+fn a_further_vcpu_starts_and_starts_again() {
+    let mut f = Fixture::with(2);
+    f.timer(0x40, u64::MAX);
+    f.switch(0);
+    f.vcpu.initialize(0);
+    assert_eq!(f.vcpu.startup(&mut f.state, 0), None);
+    f.switch(0);
+    assert!(matches!(f.wrmsr(0x830, 1 << 32 | 0x4500), Next::Resume(_)));
+    assert_eq!(f.woken(), VcpuSet::one(1));
+    f.switch(0);
+    assert_eq!(f.vcpu.startup(&mut f.state, 0), None);
+    f.switch(0);
+    assert!(matches!(f.wrmsr(0x830, 1 << 32 | 0x4699), Next::Resume(_)));
+    f.switch(0);
+    assert_eq!(f.vcpu.startup(&mut f.state, 0), Some(INITIAL));
+    assert_eq!((f.state.cs.base, f.state.cs.selector, f.state.rip, f.state.cr0), (0x9_9000, 0x9900, 0, 0x6000_0010));
+    // The second one finds it running.
+    f.switch(0);
+    (f.state.cs.access, f.state.efer, f.state.cr0) = (0xa9b, 1 << 10, 0);
+    assert!(matches!(f.wrmsr(0x830, 1 << 32 | 0x4698), Next::Resume(_)));
+    f.switch(0);
+    let have = f.vcpu.portal_mtd(GUEST_ARCH + RECALL);
+    assert_eq!(f.exit(GUEST_ARCH + RECALL, have), Next::Resume(Mtd::empty()));
+    f.switch(0);
+    assert!(matches!(f.wrmsr(0x830, 1 << 32 | 0x4500), Next::Resume(_)));
+    assert!(matches!(f.wrmsr(0x830, 1 << 32 | 0x4697), Next::Resume(_)));
+    f.switch(0);
+    assert_eq!(f.exit(GUEST_ARCH + RECALL, have), Next::Init);
+    f.vcpu.initialize(0);
+    let reply = f.vcpu.startup(&mut f.state, 0).expect("the start-up IPI came already");
+    assert_eq!((f.state.cs.base, reply.contains(Mtd::SYSENTER), reply.contains(Mtd::EFER)), (0x9_7000, false, true));
+}
+
+#[test]
+fn interrupts_cross_between_vcpus() {
+    let mut f = Fixture::with(2);
+    f.timer(0x40, u64::MAX);
+    f.switch(0);
+    f.timer(0x40, u64::MAX);
+    // HLT with interrupts disabled is another's business now.
+    f.state.rflags = 2;
+    assert_eq!(f.instruction(guest::HLT, 1), Next::HaltDisabled);
+    f.state.rflags = 0x202;
+    assert_eq!(f.instruction(guest::HLT, 1), Next::Halt);
+    f.switch(0);
+    assert_eq!(f.wrmsr(0x830, 1 << 32 | 0xfb), Next::Resume(Mtd::RIP));
+    assert_eq!(f.woken(), VcpuSet::one(1));
+    // It has not looked yet: nobody needs to make it look again.
+    assert_eq!(f.wrmsr(0x830, 1 << 32 | 0xfc), Next::Resume(Mtd::RIP));
+    assert_eq!(f.woken(), VcpuSet::EMPTY);
+    f.switch(0);
+    let Next::Resume(reply) = f.vcpu.wake(&mut f.state, 0) else { panic!() };
+    assert!(reply.contains(Mtd::INJ));
+    assert_eq!(f.state.interruption_info, VALID | 0xfc);
+}
+
+/// An NMI is taken with interrupts disabled, but not while another is served.
+#[test]
+fn nmis() {
+    let mut f = Fixture::with(2);
+    f.timer(0x40, u64::MAX);
+    f.switch(0);
+    f.timer(0x40, u64::MAX);
+    let have = f.vcpu.portal_mtd(GUEST_ARCH + RECALL);
+    f.state.rflags = 2;
+    for (interruptibility, info) in [(0, VALID | 0x202), (8, 1 << 13), (1, 1 << 13)] {
+        f.switch(0);
+        assert!(matches!(f.wrmsr(0x830, 1 << 32 | 0x400), Next::Resume(_)));
+        f.switch(0);
+        (f.state.interruptibility, f.state.interruption_info) = (interruptibility, 0);
+        assert_eq!(f.exit(GUEST_ARCH + RECALL, have), Next::Resume(Mtd::INJ));
+        assert_eq!(f.state.interruption_info, info, "{interruptibility:#x}");
+    }
+    f.state.interruption_info = 0;
+    assert_eq!(f.exit(guest::NMI_WINDOW, Mtd::INJ), Next::Resume(Mtd::INJ));
+    assert_eq!(f.state.interruption_info, VALID | 0x202);
+    // To itself: it looks at once whether it can be taken.
+    let _ = f.woken();
+    assert!(matches!(f.wrmsr(0x830, 1 << 18 | 0x400), Next::Resume(_)));
+    assert_eq!(f.woken(), VcpuSet::one(1));
+}
+
+/// A device's deadline that another vCPU sets is the first one's to serve.
+#[test]
+fn the_first_vcpu_serves_the_board() {
+    let mut f = Fixture::with(2);
+    f.switch(0);
+    // The real-time clock's periodic interrupt: rate 6, enabled.
+    for (port, value) in [(0x70, 0x0au64), (0x71, 0x26), (0x70, 0x0b), (0x71, 0x42)] {
+        f.state.qualification[0] = port << 16;
+        f.state.gpr[gpr::RAX] = value;
+        assert!(matches!(f.instruction(guest::IO, 1), Next::Resume(_)));
+    }
+    assert_eq!((f.woken(), f.vcpu.deadline()), (VcpuSet::one(0), u64::MAX));
+    f.switch(0);
+    let have = f.vcpu.portal_mtd(GUEST_ARCH + RECALL);
+    assert!(matches!(f.exit(GUEST_ARCH + RECALL, have), Next::Resume(_)));
+    assert!(f.vcpu.deadline() < 1_000_000);
+    f.now = f.vcpu.deadline();
+    assert!(matches!(f.exit(GUEST_ARCH + RECALL, have), Next::Resume(_)));
+    assert!(f.vcpu.deadline() > f.now);
 }
 
 proptest! {

@@ -133,10 +133,10 @@ fn wake(cpu: &Cpu, ec: &Ec, status: Status) {
     if ec.timeout.deadline().is_some() {
         cpu.timeouts.get().remove(&EcTimeouts, object::id(ec));
     }
-    let waited_on = ec.waits_on.take();
-    run::finish(ec, status);
-    if waited_on.is_some_and(|sm| core::ptr::eq(sm, &destroy::TOKEN)) {
-        ec.continuation.set(Continuation::ResumeDestroy);
+    match ec.waits_on.take() {
+        // Its call, which the registers still hold, only begins.
+        Some(sm) if core::ptr::eq(sm, &destroy::TOKEN) => ec.continuation.set(Continuation::ResumeDestroy),
+        _ => run::finish(ec, status),
     }
     sched::unpark(cpu, ec);
 }

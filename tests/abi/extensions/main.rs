@@ -5,7 +5,10 @@
 extern crate alloc;
 
 #[cfg(target_os = "none")]
-lab::suite![circles];
+mod operations;
+
+#[cfg(target_os = "none")]
+lab::suite![circles, reclaim];
 
 /// The program exists only for the freestanding target.
 #[cfg(not(target_os = "none"))]

@@ -112,6 +112,15 @@ pub fn delegate(address: u64, dst: Selector, to: u64, order: u64, mask: u64) -> 
     must(ctrl_pd(&Delegation { src: root::HST, dst, ssb: address >> 12, dsb: to >> 12, order, mask, mad: 0 }))
 }
 
+/// Maps pages of the image into the space `dst`, with permissions that the image itself may not have.
+#[track_caller]
+pub fn grant(address: u64, dst: Selector, to: u64, pages: u64, mask: u64) -> Outcome {
+    (0..pages).try_for_each(|index| {
+        let (ssb, dsb) = ((physical(address) >> 12) + index, (to >> 12) + index);
+        must(ctrl_pd(&Delegation { src: root::NOVA_HST, dst, ssb, dsb, order: 0, mask, mad: 0 }))
+    })
+}
+
 /// Reads a byte, which must be mapped.
 pub fn peek_byte(address: u64) -> u8 {
     // SAFETY: as for `peek`.

@@ -21,9 +21,20 @@ pub const TESTS: &[Test] = &[
     Test::new("conformance::the specification, 2 CPUs", |lab| specification(lab, 2)).only(&[Emulator::Qemu]).long(),
     Test::new("conformance::the specification, 8 CPUs", |lab| specification(lab, 8)).only(&[Emulator::Qemu]).long(),
     Test::new("conformance::the specification, 4 CPUs", |lab| specification(lab, 4)).only(&[Emulator::Bochs]).long(),
-    Test::new("conformance::the extensions", |lab| passes(lab, Suite::new("extensions"))),
+    Test::new("conformance::the extensions", |lab| extensions(lab, 1, "", None)),
+    Test::new("conformance::the extensions, 4 CPUs", |lab| extensions(lab, 4, "", None)).only(&[Emulator::Qemu]),
+    Test::new("conformance::the extensions, 2 CPUs", |lab| extensions(lab, 2, "", None)).only(&[Emulator::Bochs]),
+    Test::new("conformance::100,000 cycles of everything", |lab| extensions(lab, 1, CYCLES, Some(100_000)))
+        .only(&[Emulator::Qemu])
+        .long(),
+    Test::new("conformance::100,000 cycles of everything, 4 CPUs", |lab| extensions(lab, 4, CYCLES, Some(100_000)))
+        .only(&[Emulator::Qemu])
+        .long(),
     Test::new("conformance::a reset starts the machine again", reset),
 ];
+
+/// The test that creates and destroys everything over and over.
+const CYCLES: &str = "reclaim::cycles";
 
 /// Where the arguments of a suite stand in its file: behind this.
 const MARKER: &[u8] = b"conformance arguments:";
@@ -33,6 +44,9 @@ const ARGUMENTS: usize = 480;
 const COUNTED: [&str; 2] = ["-icount", "shift=1,sleep=off"];
 /// RAM of the machine in MiB.
 const MEMORY: u32 = 512;
+
+/// Seconds that a suite with many rounds may take.
+const LONG: u64 = 3600;
 
 /// What `conformance` was asked to do.
 #[derive(clap::Args)]
@@ -51,6 +65,9 @@ pub struct Arguments {
     /// What this kernel adds to the interface, instead
     #[arg(long)]
     extensions: bool,
+    /// How often tests repeat what they repeat
+    #[arg(long, value_name = "N")]
+    rounds: Option<u64>,
 }
 
 /// One run of a root task of `tests/abi`.
@@ -58,13 +75,17 @@ struct Suite<'a> {
     program: &'a str,
     cpus: u32,
     only: &'a str,
+    /// Further lines `key=value`.
+    further: String,
+    /// Further arguments for QEMU.
+    qemu: &'a [&'a str],
     reset: bool,
     show: bool,
 }
 
 impl<'a> Suite<'a> {
     fn new(program: &'a str) -> Self {
-        Self { program, cpus: 1, only: "", reset: false, show: false }
+        Self { program, cpus: 1, only: "", further: String::new(), qemu: &[], reset: false, show: false }
     }
 
     /// Boots it on `kernel`; what it said, and how the machine ended.
@@ -77,13 +98,14 @@ impl<'a> Suite<'a> {
             memory: MEMORY,
             cpus: self.cpus,
             cpu_model: None,
-            further: if emulator == Emulator::Qemu { COUNTED.map(String::from).into() } else { Vec::new() },
+            further: self.further_arguments(emulator),
             folder,
         };
         let log = workspace::folder("run")?.join(format!("{name}.log"));
         let mut session = Session::start(emulator, &machine, &log)?;
         let mut report = Report::default();
-        let timeout = Duration::from_secs(if emulator == Emulator::Bochs { 600 } else { 180 });
+        let short = if emulator == Emulator::Bochs { 600 } else { 180 };
+        let timeout = Duration::from_secs(if self.further.is_empty() { short } else { LONG });
         let ending = session.watch(Some(timeout), |event| {
             if let Event::Line(line) = event {
                 if self.show {
@@ -100,13 +122,18 @@ impl<'a> Suite<'a> {
         Ok((report, ending))
     }
 
+    fn further_arguments(&self, emulator: Emulator) -> Vec<String> {
+        let counted = if emulator == Emulator::Qemu { &COUNTED[..] } else { &[] };
+        counted.iter().chain(self.qemu).map(ToString::to_string).collect()
+    }
+
     /// The program's file with its arguments.
     fn image(&self, programs: &Programs) -> Result<Vec<u8>> {
         let mut image = programs.stripped(self.program)?;
         let place = image.windows(MARKER.len()).rposition(|window| window == MARKER);
         let place = place.with_context(|| format!("{} has no place for arguments", self.program))? + MARKER.len();
         let end = if self.reset { "reset" } else { "off" };
-        let arguments = format!("\nend={end}\ncpus={}\nonly={}\n", self.cpus, self.only);
+        let arguments = format!("\nend={end}\ncpus={}\nonly={}\n{}", self.cpus, self.only, self.further);
         ensure!(arguments.len() <= ARGUMENTS, "the arguments are too long");
         image[place..place + arguments.len()].copy_from_slice(arguments.as_bytes());
         Ok(image)
@@ -123,8 +150,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         program: if arguments.extensions { "extensions" } else { "conformance" },
         cpus: arguments.cpus,
         only: arguments.filter.as_deref().unwrap_or_default(),
-        reset: false,
+        further: arguments.rounds.map(|rounds| format!("rounds={rounds}\n")).unwrap_or_default(),
         show: true,
+        ..Suite::new("")
     };
     let name = format!("{}-{}-{}", suite.program, arguments.on.name(), arguments.cpus);
     let (report, ending) = suite.run(&programs, &kernel, arguments.on, &name)?;
@@ -157,6 +185,12 @@ fn passes(lab: &Lab, suite: Suite) -> Result<()> {
 
 fn specification(lab: &Lab, cpus: u32) -> Result<()> {
     passes(lab, Suite { cpus, ..Suite::new("conformance") })
+}
+
+/// What we add, on `cpus` CPUs: tests whose name contains `only`, which repeat what they repeat `rounds` times.
+fn extensions(lab: &Lab, cpus: u32, only: &str, rounds: Option<u64>) -> Result<()> {
+    let further = rounds.map(|rounds| format!("rounds={rounds}\n")).unwrap_or_default();
+    passes(lab, Suite { cpus, only, further, ..Suite::new("extensions") })
 }
 
 /// The end by ctrl_hw, sleep state S5: the machine stops without having been told from outside.

@@ -52,6 +52,8 @@ enum Verb {
     Models(models::Arguments),
     /// Compare a kernel with the specification of its interface, and show the report
     Conformance(test::Conformance),
+    /// Let a hostile program make random hypercalls
+    Fuzz(test::Fuzz),
     /// Make boot media of a system
     Image {
         /// System file, or the name of one in tests/systems
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         Verb::Models(arguments) => models::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Conformance(arguments) => test::conformance(&arguments),
+        Verb::Fuzz(arguments) => test::fuzz(&arguments),
         Verb::Image { system, iso, kernel } => {
             image::make(&system, &iso, kernel.as_deref()).map(|()| ExitCode::SUCCESS)
         }

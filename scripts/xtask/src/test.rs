@@ -30,7 +30,7 @@ use crate::emulator::Emulator;
 use crate::programs::Programs;
 use crate::{setup, workspace};
 
-pub use conformance::{Arguments as Conformance, run as conformance};
+pub use conformance::{Arguments as Conformance, Fuzz, fuzz, run as conformance};
 
 /// What `test` was asked to do.
 #[derive(clap::Args)]
@@ -106,6 +106,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut count = host::run(filter)?;
     let topics = [
         conformance::TESTS,
+        conformance::FUZZ,
         micro::TESTS,
         linux::TESTS,
         fault::TESTS,

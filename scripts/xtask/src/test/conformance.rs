@@ -1,5 +1,6 @@
 //! The conformance root tasks of `tests/abi` on a kernel: every clause of the interface, and what we add to it.
 
+mod fuzz;
 mod tap;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use crate::emulator::{Boot, Emulator, Machine};
 use crate::programs::Programs;
 use crate::session::{Ending, Event, Next, Session};
 use crate::{setup, workspace};
+pub use fuzz::{Arguments as Fuzz, TESTS as FUZZ, run as fuzz};
 use tap::Report;
 
 pub const TESTS: &[Test] = &[
@@ -77,15 +79,15 @@ struct Suite<'a> {
     only: &'a str,
     /// Further lines `key=value`.
     further: String,
-    /// Further arguments for QEMU.
-    qemu: &'a [&'a str],
+    /// Time on QEMU is what the instructions take; CPUs then take turns instead of running at once.
+    counted: bool,
     reset: bool,
     show: bool,
 }
 
 impl<'a> Suite<'a> {
     fn new(program: &'a str) -> Self {
-        Self { program, cpus: 1, only: "", further: String::new(), qemu: &[], reset: false, show: false }
+        Self { program, cpus: 1, only: "", further: String::new(), counted: true, reset: false, show: false }
     }
 
     /// Boots it on `kernel`; what it said, and how the machine ended.
@@ -123,8 +125,7 @@ impl<'a> Suite<'a> {
     }
 
     fn further_arguments(&self, emulator: Emulator) -> Vec<String> {
-        let counted = if emulator == Emulator::Qemu { &COUNTED[..] } else { &[] };
-        counted.iter().chain(self.qemu).map(ToString::to_string).collect()
+        if self.counted && emulator == Emulator::Qemu { COUNTED.map(String::from).into() } else { Vec::new() }
     }
 
     /// The program's file with its arguments.
@@ -151,6 +152,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         cpus: arguments.cpus,
         only: arguments.filter.as_deref().unwrap_or_default(),
         further: arguments.rounds.map(|rounds| format!("rounds={rounds}\n")).unwrap_or_default(),
+        counted: !arguments.extensions || arguments.cpus == 1,
         show: true,
         ..Suite::new("")
     };
@@ -190,7 +192,8 @@ fn specification(lab: &Lab, cpus: u32) -> Result<()> {
 /// What we add, on `cpus` CPUs: tests whose name contains `only`, which repeat what they repeat `rounds` times.
 fn extensions(lab: &Lab, cpus: u32, only: &str, rounds: Option<u64>) -> Result<()> {
     let further = rounds.map(|rounds| format!("rounds={rounds}\n")).unwrap_or_default();
-    passes(lab, Suite { cpus, only, further, ..Suite::new("extensions") })
+    // Several CPUs shall run at once.
+    passes(lab, Suite { cpus, only, further, counted: cpus == 1, ..Suite::new("extensions") })
 }
 
 /// The end by ctrl_hw, sleep state S5: the machine stops without having been told from outside.

@@ -17,6 +17,8 @@ pub struct Report {
     plan: Option<usize>,
     /// Tests by name, in their order.
     pub tests: Vec<(String, Verdict)>,
+    /// What it said beside verdicts.
+    pub remarks: Vec<String>,
     running: Option<String>,
     bail: Option<String>,
     starts: u32,
@@ -34,6 +36,7 @@ impl Report {
         } else if let Some(why) = line.strip_prefix("Bail out! ") {
             self.bail.get_or_insert_with(|| why.into());
         } else if let Some(diagnostic) = line.strip_prefix("# ") {
+            self.remarks.push(diagnostic.into());
             match self.tests.last_mut() {
                 // It follows the verdict.
                 Some((_, Verdict::Failed(text))) if self.running.is_none() && text.is_empty() => {

@@ -32,11 +32,14 @@ pub const TESTS: &[Test] = &[
     Test::new("conformance::100,000 cycles of everything, 4 CPUs", |lab| extensions(lab, 4, CYCLES, Some(100_000)))
         .only(&[Emulator::Qemu])
         .long(),
+    Test::new("conformance::10,000 pages taken away, 4 CPUs", |lab| extensions(lab, 4, SHOOTDOWN, Some(10_000))).long(),
     Test::new("conformance::a reset starts the machine again", reset),
 ];
 
 /// The test that creates and destroys everything over and over.
 const CYCLES: &str = "reclaim::cycles";
+/// The test that takes a page away from those who write it.
+const SHOOTDOWN: &str = "shootdown::";
 
 /// Where the arguments of a suite stand in its file: behind this.
 const MARKER: &[u8] = b"conformance arguments:";
@@ -191,7 +194,11 @@ fn specification(lab: &Lab, cpus: u32) -> Result<()> {
 
 /// What we add, on `cpus` CPUs: tests whose name contains `only`, which repeat what they repeat `rounds` times.
 fn extensions(lab: &Lab, cpus: u32, only: &str, rounds: Option<u64>) -> Result<()> {
-    let further = rounds.map(|rounds| format!("rounds={rounds}\n")).unwrap_or_default();
+    let mut further = rounds.map(|rounds| format!("rounds={rounds}\n")).unwrap_or_default();
+    if cpus == 1 {
+        // Time counts instructions, here and in Bochs.
+        further += "exact=1\n";
+    }
     // Several CPUs shall run at once.
     passes(lab, Suite { cpus, only, further, counted: cpus == 1, ..Suite::new("extensions") })
 }

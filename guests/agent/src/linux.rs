@@ -5,6 +5,7 @@ use core::arch::asm;
 use core::ffi::{CStr, c_char};
 use core::fmt;
 use core::ptr;
+use core::sync::atomic::AtomicU32;
 
 /// A file descriptor.
 pub type Descriptor = i32;
@@ -65,11 +66,20 @@ pub struct Poll {
 /// # Safety
 /// Addresses among the arguments must be valid for what the call does with them.
 unsafe fn call(number: usize, [a, b, c, d]: [usize; 4]) -> Result<usize, Errno> {
+    // SAFETY: the caller answers for the addresses.
+    unsafe { call_with_six(number, [a, b, c, d, 0, 0]) }
+}
+
+/// Makes a system call.
+///
+/// # Safety
+/// See [`call`].
+unsafe fn call_with_six(number: usize, [a, b, c, d, e, f]: [usize; 6]) -> Result<usize, Errno> {
     let result: isize;
     // SAFETY: the caller answers for the addresses; Linux keeps all registers but these.
     unsafe {
         asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
-            out("rcx") _, out("r11") _, options(nostack));
+            in("r8") e, in("r9") f, out("rcx") _, out("r11") _, options(nostack));
     }
     if (-4095..0).contains(&result) { Err(Errno(-result as i32)) } else { Ok(result as usize) }
 }
@@ -161,6 +171,46 @@ pub fn wait(child: Process) -> Result<u8, Errno> {
 pub fn iopl(level: u8) -> Result<(), Errno> {
     // SAFETY: no addresses.
     unsafe { call(172, [level.into(), 0, 0, 0]) }.map(|_| ())
+}
+
+/// A page of zeros that this process shares with the children it will fork, for ever.
+pub fn shared_page<T>() -> Result<&'static T, Errno> {
+    const {
+        assert!(size_of::<T>() <= 4096);
+    }
+    const READ_WRITE: usize = 3;
+    const SHARED_ANONYMOUS: usize = 0x21;
+    // SAFETY: Linux chooses the address.
+    let page = unsafe { call_with_six(9, [0, 4096, READ_WRITE, SHARED_ANONYMOUS, usize::MAX, 0]) }?;
+    // SAFETY: it is never unmapped; the types it is made for consist of atomic integers, for which zero is a value.
+    Ok(unsafe { &*(page as *const T) })
+}
+
+/// Seconds of the monotonic clock.
+pub fn seconds() -> u64 {
+    let mut time = [0u64; 2];
+    // SAFETY: the call writes both words only.
+    let _ = unsafe { call(228, [1, time.as_mut_ptr() as usize, 0, 0]) };
+    time[0]
+}
+
+/// Has this process run on one CPU.
+pub fn run_on(cpu: usize) -> Result<(), Errno> {
+    let mask = 1u64 << cpu;
+    // SAFETY: the call reads the mask only.
+    unsafe { call(203, [0, 8, &raw const mask as usize, 0]) }.map(|_| ())
+}
+
+/// Sleeps until someone wakes those who wait at `word`, unless it is no longer `value`.
+pub fn futex_wait(word: &AtomicU32, value: u32) {
+    // SAFETY: the call reads the word only.
+    let _ = unsafe { call(202, [word.as_ptr() as usize, 0, value as usize, 0]) };
+}
+
+/// Wakes all who wait at `word`.
+pub fn futex_wake(word: &AtomicU32) {
+    // SAFETY: the address only names the word.
+    let _ = unsafe { call(202, [word.as_ptr() as usize, 1, i32::MAX as usize, 0]) };
 }
 
 /// A pipe's reading and writing end, both closed by `execve`.

@@ -1,7 +1,7 @@
 //! Runs a command inside a Linux guest and sends its output and status through the execution port.
 //!
-//! `agent FILE` runs `/bin/sh FILE`; `agent mark N` tells the virtual machine monitor that milestone N is reached. A
-//! static Linux program without a C library: the guest's user space is busybox and this. It needs root's right to use
+//! `agent FILE` runs `/bin/sh FILE`; `agent mark N` tells the virtual machine monitor that milestone N is reached;
+//! `agent ring SECONDS PROCESSES` passes a token round among processes on different CPUs ([`mod@ring`]). A static Linux program without a C library: the guest's user space is busybox and this. It needs root's right to use
 //! I/O ports.
 #![no_std]
 #![no_main]
@@ -11,6 +11,7 @@ mod entry;
 mod frame;
 mod linux;
 mod port;
+mod ring;
 
 use core::ffi::CStr;
 use core::fmt::{self, Write};
@@ -31,7 +32,7 @@ enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Usage => formatter.write_str("usage: agent FILE | agent mark NUMBER"),
+            Self::Usage => formatter.write_str("usage: agent FILE | agent mark NUMBER | agent ring SECONDS PROCESSES"),
             Self::NoPortAccess(errno) => write!(formatter, "may not use I/O ports ({errno})"),
             Self::NoChannel => formatter.write_str("this machine has no exec channel"),
             Self::Linux(what, errno) => write!(formatter, "cannot {what} ({errno})"),
@@ -53,6 +54,7 @@ fn main<'a>(mut arguments: impl Iterator<Item = &'a CStr>) -> u8 {
     let _name = arguments.next();
     let result = match (arguments.next(), arguments.next(), arguments.next()) {
         (Some(word), Some(number), None) if word == c"mark" => mark(number),
+        (Some(word), Some(seconds), Some(processes)) if word == c"ring" => ring(seconds, processes),
         (Some(file), None, None) => command::run(file),
         _ => Err(Failure::Usage),
     };
@@ -61,6 +63,30 @@ fn main<'a>(mut arguments: impl Iterator<Item = &'a CStr>) -> u8 {
         let _ = writeln!(StandardError, "agent: {failure}");
         FAILED
     })
+}
+
+/// Text for standard output.
+struct StandardOutput;
+
+impl Write for StandardOutput {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        linux::write_all(linux::STANDARD_OUTPUT, text.as_bytes()).map_err(|_| fmt::Error)
+    }
+}
+
+fn ring(seconds: &CStr, processes: &CStr) -> Result<u8, Failure> {
+    let number = |text: &CStr| text.to_str().ok().and_then(|text| text.parse::<u64>().ok()).ok_or(Failure::Usage);
+    let processes = number(processes)? as usize;
+    if !(1..=ring::MOST).contains(&processes) {
+        return Err(Failure::Usage);
+    }
+    match ring::run(number(seconds)?, processes)? {
+        Some(steps) => {
+            let _ = writeln!(StandardOutput, "ring {steps}");
+            Ok(0)
+        }
+        None => Ok(1),
+    }
 }
 
 fn mark(number: &CStr) -> Result<u8, Failure> {

@@ -80,12 +80,15 @@ long_mode:
 
 .data
 .balign 8
+.globl descriptor_table
 descriptor_table:
     .quad 0
     .quad 0x00af9b000000ffff                # 64-bit code
     .quad 0x00cf93000000ffff                # data
+    .quad 0x00cf9b000000ffff                # 32-bit code, for further CPUs
+descriptor_table_end:
 descriptor_table_pointer:
-    .word . - descriptor_table - 1
+    .word descriptor_table_end - descriptor_table - 1
     .long descriptor_table
     .balign 4
 boot_magic:
@@ -95,6 +98,7 @@ boot_information:
 
 .bss
 .balign 4096
+.globl top_table
 top_table:
     .skip 4096
 pointers:

@@ -27,7 +27,7 @@ const CODE: u64 = 8;
 
 struct Table(UnsafeCell<[[u64; 2]; 256]>);
 
-// SAFETY: it is written once, before interrupts can come; there is one CPU.
+// SAFETY: it is written once, before interrupts can come; before other CPUs start.
 unsafe impl Sync for Table {}
 
 static TABLE: Table = Table(UnsafeCell::new([[0; 2]; 256]));
@@ -90,6 +90,11 @@ pub fn set_up() {
             gate[1] = entry >> 32;
         }
     }
+    load_table();
+}
+
+/// Loads the table, on any CPU.
+pub fn load_table() {
     load(TABLE.0.get() as u64, 4095);
 }
 

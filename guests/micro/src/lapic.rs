@@ -29,6 +29,10 @@ pub mod register {
     pub const REQUESTED: u32 = 0x200;
     /// Interrupt command.
     pub const COMMAND: u32 = 0x300;
+    /// Its upper half: the destination.
+    pub const COMMAND_HIGH: u32 = 0x310;
+    /// Logical destination.
+    pub const LOGICAL: u32 = 0xd0;
     /// Timer entry of the local vector table.
     pub const TIMER: u32 = 0x320;
     /// Timer: initial count.
@@ -123,6 +127,22 @@ pub fn command(low: u32) {
     const PENDING: u32 = 1 << 12;
     write(register::COMMAND, low);
     while !is_x2() && read(register::COMMAND) & PENDING != 0 {}
+}
+
+/// Writes the interrupt command register with a destination, and waits until it is sent.
+pub fn send(destination: u32, low: u32) {
+    if is_x2() {
+        // SAFETY: it changes no mapping.
+        unsafe { cpu::write_msr(MSR_BASE + register::COMMAND / 16, u64::from(destination) << 32 | u64::from(low)) };
+    } else {
+        write(register::COMMAND_HIGH, destination << 24);
+        command(low);
+    }
+}
+
+/// Sets the logical identifier, in xAPIC mode and the flat model.
+pub fn set_logical(mask: u32) {
+    write(register::LOGICAL, mask << 24);
 }
 
 /// Starts the timer: one interrupt after a number of bus ticks.

@@ -16,6 +16,7 @@ mod console;
 mod cpu;
 mod ending;
 mod entry;
+mod further;
 mod interrupts;
 mod lapic;
 mod random;

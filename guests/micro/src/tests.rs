@@ -3,6 +3,7 @@
 mod apic;
 mod devices;
 mod fpu;
+mod further;
 mod hostile;
 mod instructions;
 mod measure;
@@ -92,6 +93,7 @@ pub const TESTS: &[Test] = &[
     Test::new("spin", Number(measure::spin, Some(0)), "loops with interrupts off: spin=MS, or for ever"),
     Test::new("count", Number(measure::count, None), "count=MS: iterations of a loop in a time"),
     Test::new("exits", Number(measure::exits, None), "exits=N: TSC ticks of exits of several kinds"),
+    Test::new("smp", With(further::check), "several CPUs: start-up, IPIs, HLT, NMI, INIT: rounds=N"),
     Test::new("hostile", With(hostile::storm), "random accesses: rounds=N seed=S trace=N strict=1"),
     Test::new("halt", End(cpu::stop), "halts with interrupts off"),
     Test::new("poweroff", End(power_off), "powers off at once"),

@@ -15,7 +15,9 @@ use crate::{bench, bundle, workspace};
 
 pub const TESTS: &[Test] = &[
     Test::new("linux::a command's output and status arrive exactly", command),
-    Test::new("linux::four virtual CPUs on four CPUs", four_on_four).only(QEMU),
+    Test::new("linux::four virtual CPUs on four CPUs", four_on_four).long_on(BOCHS),
+    Test::new("linux::four virtual CPUs on one CPU", four_on_one).long_on(BOCHS),
+    Test::new("linux::a fork storm and a ring of futexes for 60 s", storms).long(),
     Test::new("linux::power-off and reboot", endings).long_on(BOCHS),
     Test::new("linux::a reset starts the guest again", restart).long_on(BOCHS),
     Test::new("linux::the clock neither drifts nor jumps", clock::agrees).long_on(BOCHS),
@@ -47,6 +49,38 @@ fn four_on_four(lab: &Lab) -> Result<()> {
     four(lab, 4)
 }
 
+fn four_on_one(lab: &Lab) -> Result<()> {
+    four(lab, 1)
+}
+
+fn storms(lab: &Lab) -> Result<()> {
+    [4, 1].into_iter().try_for_each(|cpus| storm(lab, cpus, 60))
+}
+
+/// Four shells that fork without end and check every child's exit status, and beside them a token that goes round among
+/// processes that sleep on four CPUs.
+fn storm(lab: &Lab, cpus: u32, seconds: u32) -> Result<()> {
+    let command = format!(
+        "end=$(($(date +%s) + {seconds}))
+         storm() {{ n=0; while [ $(date +%s) -lt $end ]; do
+           (exit $((n % 97))); [ $? = $((n % 97)) ] || return 1; n=$((n + 1)); done; echo storm $n; }}
+         for i in 1 2 3 4; do storm & all=\"$all $!\"; done
+         agent ring {seconds} 4 & all=\"$all $!\"
+         for one in $all; do wait $one || exit 1; done
+         ! dmesg | grep -E 'stall|lockup|BUG|Oops|hung'"
+    );
+    let outcome = lab.boot("linux").cpus(cpus, 4).exec(&command).timeout(4 * lab.boot_time().as_secs()).run()?;
+    outcome.status(0)?;
+    let text = outcome.text()?;
+    let count = |word: &str| -> Vec<u64> {
+        text.lines().filter_map(|line| line.strip_prefix(word)?.trim().parse().ok()).collect()
+    };
+    let (storms, ring) = (count("storm"), count("ring"));
+    let right = storms.len() == 4 && storms.iter().all(|&forks| forks > 10) && ring.len() == 1 && ring[0] > 100;
+    ensure!(right, outcome.failure(&format!("on {cpus} CPUs the output is {text:?}")));
+    Ok(())
+}
+
 /// All are there, and each runs what it is told to.
 fn four(lab: &Lab, cpus: u32) -> Result<()> {
     let command = "grep -c ^processor /proc/cpuinfo; for cpu in 3 2 1 0; do \
@@ -54,7 +88,8 @@ fn four(lab: &Lab, cpus: u32) -> Result<()> {
     let outcome = lab.boot("linux").cpus(cpus, 4).exec(command).timeout(lab.boot_time().as_secs()).run()?;
     outcome.status(0)?;
     ensure!(outcome.text()? == "4\n3\n2\n1\n0\n", outcome.failure(&format!("the output is {:?}", outcome.text()?)));
-    outcome.says("vm linux: powered off").map(|_| ())
+    outcome.says("vm linux: powered off")?;
+    storm(lab, cpus, 3)
 }
 
 fn few_exits(outcome: &Outcome) -> Result<()> {

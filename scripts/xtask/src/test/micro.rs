@@ -8,6 +8,8 @@ pub const TESTS: &[Test] = &[
     Test::new("micro::hello", hello),
     Test::new("micro::everything that is quick", quick),
     Test::new("micro::random accesses do no harm", hostile),
+    Test::new("micro::several CPUs", several),
+    Test::new("micro::several virtual CPUs on one CPU", crowded),
     Test::new("micro::a reset is told", reset),
 ];
 
@@ -28,6 +30,15 @@ fn quick(lab: &Lab) -> Result<()> {
 
 fn hostile(lab: &Lab) -> Result<()> {
     lab.boot("micro").command_line("micro", "hostile rounds=2000").run()?.status(0).map(|_| ())
+}
+
+/// Start-up, interrupts, HLT, NMI and INIT between virtual CPUs that have a CPU each.
+fn several(lab: &Lab) -> Result<()> {
+    lab.boot("micro").cpus(4, 4).command_line("micro", "smp rounds=200").run()?.status(0).map(|_| ())
+}
+
+fn crowded(lab: &Lab) -> Result<()> {
+    lab.boot("micro").cpus(1, 3).command_line("micro", "smp rounds=200").run()?.status(0).map(|_| ())
 }
 
 fn reset(lab: &Lab) -> Result<()> {

@@ -19,9 +19,14 @@ pub type Step<'a> = (&'a str, &'a str);
 impl Lab<'_> {
     /// Starts a machine with one CPU; `further` is for the emulator.
     pub fn start(&self, boot: Boot, memory: u32, further: Vec<String>) -> Result<Session> {
+        self.start_with(boot, memory, 1, further)
+    }
+
+    /// As [`Lab::start`], with several CPUs.
+    pub fn start_with(&self, boot: Boot, memory: u32, cpus: u32, further: Vec<String>) -> Result<Session> {
         let folder = workspace::folder(&format!("run/{}", self.name))?;
         let log = workspace::folder("run")?.join(format!("{}.log", self.name));
-        let machine = Machine { boot, memory, cpus: 1, cpu_model: None, further, folder };
+        let machine = Machine { boot, memory, cpus, cpu_model: None, further, folder };
         Session::start(self.emulator, &machine, &log)
     }
 

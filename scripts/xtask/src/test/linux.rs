@@ -23,6 +23,7 @@ pub const TESTS: &[Test] = &[
     Test::new("linux::the clock neither drifts nor jumps", clock::agrees).long_on(BOCHS),
     Test::new("linux::a boot takes at most 1.3 times the instructions of a bare one", instructions).only(QEMU),
     Test::new("linux::no warning that a bare boot has not", messages).long_on(BOCHS),
+    Test::new("linux::no warning with four CPUs that a bare boot has not", messages_of_four).long_on(BOCHS),
 ];
 
 const MEBIBYTE: usize = 1 << 20;
@@ -150,9 +151,18 @@ fn restart(lab: &Lab) -> Result<()> {
 const WARNINGS: &str = "dmesg -r | grep '^<[0-4]>'";
 
 fn messages(lab: &Lab) -> Result<()> {
-    let outcome = lab.boot("linux").exec(WARNINGS).timeout(lab.boot_time().as_secs()).run()?;
+    no_new_messages(lab, 1)
+}
+
+fn messages_of_four(lab: &Lab) -> Result<()> {
+    no_new_messages(lab, 4)
+}
+
+fn no_new_messages(lab: &Lab, cpus: u32) -> Result<()> {
+    let trial = lab.boot("linux").cpus(cpus, cpus).exec(WARNINGS);
+    let outcome = trial.timeout(lab.boot_time().as_secs()).run()?;
     outcome.ended()?;
-    let bare = bare_messages(lab)?;
+    let bare = bare_messages(lab, cpus)?;
     let allowed = allowed()?;
     let new: Vec<&str> = outcome
         .text()?
@@ -180,9 +190,9 @@ fn message(line: &str) -> String {
 }
 
 /// What the machine's own kernel says, without us.
-fn bare_messages(lab: &Lab) -> Result<BTreeSet<String>> {
-    let built = bundle::build_bare("linux", Size::default())?;
-    let mut session = lab.start(built.boot, built.memory, Vec::new())?;
+fn bare_messages(lab: &Lab, cpus: u32) -> Result<BTreeSet<String>> {
+    let built = bundle::build_bare("linux", Size { vcpus: Some(cpus), ..Size::default() })?;
+    let mut session = lab.start_with(built.boot, built.memory, built.cpus, Vec::new())?;
     let ask = format!("{WARNINGS}; echo the end''\n");
     let (_, lines) = dialogue::hold(&mut session, lab.boot_time(), &[(PROMPT, &ask), ("\nthe end\r", "")])?;
     Ok(lines.iter().filter(|line| line.starts_with('<')).map(|line| message(line.trim_end())).collect())

@@ -240,7 +240,7 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     platform::set(protect(&tables, hand_over.uefi, address_bits));
 
     let mut processors = [0; CPUS_MAX];
-    let found = tables.processors(&BootMemory).zip(&mut processors).map(|(found, id)| *id = found.apic_id).count();
+    let found = tables.processors(&BootMemory).zip(&mut processors).map(|(found, id)| *id = found).count();
     smp::fill_stubs();
     let mut trampoline = smp::Trampoline::read();
 
@@ -259,7 +259,7 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     silence_legacy();
     start_this(cpu, components, || lapic::choose_mode(processors));
     let pins = interrupt_controllers(&tables);
-    calibrate(tables.fadt.as_ref().and_then(|fadt| fadt.pm_timer()));
+    calibrate(tables.fadt.as_ref().and_then(|fadt| fadt.pm_timer));
     enable_virtualization(cpu);
     smp::start_all(processors, &mut trampoline);
     observation::init();

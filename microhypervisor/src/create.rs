@@ -7,6 +7,8 @@ use abi::hypercall::{CreatePd, flag};
 use abi::scd::Scd;
 use abi::utcb::gpr;
 use abi::{PAGE_BITS, Status, USER_END};
+use kernel_core::slots::Entry;
+use spin::Once;
 
 use crate::cpu::Cpu;
 use crate::ec::{Binding, Ec, EcKind};
@@ -24,28 +26,42 @@ use crate::{fpu, rounds, timer};
 
 /// Creates an object and its capability at the call's selector in the caller's object space, where room was made.
 fn install<T: Object>(
-    ec: &Ec,
-    call: Call,
+    (ec, call): (&Ec, Call),
     owner: &Pd,
     permissions: Permissions,
     build: impl FnOnce(Ref<T>) -> Result<T, Status>,
-) -> Result<&'static T, Status> {
-    let (object, reference) = object::create(Some(owner), owner.account(), build)?;
-    ec.objects.set(call.selector, reference.capability(permissions))?;
-    Ok(object)
+) -> Result<(&'static T, Ref<T>), Status> {
+    let created = object::create(Some(owner), owner.account(), build)?;
+    hand_over(ec, call, created.1.capability(permissions))?;
+    Ok(created)
+}
+
+/// The creator's use of an object becomes the capability's. Without one the object is abandoned.
+fn hand_over(ec: &Ec, call: Call, entry: Entry) -> Result<(), Status> {
+    let filled = ec.objects.fill(call.selector, entry);
+    object::table().drop_use(entry.reference());
+    filled
+}
+
+/// Creates what belongs into `place`, which only one caller can fill.
+fn only<T: Object>(
+    place: &Once<&'static T>,
+    create: impl FnOnce() -> Result<(&'static T, Ref<T>), Status>,
+) -> Result<(), Status> {
+    let mut filled = false;
+    place.try_call_once(|| {
+        filled = true;
+        create().map(|(space, _)| space)
+    })?;
+    if filled { Ok(()) } else { Err(Status::Aborted) }
 }
 
 /// create_pd: a protection domain or one of its spaces.
 pub fn pd(ec: &'static Ec, call: Call) -> Result<(), Status> {
-    const OPERATIONS: [CreatePd; 7] = [
-        CreatePd::ProtectionDomain,
-        CreatePd::ObjectSpace,
-        CreatePd::HostSpace,
-        CreatePd::GuestSpace,
-        CreatePd::DmaSpace,
-        CreatePd::PioSpace,
-        CreatePd::MsrSpace,
-    ];
+    const OPERATIONS: [CreatePd; 7] = {
+        use CreatePd::*;
+        [ProtectionDomain, ObjectSpace, HostSpace, GuestSpace, DmaSpace, PioSpace, MsrSpace]
+    };
     const MEMORY: Permissions = Permissions::GRANT.union(Permissions::TAKE);
     const REGISTERS: Permissions = MEMORY.union(Permissions::ASSIGN);
     let operation = *OPERATIONS.get(call.flags as usize).ok_or(Status::BadPar)?;
@@ -55,29 +71,23 @@ pub fn pd(ec: &'static Ec, call: Call) -> Result<(), Status> {
     let account = pd.account();
     match operation {
         CreatePd::ProtectionDomain => {
-            install(ec, call, pd, owner.permissions(), |own| Ok(Pd::new(own, account, false)))?;
+            install((ec, call), pd, owner.permissions(), |own| Ok(Pd::new(own, account, false)))?;
         }
-        CreatePd::ObjectSpace if pd.objects.get().is_some() => return Err(Status::Aborted),
-        CreatePd::ObjectSpace => {
-            let space = install(ec, call, pd, MEMORY, |_| ObjectSpace::new(pd))?;
-            pd.objects.call_once(|| space);
-        }
-        CreatePd::HostSpace if pd.host.get().is_some() => return Err(Status::Aborted),
-        CreatePd::HostSpace => {
-            let space = install(ec, call, pd, MEMORY, |_| HostSpace::new(pd))?;
-            pd.host.call_once(|| space);
-        }
+        CreatePd::ObjectSpace => only(&pd.objects, || install((ec, call), pd, MEMORY, |_| ObjectSpace::new(pd)))?,
+        CreatePd::HostSpace => only(&pd.host, || install((ec, call), pd, MEMORY, |_| HostSpace::new(pd)))?,
         CreatePd::GuestSpace => {
-            install(ec, call, pd, Permissions::GRANT | Permissions::ASSIGN, |_| GuestSpace::new(pd))?;
+            install((ec, call), pd, Permissions::GRANT | Permissions::ASSIGN, |_| GuestSpace::new(pd))?;
         }
         CreatePd::DmaSpace => return Err(Status::BadFtr),
         CreatePd::PioSpace => {
-            let first = pd.pio.get().is_none();
-            let space = install(ec, call, pd, REGISTERS, |_| PioSpace::new(pd, first))?;
-            pd.pio.call_once(|| space);
+            let create = |first| install((ec, call), pd, REGISTERS, |_| PioSpace::new(pd, first));
+            match only(&pd.pio, || create(true)) {
+                Err(Status::Aborted) => drop(create(false)?),
+                result => result?,
+            }
         }
         CreatePd::MsrSpace => {
-            install(ec, call, pd, REGISTERS, |_| MsrSpace::new(pd))?;
+            install((ec, call), pd, REGISTERS, |_| MsrSpace::new(pd))?;
         }
     }
     Ok(())
@@ -109,7 +119,8 @@ pub fn ec(ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (rsp, event_base, fpu) = (ec.gpr(gpr::RAX), ec.gpr(8), call.flags & flag::EC_FPU != 0);
     let (_, reference) =
         host_or_guest(&ec.changes, cpu, pd, objects, space, kind, fpu || guest, page, rsp, event_base)?;
-    ec.objects.set(call.selector, reference.capability(Permissions::CTRL | Permissions::BIND_PT | Permissions::BIND_SC))
+    let permissions = Permissions::CTRL | Permissions::BIND_PT | Permissions::BIND_SC;
+    hand_over(ec, call, reference.capability(permissions))
 }
 
 /// Whether an EC's page is mapped in its host space: a UTCB, or the virtual-APIC page, which only VMX has.
@@ -174,17 +185,22 @@ pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> 
     if target.kind == EcKind::Local {
         return Err(Status::BadCap);
     }
-    if target.bound.swap(true, Ordering::Relaxed) {
+    if target.bound.compare_exchange(0, u32::MAX, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return Err(Status::Aborted);
     }
     let ticks = timer::frequency() / 1000;
-    let result = install(ec, call, pd, Permissions::CTRL, |_| Ok(Sc::new(target_reference, target.cpu, scd, ticks)));
-    match &result {
-        Ok(sc) if core::ptr::eq(target.cpu, cpu) => sched::begin(cpu, sc),
-        Ok(sc) => rounds::post_sc(sc, rounds::mail::START),
-        Err(_) => target.bound.store(false, Ordering::Relaxed),
+    let result = install((ec, call), pd, Permissions::CTRL, |_| {
+        target_reference.retain()?;
+        Ok(Sc::new(target_reference, target.cpu, scd, ticks))
+    });
+    target.bound.store(result.map_or(0, |(_, reference)| reference.index().saturating_add(1)), Ordering::Relaxed);
+    let (sc, _) = result?;
+    if core::ptr::eq(target.cpu, cpu) {
+        sched::begin(cpu, sc);
+    } else {
+        rounds::post_sc(sc, rounds::mail::START);
     }
-    result.map(|_| ())
+    Ok(())
 }
 
 /// create_pt: an entry into an EC.
@@ -197,7 +213,8 @@ pub fn pt(ec: &'static Ec, call: Call) -> Result<(), Status> {
     }
     let ip = ec.gpr(gpr::RAX);
     let permissions = Permissions::CTRL | Permissions::CALL | Permissions::EVENT;
-    install(ec, call, pd, permissions, |_| Ok(Pt::new(target_reference, ip))).map(|_| ())
+    install((ec, call), pd, permissions, |_| target_reference.retain().map(|()| Pt::new(target_reference, ip)))
+        .map(drop)
 }
 
 /// create_sm: a semaphore.
@@ -205,5 +222,5 @@ pub fn sm(ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SM)?;
     ec.objects.reserve(call.selector)?;
     let counter = ec.gpr(gpr::RDX);
-    install(ec, call, pd, Permissions::UP | Permissions::DOWN, |_| Ok(Sm::new(counter))).map(|_| ())
+    install((ec, call), pd, Permissions::UP | Permissions::DOWN, |_| Ok(Sm::new(counter))).map(drop)
 }

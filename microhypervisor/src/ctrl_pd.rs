@@ -7,6 +7,7 @@
 use abi::Status;
 use abi::capability::{Cacheability, MEMORY_ALL, Permissions, SELECTOR_COUNT};
 use abi::utcb::gpr;
+use kernel_core::paging::Piece;
 use kernel_core::shootdown::Use;
 use kernel_core::slots::{Entry, Kind};
 use spin::Once;
@@ -15,7 +16,7 @@ use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
 use crate::object::{self, resolve};
 use crate::space::{GuestSpace, HostSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
-use crate::{registers, rounds, run, sched};
+use crate::{destroy, registers, rounds, run, sched};
 
 /// Entries changed between two looks at pending interrupts.
 const BATCH: u32 = 64;
@@ -69,6 +70,13 @@ pub fn start(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
     perform(cpu, ec)
 }
 
+fn memory_space(entry: Entry) -> Result<&'static dyn MemorySpace, Status> {
+    Ok(match space::<HostSpace>(entry) {
+        Ok(space) => space,
+        Err(_) => space::<GuestSpace>(entry)?,
+    })
+}
+
 /// Goes on with a preempted call.
 pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     let status = perform(cpu, ec).err().unwrap_or(Status::Success);
@@ -85,10 +93,10 @@ fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
     ec.destination.set(destination);
     match (object::kind(source), object::kind(destination)) {
         (Kind::ObjectSpace, Kind::ObjectSpace) => {
-            objects(cpu, ec, space::<ObjectSpace>(source)?, space::<ObjectSpace>(destination)?)
+            objects(cpu, ec, space::<ObjectSpace>(source)?, space::<ObjectSpace>(destination)?)?;
+            destroy::collect(cpu, ec)
         }
-        (Kind::HostSpace, Kind::HostSpace) => memory(cpu, ec, source, space::<HostSpace>(destination)?),
-        (Kind::HostSpace, Kind::GuestSpace) => memory(cpu, ec, source, space::<GuestSpace>(destination)?),
+        (Kind::HostSpace, Kind::HostSpace | Kind::GuestSpace) => memory(cpu, ec, source, memory_space(destination)?),
         (Kind::PioSpace, Kind::PioSpace) => ports(cpu, ec, source, space::<PioSpace>(destination)?),
         (Kind::MsrSpace, Kind::MsrSpace) => msrs(cpu, ec, source, space::<MsrSpace>(destination)?),
         _ => Err(Status::BadCap),
@@ -123,9 +131,8 @@ fn settle(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>, cached
 /// The last part of a call: frees the tables that it made superfluous.
 pub fn free_tables(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     let destination = ec.destination.get();
-    let memory = space::<HostSpace>(destination).map(MemorySpace::generation);
-    if let Ok(generation) = memory.or(space::<GuestSpace>(destination).map(MemorySpace::generation)) {
-        generation.complete(ec.progress.get());
+    if let Ok(space) = memory_space(destination) {
+        space.memory().generation.complete(ec.progress.get());
     }
     ec.continuation.set(Continuation::FreeTables);
     if ec.changes.forget() {
@@ -168,7 +175,7 @@ fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpac
             let (permissions, run) = nova_host(page);
             (page << 12, permissions, attributes, run)
         } else {
-            let (leaf, run) = from.lookup(page << 12);
+            let (leaf, run) = from.memory().lookup(page << 12);
             match leaf {
                 // UTCBs and other frames of the kernel cannot be delegated.
                 Some(leaf) if nova_host(leaf.address >> 12).0.is_empty() => (0, Permissions::empty(), attributes, 1),
@@ -176,8 +183,9 @@ fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpac
                 None => (0, Permissions::empty(), attributes, run),
             }
         };
-        let address = request.to(done) << 12;
-        match to.step(&ec.changes, address, physical, remaining.min(run), permissions & request.mask, cache) {
+        let (va, permissions) = (request.to(done) << 12, permissions & request.mask);
+        let piece = Piece { va, pa: physical, count: remaining.min(run), permissions, cacheability: cache };
+        match to.memory().step(&ec.changes, piece) {
             Ok(pages) => done = done.saturating_add(pages.max(1)),
             Err(status) => {
                 result = Err(status);
@@ -187,7 +195,7 @@ fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpac
         breathe(cpu, ec, done, &mut steps);
     }
     // Also what another EC has taken away but not every CPU has seen.
-    let Some(generation) = to.generation().due() else { return result };
+    let Some(generation) = to.memory().generation.due() else { return result };
     ec.progress.set(generation);
     to.flush(cpu);
     settle(cpu, ec, result, |other| to.cached_by(other))

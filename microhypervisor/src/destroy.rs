@@ -22,14 +22,14 @@ use spin::Mutex;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
 use crate::guest::{self, GuestState};
-use crate::memory::{Frame, release, release_small};
-use crate::object;
+use crate::memory::{release, release_small};
+use crate::object::{self, Object, table};
 use crate::pd::Pd;
 use crate::portal::{self, Pt};
 use crate::rounds::{self, mail};
 use crate::sched::{self, Sc};
 use crate::semaphore::{self, Sm};
-use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace};
+use crate::space::{GuestSpace, HostSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::{fpu, registers, run};
 
 /// Held by the EC that destroys.
@@ -38,10 +38,11 @@ pub static TOKEN: Sm = Sm::new(1);
 /// Values of [`Ec::progress`] of the EC that destroys.
 mod phase {
     pub const BEGIN: u64 = 0;
-    pub const MARK: u64 = 1;
-    pub const FIRST_ROUND: u64 = 2;
-    pub const SECOND_ROUND: u64 = 3;
-    pub const SWEEP: u64 = 4;
+    pub const COLLECT: u64 = 1;
+    pub const MARK: u64 = 2;
+    pub const FIRST_ROUND: u64 = 3;
+    pub const SECOND_ROUND: u64 = 4;
+    pub const SWEEP: u64 = 5;
 }
 
 /// How far it came. Indices of headers.
@@ -52,12 +53,23 @@ struct Work {
     descend: bool,
     /// Sweep: how much of a space is clear.
     cleared: u64,
+    /// Abandoned objects that this call may still destroy.
+    favours: u32,
 }
 
-static WORK: Mutex<Work> = Mutex::new(Work { target: 0, at: 0, descend: true, cleared: 0 });
+static WORK: Mutex<Work> = Mutex::new(Work { target: 0, at: 0, descend: true, cleared: 0, favours: FAVOURS });
+
+impl Work {
+    fn start(&mut self, target: u32) {
+        (self.target, self.at, self.descend, self.cleared) = (target, target, true, 0);
+    }
+}
 
 /// Steps between two looks at pending interrupts.
 const BATCH: u32 = 32;
+
+/// Abandoned objects that one call destroys at most: others may abandon more all the time.
+const FAVOURS: u32 = 4096;
 
 /// What a step left to do.
 #[derive(PartialEq, Eq)]
@@ -75,6 +87,60 @@ pub fn start(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
     resume(cpu, ec)
 }
 
+/// The end of a call that took capabilities away: destroys what nothing uses any more, unless it is active.
+pub fn collect(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
+    if !table().any_abandoned() {
+        return Ok(());
+    }
+    ec.progress.set(phase::COLLECT);
+    TOKEN.down(cpu, ec, false, 0)?;
+    resume(cpu, ec)
+}
+
+/// Looks for an abandoned object that is inactive: it is the next target, its references are ended.
+fn choose(work: &mut Work) -> Left {
+    work.favours = work.favours.saturating_sub(1);
+    let Some(index) = table().take_abandoned().filter(|_| work.favours != 0) else { return Left::Nothing };
+    match inactive(index).filter(|target| table().end(*target, true)) {
+        Some(target) => {
+            work.start(target);
+            Left::Round
+        }
+        None => Left::More,
+    }
+}
+
+/// What goes with `index`, which nothing used: itself, a protection domain of which it is a part, or nothing.
+fn inactive(index: u32) -> Option<u32> {
+    let gone = match object::content_kind(index) {
+        Kind::Null => false,
+        Kind::Ec => {
+            object::content::<Ec>(index)?.is_in(&[Continuation::Idle, Continuation::Startup, Continuation::Dead])
+        }
+        Kind::Sc => object::content::<Sc>(index)?.ec.get().is_none_or(|ec| ec.is_in(&[Continuation::Dead])),
+        Kind::Sm => !object::content::<Sm>(index)?.has_waiters(),
+        Kind::Pd => {
+            let mut part = object::first(index);
+            while part.is_some_and(|part| is_part(part) && table().is_unused(part)) {
+                part = object::next(part?);
+            }
+            part.is_none()
+        }
+        _ if is_part(index) => return table().owner(index).filter(|pd| inactive(*pd).is_some()),
+        _ => true,
+    };
+    gone.then_some(index)
+}
+
+/// Whether `index` goes with its protection domain only, whose ECs use it.
+fn is_part(index: u32) -> bool {
+    match object::content_kind(index) {
+        Kind::ObjectSpace | Kind::HostSpace => true,
+        Kind::PioSpace => object::content::<PioSpace>(index).is_some_and(|space| space.first),
+        _ => false,
+    }
+}
+
 /// Goes on.
 pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     ec.continuation.set(Continuation::ResumeDestroy);
@@ -83,6 +149,11 @@ pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         phase::BEGIN => match begin(ec) {
             Ok(()) => phase::MARK,
             Err(status) => end(cpu, ec, status),
+        },
+        phase::COLLECT => match repeat(choose) {
+            Left::More => phase::COLLECT,
+            Left::Round => phase::MARK,
+            Left::Nothing => end(cpu, ec, Status::Success),
         },
         phase::MARK => match repeat(|work| mark(cpu, ec, work)) {
             Left::Nothing => phase::FIRST_ROUND,
@@ -99,7 +170,7 @@ pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
             next
         }
         _ => match repeat(|work| sweep(ec, work)) {
-            Left::Nothing => end(cpu, ec, Status::Success),
+            Left::Nothing => phase::COLLECT,
             Left::Round => phase::SECOND_ROUND,
             Left::More => phase::SWEEP,
         },
@@ -111,6 +182,7 @@ pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
 
 fn end(cpu: &'static Cpu, ec: &'static Ec, status: Status) -> ! {
     // The counter is 0 while the token is held: no overflow.
+    WORK.lock().favours = FAVOURS;
     let _ = TOKEN.up(cpu);
     sched::disinherit(cpu, ec);
     run::finish(ec, status);
@@ -146,19 +218,13 @@ fn begin(ec: &'static Ec) -> Result<(), Status> {
     }
     let mut inside = Some(ec.pd.reference.index());
     while inside.is_some_and(|pd| pd != target) {
-        inside = object::owner(inside.unwrap_or(target));
+        inside = table().owner(inside.unwrap_or(target));
     }
-    let allowed = match kind {
-        Kind::Ec => ec.reference.index() != target,
-        // These go with their protection domain only, whose ECs use them.
-        Kind::ObjectSpace | Kind::HostSpace => false,
-        Kind::PioSpace => object::content::<PioSpace>(target).is_some_and(|space| !space.is_first()),
-        _ => true,
-    };
-    if !allowed || inside.is_some() || object::owner(target) != Some(owner.reference.index()) {
+    let allowed = !is_part(target) && ec.reference.index() != target;
+    if !allowed || inside.is_some() || table().owner(target) != Some(owner.reference.index()) {
         return Err(Status::BadPar);
     }
-    *WORK.lock() = Work { target, at: target, descend: true, cleared: 0 };
+    WORK.lock().start(target);
     Ok(())
 }
 
@@ -172,19 +238,19 @@ fn mark(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> Left {
     if let Some(below) = below {
         work.at = below;
     } else if work.at == work.target {
-        *work = Work { target: work.target, at: work.target, descend: true, cleared: 0 };
+        work.start(work.target);
         return Left::Nothing;
     } else if let Some(next) = object::next(work.at) {
         (work.at, work.descend) = (next, true);
     } else {
-        (work.at, work.descend) = (object::owner(work.at).unwrap_or(work.target), false);
+        (work.at, work.descend) = (table().owner(work.at).unwrap_or(work.target), false);
     }
     Left::More
 }
 
 /// Ends all references to an object and has it stop; false if there is more to do.
 fn mark_one(cpu: &'static Cpu, ec: &'static Ec, index: u32, alone: bool) -> bool {
-    object::end(index);
+    table().end(index, false);
     if let Some(pd) = object::content::<Pd>(index) {
         *pd.dying.lock() = true;
     } else if let Some(target) = object::content::<Ec>(index) {
@@ -193,7 +259,7 @@ fn mark_one(cpu: &'static Cpu, ec: &'static Ec, index: u32, alone: bool) -> bool
         }
         rounds::post_ec(target, mail::STOP);
     } else if let Some(sc) = object::content::<Sc>(index) {
-        if sc.belongs_to(first_caller(ec)) {
+        if sc.ec == first_caller(ec).reference {
             sched::inherit(cpu, ec, first_caller(ec).share.get());
         }
         rounds::post_sc(sc, mail::STOP);
@@ -236,7 +302,7 @@ fn sweep(ec: &Ec, work: &mut Work) -> Left {
         return Left::More;
     }
     let index = below.unwrap_or(work.at);
-    let above = object::owner(index).unwrap_or(work.target);
+    let above = table().owner(index).unwrap_or(work.target);
     match sweep_one(ec, index, &mut work.cleared) {
         Left::Nothing => work.cleared = 0,
         left => return left,
@@ -256,56 +322,46 @@ fn sweep_one(ec: &Ec, index: u32, cleared: &mut u64) -> Left {
         return Left::More;
     }
     if let Some(target) = object::content::<Ec>(index) {
-        if target.mail.is_pending() || target.link.is_linked() {
-            return Left::Round;
-        }
-        if target.changes.forget() {
-            return Left::More;
-        }
-        free_ec(target);
-        object::free(index, target);
-    } else if let Some(space) = object::content::<HostSpace>(index) {
-        if !space.clear(&ec.changes, cleared) {
-            return Left::More;
-        }
-        object::free(index, space);
-    } else if let Some(space) = object::content::<GuestSpace>(index) {
-        if !space.clear(&ec.changes, cleared) {
-            return Left::More;
-        }
-        object::free(index, space);
-    } else if let Some(space) = object::content::<ObjectSpace>(index) {
-        if !space.clear(cleared) {
-            return Left::More;
-        }
-        object::free(index, space);
-    } else if let Some(space) = object::content::<PioSpace>(index) {
-        release(space.frames());
-        object::free(index, space);
-    } else if let Some(space) = object::content::<MsrSpace>(index) {
-        release(space.frames());
-        object::free(index, space);
-    } else if let Some(sc) = object::content::<Sc>(index) {
-        object::free(index, sc);
-    } else if let Some(pt) = object::content::<Pt>(index) {
-        object::free(index, pt);
-    } else if let Some(sm) = object::content::<Sm>(index) {
-        object::free(index, sm);
-    } else if let Some(pd) = object::content::<Pd>(index) {
-        pd.return_allowance();
-        object::free(index, pd);
+        return sweep_ec(index, target);
     }
-    Left::Nothing
+    let all = free::<HostSpace>(index, |space| space.clear(&ec.changes, cleared))
+        .or_else(|| free::<GuestSpace>(index, |space| space.clear(&ec.changes, cleared)))
+        .or_else(|| free::<ObjectSpace>(index, |space| space.clear(cleared)))
+        .or_else(|| free::<PioSpace>(index, PioSpace::clear))
+        .or_else(|| free::<MsrSpace>(index, MsrSpace::clear))
+        .or_else(|| free::<Sc>(index, |sc| sc.ec.drop_use()))
+        .or_else(|| free::<Pt>(index, |pt| pt.ec.drop_use()))
+        .or_else(|| free::<Sm>(index, |_| true))
+        .or_else(|| free::<Pd>(index, Pd::return_allowance));
+    if all == Some(false) { Left::More } else { Left::Nothing }
 }
 
-fn free_ec(ec: &Ec) {
+/// Frees the object of header `index` if it is a `T`, when `clear` says that nothing of it remains, which it returns.
+fn free<T: Object>(index: u32, clear: impl FnOnce(&'static T) -> bool) -> Option<bool> {
+    let object = object::content::<T>(index)?;
+    let all = clear(object);
+    if all {
+        object::free(index, object);
+    }
+    Some(all)
+}
+
+fn sweep_ec(index: u32, ec: &'static Ec) -> Left {
+    if ec.mail.is_pending() || ec.link.is_linked() {
+        return Left::Round;
+    }
+    if ec.changes.forget() {
+        return Left::More;
+    }
     release(ec.utcb);
     if let Some(area) = ec.fpu_state {
         release(area);
     }
     if let Some(guest) = ec.guest {
-        let control: Frame = guest.control;
-        release(control);
+        guest.drop_spaces();
+        release(guest.control);
         release_small(core::ptr::from_ref(guest).cast_mut().cast(), size_of::<GuestState>());
     }
+    object::free(index, ec);
+    Left::Nothing
 }

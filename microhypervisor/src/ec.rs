@@ -6,7 +6,7 @@
 use core::cell::Cell;
 use core::mem::offset_of;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use abi::Mtd;
 use abi::utcb::Architectural;
@@ -40,7 +40,7 @@ pub enum Continuation {
     /// Send the message of an ipc_call whose callee was busy.
     SendCall,
     /// Raise this event, whose handler was busy.
-    SendEvent(u16),
+    SendEvent,
     /// Go on with a ctrl_pd that was preempted.
     ResumeCtrlPd,
     /// Go on with a destruction.
@@ -120,6 +120,8 @@ pub struct Ec {
 
     /// What comes next.
     pub continuation: Cell<Continuation>,
+    /// The event that it sends.
+    pub event: Cell<u16>,
     /// A recall is pending.
     pub recall: AtomicBool,
     /// Who called this local thread and waits for its reply.
@@ -128,8 +130,8 @@ pub struct Ec {
     pub callee: Cell<Option<&'static Ec>>,
     /// The busy local thread that it helps until it can call it.
     pub helps: Cell<Option<Ref<Ec>>>,
-    /// A scheduling context was bound once.
-    pub bound: AtomicBool,
+    /// Header of the scheduling context that was bound to it, plus one; while that is created [`u32::MAX`].
+    pub bound: AtomicU32,
 
     /// SCs that wait for this EC to unblock.
     pub parked: Owned<Fifo>,
@@ -207,13 +209,14 @@ impl Ec {
             rsp: Cell::new(rsp),
             ss: Cell::new(crate::descriptors::USER_SS as u64),
             continuation: Cell::new(continuation),
+            event: Cell::new(0),
             recall: AtomicBool::new(false),
             caller: Cell::new(None),
             callee: Cell::new(None),
             helps: Cell::new(None),
             orphan: Sc::inherited(binding.reference, binding.cpu),
             share: Cell::new(None),
-            bound: AtomicBool::new(false),
+            bound: AtomicU32::new(0),
             parked: Owned::new(Fifo::empty()),
             link: LinkCell::unlinked(),
             timeout: TimeoutNode::unlinked(),
@@ -245,6 +248,13 @@ impl Ec {
     pub fn architectural(&self) -> &mut Architectural {
         // SAFETY: the frame is a whole page, plain integers; only this CPU writes it while the handler does not run.
         unsafe { &mut *self.utcb.pointer().cast::<Architectural>() }
+    }
+
+    /// Whether its continuation is one of `states`. For any CPU.
+    pub fn is_in(&self, states: &[Continuation]) -> bool {
+        // SAFETY: the continuation is one byte.
+        let now = unsafe { AtomicU8::from_ptr(self.continuation.as_ptr().cast()) }.load(Ordering::Relaxed);
+        states.iter().any(|state| *state as u8 == now)
     }
 
     /// Whether a recall is pending; clears it.

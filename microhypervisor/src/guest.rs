@@ -14,7 +14,7 @@ use crate::cpu::{Cpu, Owned};
 use crate::ec::{Continuation, Ec};
 use crate::memory::Frame;
 use crate::object::Ref;
-use crate::space::{GuestSpace, MsrSpace, ObjectSpace, PioSpace};
+use crate::space::{GuestSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::svm::Svm;
 use crate::vcpu::{Exit, Gprs, Processor, Spaces, VcpuPages, VirtualCpu};
 use crate::vmx::Vmx;
@@ -87,8 +87,20 @@ impl GuestState {
         let Some(guest) = guest.or(previous.map(|spaces| spaces.guest)) else { return };
         let Some(pio) = pio.or(previous.map(|spaces| spaces.pio)) else { return };
         let Some(msr) = msr.or(previous.map(|spaces| spaces.msr)) else { return };
+        // What is stale is found out below.
+        let _ = (guest.retain(), pio.retain(), msr.retain());
+        self.drop_spaces();
         self.assigned.set(Some(Assigned { guest, pio, msr }));
         self.look_again();
+    }
+
+    /// The spaces that were assigned are no longer used.
+    pub fn drop_spaces(&self) {
+        if let Some(Assigned { guest, pio, msr }) = self.assigned.take() {
+            guest.drop_use();
+            pio.drop_use();
+            msr.drop_use();
+        }
     }
 
     /// Looks the assigned spaces up; without all of them there is none.
@@ -99,7 +111,11 @@ impl GuestState {
         let spaces = self.assigned.get().and_then(found);
         self.space.set(spaces.map(|(guest, ..)| guest));
         if let Some((guest, pio, msr)) = spaces {
-            let spaces = Spaces { nested_root: guest.root(), io_bitmap: pio.bitmap(), msr_bitmap: msr.bitmap() };
+            let spaces = Spaces {
+                nested_root: guest.memory().root(),
+                io_bitmap: pio.bitmap.physical(),
+                msr_bitmap: msr.bitmap.physical(),
+            };
             self.vcpu().assign(&spaces);
         }
     }
@@ -128,8 +144,8 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     fpu::acquire(cpu, ec);
     let vcpu = guest.vcpu();
     fpu::load_xcr0(cpu, vcpu.common().xcr0);
-    cpu.nested.enter(space.root());
-    let generation = space.generation.current();
+    cpu.nested.enter(space.memory().root());
+    let generation = space.memory().generation.current();
     if generation != guest.generation.replace(generation) {
         cpu.counters.count(counter::GUEST_FLUSH);
         vcpu.flush();

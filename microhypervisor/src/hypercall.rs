@@ -11,7 +11,7 @@ use abi::{Hypercall, Status};
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
-use crate::observation::{set_tracing, trace};
+use crate::observation::{TRACING, trace};
 use crate::pd::Pd;
 use crate::portal::Pt;
 use crate::sched::Sc;
@@ -105,12 +105,8 @@ fn assign_int(ec: &Ec, call: Call) -> Result<(), Status> {
 }
 
 fn extension(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
-    const MOVE_ALLOWANCE: u8 = Operation::MoveAllowance as u8;
-    const BALANCE: u8 = Operation::Balance as u8;
-    const DESTROY: u8 = Operation::Destroy as u8;
-    const TRACE: u8 = Operation::Trace as u8;
     match call.flags {
-        MOVE_ALLOWANCE => {
+        flags if flags == Operation::MoveAllowance as u8 => {
             let (pd, _) = ec.objects.get::<Pd>(call.selector, Permissions::PD)?;
             let frames = u32::try_from(ec.gpr(gpr::RSI)).map_err(|_| Status::MemObj)?;
             if core::ptr::eq(pd, ec.pd) || !pd.give_allowance(ec.pd.account(), frames) {
@@ -118,21 +114,17 @@ fn extension(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Statu
             }
             Ok(())
         }
-        BALANCE => {
+        flags if flags == Operation::Balance as u8 => {
             let (pd, _) = ec.objects.get::<Pd>(call.selector, Permissions::PD)?;
             ec.set_gpr(gpr::RSI, pd.account().balance() as u64);
             ec.set_gpr(gpr::RDX, memory::free_frames() as u64);
             Ok(())
         }
-        DESTROY => destroy::start(cpu, ec),
-        TRACE if !ctrl_pd::is_nova_host(ec.objects.lookup(call.selector)) => Err(Status::BadCap),
-        TRACE => match ec.gpr(gpr::RSI) {
-            on @ (0 | 1) => {
-                set_tracing(on != 0);
-                Ok(())
-            }
-            _ => Err(Status::BadPar),
-        },
+        flags if flags == Operation::Destroy as u8 => destroy::start(cpu, ec),
+        flags if flags == Operation::Trace as u8 => {
+            let granted = ctrl_pd::is_nova_host(ec.objects.lookup(call.selector));
+            granted.then(|| TRACING.store(ec.gpr(gpr::RSI) & 1 != 0, Ordering::Relaxed)).ok_or(Status::BadCap)
+        }
         _ => Err(Status::BadHyp),
     }
 }

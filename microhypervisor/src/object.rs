@@ -54,6 +54,17 @@ impl<T: Object> Ref<T> {
         TABLE.resolve_as(self.0, T::KIND).map(at)
     }
 
+    /// Counts another use of the object by another object.
+    pub fn retain(self) -> Result<(), Status> {
+        if TABLE.retain(self.0) { Ok(()) } else { Err(Status::BadCap) }
+    }
+
+    /// One use less. Without any the object goes if it is inactive, see `destroy::collect`.
+    pub fn drop_use(self) -> bool {
+        TABLE.drop_use(self.0);
+        true
+    }
+
     /// The header's index, for reports.
     pub fn index(self) -> u32 {
         self.0.index
@@ -101,7 +112,7 @@ pub fn kind(entry: Entry) -> Kind {
     TABLE.resolve(entry.reference()).map_or(Kind::Null, |(kind, _)| kind)
 }
 
-/// Creates an object paid from `account`, which `owner` owns if there is one.
+/// Creates an object paid from `account`, which `owner` owns if there is one. The caller has a use of it, to drop.
 ///
 /// `build` gets the reference that the object will have; what it allocates last, it need not free on failure.
 pub fn create<T: Object>(
@@ -123,7 +134,7 @@ pub fn create<T: Object>(
             Ok((object, Ref(reference, PhantomData)))
         }
         Err(status) => {
-            TABLE.end(reference.index);
+            TABLE.end(reference.index, false);
             TABLE.release(reference.index);
             release_small(memory, size_of::<T>());
             Err(status)
@@ -150,7 +161,7 @@ fn attach(owner: Option<&Pd>, index: u32) -> Result<(), Status> {
     TABLE.attach(owner.reference.index(), index);
     if *dying {
         // Whoever destroys the owner frees it, too, but may have passed by already.
-        TABLE.end(index);
+        TABLE.end(index, false);
         return Err(Status::BadCap);
     }
     Ok(())
@@ -163,13 +174,16 @@ pub fn free<T: Object>(index: u32, object: &'static T) {
 
 #[inline(never)]
 fn free_memory(index: u32, memory: *mut u8, size: usize) {
-    match owner(index).and_then(content::<Pd>) {
+    let above = TABLE.owner(index);
+    match above.and_then(content::<Pd>) {
         Some(owner) => {
             let _dying = owner.dying.lock();
             TABLE.detach(index);
         }
         None => TABLE.detach(index),
     }
+    // It may have been all that an abandoned protection domain had.
+    above.inspect(|above| TABLE.suspect(*above));
     TABLE.release(index);
     release_small(memory, size);
 }
@@ -184,14 +198,9 @@ pub fn content<T: Object>(index: u32) -> Option<&'static T> {
     TABLE.content(index).filter(|(kind, _)| *kind == T::KIND).map(|(_, offset)| at(offset))
 }
 
-/// Makes every reference to header `index` read as null.
-pub fn end(index: u32) {
-    TABLE.end(index);
-}
-
-/// The protection domain that owns `index`, if any.
-pub fn owner(index: u32) -> Option<u32> {
-    TABLE.owner(index)
+/// The table of headers.
+pub fn table() -> &'static HeaderTable<'static> {
+    &TABLE
 }
 
 /// The first object that protection domain `index` owns.
@@ -202,6 +211,6 @@ pub fn first(index: u32) -> Option<u32> {
 
 /// The object that follows `index` among those with its owner.
 pub fn next(index: u32) -> Option<u32> {
-    let _dying = content::<Pd>(owner(index)?)?.dying.lock();
+    let _dying = content::<Pd>(TABLE.owner(index)?)?.dying.lock();
     TABLE.next(index)
 }

@@ -18,8 +18,8 @@ pub struct Counters(AtomicPtr<[AtomicU64; COUNTERS]>);
 /// Where CPUs count that have no frames of their own.
 static NOWHERE: StaticFrame = StaticFrame::zeroed();
 
-/// The trace is on.
-static TRACING: AtomicBool = AtomicBool::new(false);
+/// The trace is on, for all CPUs.
+pub static TRACING: AtomicBool = AtomicBool::new(false);
 
 struct Frames {
     first: Frame,
@@ -72,11 +72,6 @@ pub fn pages() -> Range<u64> {
         let start = start >> 12;
         start..start + (cpu::count() as u64) * each as u64
     })
-}
-
-/// Turns the trace on or off, for all CPUs.
-pub fn set_tracing(on: bool) {
-    TRACING.store(on && FRAMES.get().is_some(), Ordering::Relaxed);
 }
 
 /// Writes a record if the trace is on.

@@ -108,7 +108,7 @@ fn enter_sleep(port: u16, kind: u16) {
 fn reset(fadt: &Fadt) {
     // SAFETY: these writes reset the machine, as asked.
     unsafe {
-        if let Some((port, value)) = fadt.reset_port() {
+        if let Some((port, value)) = fadt.reset {
             Port::<u8>::new(port).write(value);
         }
         Port::<u8>::new(0xcf9).write(0x02);

@@ -11,7 +11,7 @@ use kernel_core::slots::Kind;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
 use crate::memory::copy_words;
-use crate::object::{Object, Ref};
+use crate::object::{Object, Ref, table};
 use crate::observation::trace;
 use crate::vcpu::legal;
 use crate::{run, sched};
@@ -19,7 +19,8 @@ use crate::{run, sched};
 /// A portal.
 #[repr(C, align(64))]
 pub struct Pt {
-    ec: Ref<Ec>,
+    /// Who is entered.
+    pub ec: Ref<Ec>,
     ip: u64,
     /// Passed to the callee.
     pub identifier: AtomicU64,
@@ -102,7 +103,8 @@ pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
         if waits_for(callee, ec) {
             kill(cpu, ec, format_args!("event {event:#x} in its own handler"));
         }
-        help(cpu, ec, callee, Continuation::SendEvent(event));
+        ec.event.set(event);
+        help(cpu, ec, callee, Continuation::SendEvent);
     }
     let (first, guest) = if ec.guest.is_some() { (counter::GUEST_EVENT, 1 << 15) } else { (counter::HOST_EVENT, 0) };
     cpu.counters.count(first.saturating_add(event as usize));
@@ -162,7 +164,8 @@ fn resume_event(cpu: &'static Cpu, ec: &'static Ec, handler: &Ec, mtd: Mtd) {
         let mut state = *utcb;
         let taken = legal::check(mtd, &state);
         if taken != mtd {
-            continuation = Continuation::SendEvent(event::guest::INVALID_STATE);
+            ec.event.set(event::guest::INVALID_STATE);
+            continuation = Continuation::SendEvent;
         }
         guest.vcpu().load(taken, ec.gprs.get(), &mut state);
     } else {
@@ -185,6 +188,9 @@ pub fn unwind(cpu: &Cpu, ec: &'static Ec) {
         dead.continuation.set(Continuation::Dead);
         dead.callee.set(None);
         sched::unpark(cpu, dead);
+        // It and its scheduling context are inactive now.
+        table().suspect(dead.reference.index());
+        table().suspect(dead.bound.load(Ordering::Relaxed).wrapping_sub(1));
         let Some(caller) = dead.caller.take() else { return };
         caller.callee.set(None);
         if caller.continuation.get() == Continuation::AwaitReply {

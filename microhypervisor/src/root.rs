@@ -11,6 +11,7 @@ use abi::utcb::gpr;
 use abi::{HIP_ADDRESS, ROOT_UTCB_ADDRESS, Status, event};
 use kernel_core::boot::PhysicalMemory;
 use kernel_core::boot::elf::RootElf;
+use kernel_core::paging::Piece;
 use kernel_core::slots::Entry;
 
 use crate::boot::HandOver;
@@ -107,7 +108,6 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     ec.set_gpr(gpr::RDI, hand_over.magic as u64);
     ec.set_gpr(gpr::RSI, hand_over.information as u64);
     ec.continuation.set(Continuation::ReturnInterrupt);
-    ec.bound.store(true, core::sync::atomic::Ordering::Relaxed);
     let scd = Scd { budget: 1000, priority: PRIORITY_MAX, cos: 0 };
     let (sc, sc_reference) =
         must(object::create(None, pd.account(), |_| Ok(Sc::new(ec_reference, cpu, scd, timer::frequency() / 1000))));
@@ -119,6 +119,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
         rounds::call(cpu);
         put(cpu.number as u64, reference.capability(Permissions::CTRL));
     }
+    ec.bound.store(sc_reference.index() + 1, core::sync::atomic::Ordering::Relaxed);
     let put = |selector, entry: Entry| must(objects.0.set(selector, entry));
     put(root::NOVA_OBJECT_SPACE, nova_objects.1.capability(take));
     put(root::OBJECT_SPACE, objects.1.capability(all));
@@ -152,10 +153,14 @@ fn map_image(host: &HostSpace, image: &Image) {
     for segment in image.elf.segments() {
         let mut done = 0;
         while done < segment.pages {
-            let (va, pa) = (segment.va + done * 4096, segment.pa + done * 4096);
-            done +=
-                must(host.step(&changes, va, pa, segment.pages - done, segment.permissions, Cacheability::WriteBack))
-                    .max(1);
+            let piece = Piece {
+                va: segment.va + done * 4096,
+                pa: segment.pa + done * 4096,
+                count: segment.pages - done,
+                permissions: segment.permissions,
+                cacheability: Cacheability::WriteBack,
+            };
+            done += must(host.memory().step(&changes, piece)).max(1);
         }
     }
 }

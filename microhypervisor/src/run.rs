@@ -91,7 +91,7 @@ extern "C" fn go_on(cpu: &'static Cpu, ec: &'static Ec) -> ! {
                 run(cpu, ec)
             }
         },
-        Continuation::SendEvent(event) => portal::raise(cpu, ec, event),
+        Continuation::SendEvent => portal::raise(cpu, ec, ec.event.get()),
         Continuation::ResumeCtrlPd => ctrl_pd::resume(cpu, ec),
         Continuation::ResumeDestroy => destroy::resume(cpu, ec),
         Continuation::FreeTables => ctrl_pd::free_tables(cpu, ec),

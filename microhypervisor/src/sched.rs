@@ -21,7 +21,8 @@ use crate::{destroy, rounds, run, semaphore, timer};
 /// A scheduling context.
 #[repr(C, align(64))]
 pub struct Sc {
-    ec: Ref<Ec>,
+    /// The EC that it was bound to.
+    pub ec: Ref<Ec>,
     /// The CPU of that EC.
     pub cpu: &'static Cpu,
     /// 1 to 127; 0 for one that is not in use.
@@ -75,11 +76,6 @@ impl Sc {
             link: LinkCell::unlinked(),
             mail: MailCell::empty(),
         }
-    }
-
-    /// Whether it is bound to `ec`.
-    pub fn belongs_to(&self, ec: &Ec) -> bool {
-        self.ec == ec.reference
     }
 
     /// Total system time consumed. For any CPU.
@@ -258,7 +254,7 @@ pub fn resume_current(cpu: &'static Cpu) -> ! {
 pub fn ahead(ec: &Ec) -> Option<&'static Ec> {
     let busy = |callee: &&Ec| !matches!(callee.continuation.get(), Continuation::Idle | Continuation::Dead);
     match ec.continuation.get() {
-        Continuation::SendCall | Continuation::SendEvent(_) => ec.helps.get().and_then(Ref::get).filter(busy),
+        Continuation::SendCall | Continuation::SendEvent => ec.helps.get().and_then(Ref::get).filter(busy),
         _ => ec.callee.get(),
     }
 }
@@ -270,7 +266,7 @@ fn follow(cpu: &Cpu, sc: &Sc) -> Option<&'static Ec> {
     while let Some(ec) = next {
         next = ahead(ec);
         match ec.continuation.get() {
-            Continuation::SendCall | Continuation::SendEvent(_) if next.is_some() => cpu.helping.set(true),
+            Continuation::SendCall | Continuation::SendEvent if next.is_some() => cpu.helping.set(true),
             _ if next.is_some() => {}
             Continuation::Blocked | Continuation::AwaitRound => {
                 park_current(cpu, ec);

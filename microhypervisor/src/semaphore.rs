@@ -85,6 +85,11 @@ impl Sm {
         Ok(())
     }
 
+    /// Whether somebody waits.
+    pub fn has_waiters(&self) -> bool {
+        self.state.lock().queue.front().is_some()
+    }
+
     /// Destruction: from now on nobody waits; releases the EC that waits longest. False if there is none.
     pub fn abort_one(&self) -> bool {
         let mut state = self.state.lock();

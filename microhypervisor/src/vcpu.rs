@@ -26,8 +26,7 @@ use crate::{registers, svm, vmx};
 use abi::Mtd;
 use abi::utcb::{Architectural, DescriptorTable, Segment, gpr};
 use core::cell::Cell;
-use core::fmt;
-use kernel_core::virt::Reason;
+use kernel_core::reason::Reason;
 
 /// General registers as the entry stubs save them: the index is the instruction encoding (see [`abi::utcb::gpr`]).
 /// Entry 4 (RSP) is the stubs' scratch: RSP lives in VMCS or VMCB.
@@ -189,27 +188,6 @@ pub trait VirtualCpu {
     unsafe fn enter(&mut self, gprs: *mut Gprs, deadline: u64) -> u16;
 }
 
-/// Why a CPU cannot run guests.
-#[derive(Debug)]
-pub enum Unavailable {
-    /// The CPU has no extension, or the firmware locked it off.
-    Unusable(Reason),
-    /// The CPU's extension is too old: which word of capabilities, and the bits that are missing in it.
-    Missing(&'static str, u32),
-    /// The instruction that turns it on failed.
-    Failed,
-}
-
-impl fmt::Display for Unavailable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unusable(reason) => write!(f, "{reason}"),
-            Self::Missing(word, bits) => write!(f, "the CPU lacks bits {bits:#x} of the {word}"),
-            Self::Failed => write!(f, "VMXON failed"),
-        }
-    }
-}
-
 /// What a CPU has for running guests.
 pub enum Processor {
     /// Intel.
@@ -225,8 +203,8 @@ impl Processor {
     /// that the kernel can save): they are what exits return to.
     ///
     /// # Errors
-    /// [`Unavailable`] tells what the user can be told.
-    pub fn enable(pages: [PhysPage; 2]) -> Result<Self, Unavailable> {
+    /// Why the CPU cannot run guests.
+    pub fn enable(pages: [PhysPage; 2]) -> Result<Self, Reason> {
         if register::cpuid(0x8000_0001)[2] & svm::spec::CPUID_SVM != 0 {
             svm::Processor::enable(pages).map(Self::Svm)
         } else {

@@ -52,6 +52,6 @@ pub enum Operation {
     /// RDI selector: a PD capability with permission PD. Returns in RSI the number of frames that the PD could still
     /// use, in RDX the number of those that are free in the whole kernel.
     Balance = 2,
-    /// RDI selector: the NOVA host space, with permission TAKE. RSI: 1 turns the trace of all CPUs on, 0 off.
+    /// RDI selector: the NOVA host space, with permission TAKE. RSI bit 0: 1 turns the trace of all CPUs on, 0 off.
     Trace = 3,
 }

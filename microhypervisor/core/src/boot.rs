@@ -9,7 +9,7 @@ pub mod multiboot1;
 pub mod multiboot2;
 pub mod pvh;
 
-use core::fmt;
+pub use crate::reason::Reason as Malformed;
 use memory_map::{MemoryMap, UefiMap};
 
 /// Access to physical memory during boot.
@@ -31,36 +31,10 @@ pub struct BootInformation {
     pub uefi: Option<UefiMap>,
 }
 
-/// What is wrong with a boot loader's information.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Malformed {
-    /// This physical address cannot be read.
-    Unreadable(u64),
-    /// It has another signature.
-    Signature(u32),
-    /// The item at this physical address does not fit where it stands.
-    Length(u64),
-    /// The root image's range has no end behind its start.
-    Module(u64, u64),
-    /// The memory map at this physical address has absurdly small or many entries.
-    Map(u64),
-}
-
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable(address) => write!(f, "physical address {address:#x} cannot be read"),
-            Self::Signature(found) => write!(f, "wrong signature {found:#x}"),
-            Self::Length(address) => write!(f, "the item at {address:#x} does not fit where it stands"),
-            Self::Module(start, end) => write!(f, "the first module ranges from {start:#x} to {end:#x}"),
-            Self::Map(address) => write!(f, "the memory map at {address:#x} has absurdly small or many entries"),
-        }
-    }
-}
-
 /// The range of a module, if it has an end behind its start.
 fn module(start: u64, end: u64) -> Result<Option<(u64, u64)>, Malformed> {
-    if start < end { Ok(Some((start, end))) } else { Err(Malformed::Module(start, end)) }
+    let wrong = Malformed(&["the first module, at ", ", has no end behind its start"], start);
+    if start < end { Ok(Some((start, end))) } else { Err(wrong) }
 }
 
 /// A range of physical memory. Offsets count from its start; whatever lies outside reads as `None`.

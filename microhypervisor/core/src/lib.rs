@@ -19,6 +19,7 @@ pub mod mailbox;
 mod modelled;
 pub mod paging;
 pub mod ready;
+pub mod reason;
 pub mod shootdown;
 pub mod slots;
 mod sync;

@@ -78,4 +78,4 @@ macro_rules! modelled {
     )*};
 }
 
-modelled!(AtomicU8: u8, AtomicU32: u32, AtomicU64: u64, AtomicI64: i64);
+modelled!(AtomicU32: u32, AtomicU64: u64, AtomicI64: i64);

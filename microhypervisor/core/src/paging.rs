@@ -10,7 +10,6 @@
 //! old entry, so [`Tables::free`] must not reuse a frame before the next shootdown.
 
 use abi::capability::{Cacheability, Permissions};
-use core::marker::PhantomData;
 
 /// Level of the root table.
 const ROOT_LEVEL: u8 = 3;
@@ -29,45 +28,37 @@ const PERMISSIONS_SHIFT: u32 = 52;
 const PERMISSIONS: Permissions = abi::capability::MEMORY_ALL;
 
 /// What differs between the formats: the hardware's view of an entry. Bits 55:52 are the walker's.
-pub trait Format {
+#[derive(Debug)]
+pub struct Format {
     /// Bits that refer to a table, beside its address.
-    const TABLE: u64;
+    table: u64,
     /// Bits of any leaf, beside its address: it is readable.
-    const LEAF: u64;
+    leaf: u64,
     /// Bits of a leaf that is writable, too.
-    const WRITE: u64;
+    write: u64,
     /// Bits of a leaf that is executable, too.
-    const EXECUTE: u64;
+    execute: u64,
     /// Bits of a leaf that is not executable.
-    const NO_EXECUTE: u64;
-    /// The memory type in a leaf of level `level`, by cacheability in its numeric order: WB, WT, WC, UC, WP.
-    fn memory_types(level: u8) -> [u64; 5];
+    no_execute: u64,
+    /// The memory type in a small and in a large leaf, by cacheability in its numeric order: WB, WT, WC, UC, WP.
+    memory_types: [[u64; 5]; 2],
 }
 
-/// Four-level paging for user pages (Intel SDM vol. 3A, 4.5; AMD APM vol. 2, 5.3). What is mapped is readable;
-/// executable permissions are combined. Accessed and dirty bits are set in advance: nobody looks at them.
+/// Four-level paging for user pages (Intel SDM vol. 3A, 4.5; AMD APM vol. 2, 5.3), and nested paging, where every access
+/// counts as a user access (AMD APM vol. 2, 15.25). What is mapped is readable; executable permissions are combined.
+/// Accessed and dirty bits are set in advance: nobody looks at them.
 ///
 /// The PAT must hold WB, WT, UC-, UC, WC, WP in entries 0 to 5 (Intel SDM vol. 3A, 12.12).
-#[derive(Debug)]
-pub struct Host;
+pub static HOST: Format = Format {
+    table: host::PRESENT | host::WRITE | host::USER | host::ACCESSED,
+    leaf: host::PRESENT | host::USER | host::ACCESSED | host::DIRTY,
+    write: host::WRITE,
+    execute: 0,
+    no_execute: host::NO_EXECUTE,
+    memory_types: [host::memory_types(host::PAT_SMALL), host::memory_types(host::PAT_LARGE)],
+};
 
-/// Nested paging (AMD APM vol. 2, 15.25): host format; every nested access counts as a user access.
-pub type Npt = Host;
-
-impl Format for Host {
-    const TABLE: u64 = host::PRESENT | host::WRITE | host::USER | host::ACCESSED;
-    const LEAF: u64 = host::PRESENT | host::USER | host::ACCESSED | host::DIRTY;
-    const WRITE: u64 = host::WRITE;
-    const EXECUTE: u64 = 0;
-    const NO_EXECUTE: u64 = host::NO_EXECUTE;
-
-    fn memory_types(level: u8) -> [u64; 5] {
-        let pat = if level == 0 { host::PAT_SMALL } else { host::PAT_LARGE };
-        [0, host::WRITE_THROUGH, pat, host::CACHE_DISABLE | host::WRITE_THROUGH, pat | host::WRITE_THROUGH]
-    }
-}
-
-/// Bits of [`Host`] entries.
+/// Bits of [`HOST`] entries.
 mod host {
     pub const PRESENT: u64 = 1 << 0;
     pub const WRITE: u64 = 1 << 1;
@@ -79,33 +70,31 @@ mod host {
     pub const PAT_SMALL: u64 = 1 << 7;
     pub const PAT_LARGE: u64 = 1 << 12;
     pub const NO_EXECUTE: u64 = 1 << 63;
+
+    pub const fn memory_types(pat: u64) -> [u64; 5] {
+        [0, WRITE_THROUGH, pat, CACHE_DISABLE | WRITE_THROUGH, pat | WRITE_THROUGH]
+    }
 }
 
 /// Extended page tables (Intel SDM vol. 3C, 29.3). What is mapped is readable (writable alone would be a
 /// misconfiguration); executable permissions are combined. The guest's PAT is ignored.
-#[derive(Debug)]
-pub struct Ept;
+pub static EPT: Format = Format {
+    table: ept::READ | ept::WRITE | ept::EXECUTE,
+    leaf: ept::READ | ept::IGNORE_PAT,
+    write: ept::WRITE,
+    execute: ept::EXECUTE,
+    no_execute: 0,
+    memory_types: [ept::MEMORY_TYPES; 2],
+};
 
-impl Format for Ept {
-    const TABLE: u64 = ept::READ | ept::WRITE | ept::EXECUTE;
-    const LEAF: u64 = ept::READ | ept::IGNORE_PAT;
-    const WRITE: u64 = ept::WRITE;
-    const EXECUTE: u64 = ept::EXECUTE;
-    const NO_EXECUTE: u64 = 0;
-
-    fn memory_types(_level: u8) -> [u64; 5] {
-        // Encoded as in the MTRRs (Intel SDM vol. 3A, 12.11).
-        [6, 4, 1, 0, 5].map(|number| number << ept::TYPE_SHIFT)
-    }
-}
-
-/// Bits of [`Ept`] entries.
+/// Bits of [`EPT`] entries.
 mod ept {
     pub const READ: u64 = 1 << 0;
     pub const WRITE: u64 = 1 << 1;
     pub const EXECUTE: u64 = 1 << 2;
-    pub const TYPE_SHIFT: u32 = 3;
     pub const IGNORE_PAT: u64 = 1 << 6;
+    /// Encoded as in the MTRRs (Intel SDM vol. 3A, 12.11).
+    pub const MEMORY_TYPES: [u64; 5] = [6 << 3, 4 << 3, 1 << 3, 0, 5 << 3];
 }
 
 const EXECUTE: Permissions = Permissions::EXECUTE_USER.union(Permissions::EXECUTE_SUPERVISOR);
@@ -138,6 +127,28 @@ pub struct Leaf {
     pub cacheability: Cacheability,
 }
 
+/// A mapping to make: `count` pages from `va` on show those from `pa` on. Low 12 bits of addresses are ignored.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Virtual address, in the space.
+    pub va: u64,
+    /// Physical address; without permissions it is ignored.
+    pub pa: u64,
+    /// Number of pages.
+    pub count: u64,
+    /// Without any, what is there is unmapped.
+    pub permissions: Permissions,
+    /// Cacheability.
+    pub cacheability: Cacheability,
+}
+
+impl Piece {
+    /// Unmaps `count` pages from `va` on.
+    pub const fn unmap(va: u64, count: u64) -> Self {
+        Self { va, pa: 0, count, permissions: Permissions::empty(), cacheability: Cacheability::WriteBack }
+    }
+}
+
 /// Why nothing was mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
@@ -149,18 +160,18 @@ pub enum MapError {
 
 /// A tree of tables.
 #[derive(Debug)]
-pub struct Space<F: Format> {
+pub struct Space {
     root: u64,
     leaf_level: u8,
-    format: PhantomData<F>,
+    format: &'static Format,
 }
 
-impl<F: Format> Space<F> {
+impl Space {
     /// The space with root table `root`, a zeroed frame or one used before. Leaves are made up to level `leaf_level`:
     /// 0 for 4 KiB, 1 for 2 MiB, 2 for 1 GiB pages.
-    pub const fn new(root: u64, leaf_level: u8) -> Self {
+    pub const fn new(format: &'static Format, root: u64, leaf_level: u8) -> Self {
         let leaf_level = if leaf_level > LEAF_LEVEL_MAX { LEAF_LEVEL_MAX } else { leaf_level };
-        Self { root, leaf_level, format: PhantomData }
+        Self { root, leaf_level, format }
     }
 
     /// Physical address of the root table.
@@ -187,26 +198,18 @@ impl<F: Format> Space<F> {
                 address: leaf_address(entry, level) + (offset << abi::PAGE_BITS),
                 level,
                 permissions: permissions(entry),
-                cacheability: cacheability::<F>(entry, level),
+                cacheability: self.format.cacheability(entry, level),
             });
             return (leaf, pages(level) - offset);
         }
     }
 
-    /// Maps the first of `count` pages from `va` on to those from `pa` on, and as many behind it as one leaf can,
-    /// replacing what was there; without permissions, unmaps them and ignores `pa`. Low 12 bits of addresses are
-    /// ignored. Returns how many pages are done, at least one; the caller goes on behind them.
+    /// Maps the first page of a piece, and as many behind it as one leaf can, replacing what was there; or unmaps them.
+    /// Returns how many pages are done, at least one; the caller goes on behind them.
     ///
     /// Takes bounded time: at most one table is split or cleared. Tables that become empty are freed, except the root.
-    pub fn map_step(
-        &self,
-        tables: &mut impl Tables,
-        va: u64,
-        pa: u64,
-        count: u64,
-        permissions: Permissions,
-        cacheability: Cacheability,
-    ) -> Result<u64, MapError> {
+    pub fn map_step(&self, tables: &mut impl Tables, piece: Piece) -> Result<u64, MapError> {
+        let Piece { va, pa, count, permissions, cacheability } = piece;
         let (page, frame) = (va >> abi::PAGE_BITS, pa >> abi::PAGE_BITS);
         let permissions = permissions & PERMISSIONS;
         let mapping = !permissions.is_empty();
@@ -237,7 +240,8 @@ impl<F: Format> Space<F> {
             (table, level) = (below, level - 1);
             path[usize::from(level)] = table;
         }
-        let new = if mapping { leaf::<F>(frame << abi::PAGE_BITS, target, permissions, cacheability) } else { 0 };
+        let new =
+            if mapping { self.format.leaf(frame << abi::PAGE_BITS, target, permissions, cacheability) } else { 0 };
         let old = replace(tables, table, index(page, target), new);
         if is_table(old, target) {
             free_tree(tables, old & ADDRESS, target - 1);
@@ -252,13 +256,13 @@ impl<F: Format> Space<F> {
     fn insert_table(&self, tables: &mut impl Tables, table: u64, index: usize, entry: u64, level: u8) -> Option<u64> {
         let below = tables.alloc()?;
         if entry != 0 {
-            let (permissions, cacheability) = (permissions(entry), cacheability::<F>(entry, level));
+            let (permissions, cacheability) = (permissions(entry), self.format.cacheability(entry, level));
             for part in 0..ENTRIES {
                 let address = leaf_address(entry, level) + ((part as u64 * pages(level - 1)) << abi::PAGE_BITS);
-                replace(tables, below, part, leaf::<F>(address, level - 1, permissions, cacheability));
+                replace(tables, below, part, self.format.leaf(address, level - 1, permissions, cacheability));
             }
         }
-        replace(tables, table, index, below | F::TABLE);
+        replace(tables, table, index, below | self.format.table);
         Some(below)
     }
 
@@ -297,21 +301,23 @@ const fn permissions(entry: u64) -> Permissions {
     Permissions::from_bits_truncate((entry >> PERMISSIONS_SHIFT) as u8).intersection(PERMISSIONS)
 }
 
-fn leaf<F: Format>(address: u64, level: u8, permissions: Permissions, cacheability: Cacheability) -> u64 {
-    let large = if level == 0 { 0 } else { LARGE };
-    let write = if permissions.contains(Permissions::WRITE) { F::WRITE } else { 0 };
-    let execute = if permissions.intersects(EXECUTE) { F::EXECUTE } else { F::NO_EXECUTE };
-    let memory_type = F::memory_types(level)[cacheability as usize];
-    let software = u64::from(permissions.bits()) << PERMISSIONS_SHIFT;
-    address | F::LEAF | large | write | execute | memory_type | software
-}
+impl Format {
+    fn leaf(&self, address: u64, level: u8, permissions: Permissions, cacheability: Cacheability) -> u64 {
+        let large = if level == 0 { 0 } else { LARGE };
+        let write = if permissions.contains(Permissions::WRITE) { self.write } else { 0 };
+        let execute = if permissions.intersects(EXECUTE) { self.execute } else { self.no_execute };
+        let memory_type = self.memory_types[usize::from(level != 0)][cacheability as usize];
+        let software = u64::from(permissions.bits()) << PERMISSIONS_SHIFT;
+        address | self.leaf | large | write | execute | memory_type | software
+    }
 
-/// The cacheability of a leaf of level `level`.
-fn cacheability<F: Format>(entry: u64, level: u8) -> Cacheability {
-    let types = F::memory_types(level);
-    let mask = types.into_iter().fold(0, core::ops::BitOr::bitor);
-    let found = types.iter().position(|&bits| bits == entry & mask).and_then(|n| Cacheability::from_bits(n as u32));
-    found.unwrap_or(Cacheability::Uncacheable)
+    /// The cacheability of a leaf of level `level`.
+    fn cacheability(&self, entry: u64, level: u8) -> Cacheability {
+        let types = &self.memory_types[usize::from(level != 0)];
+        let mask = types.iter().fold(0, |mask, bits| mask | bits);
+        let found = types.iter().position(|&bits| bits == entry & mask).and_then(|n| Cacheability::from_bits(n as u32));
+        found.unwrap_or(Cacheability::Uncacheable)
+    }
 }
 
 /// Writes an entry, keeps the table's count of entries in use and returns the entry that was there.

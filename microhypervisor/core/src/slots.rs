@@ -3,11 +3,11 @@
 //! A reference is (header index, generation). Destroying an object ends its header's generation, after which every
 //! reference to it reads as null, wherever it is stored: destruction needs no search and leaves nothing dangling.
 //! The header's memory never becomes anything else. An object's memory and its header may be used again only when no
-//! CPU can still hold what it resolved before; the two steps are therefore [`HeaderTable::invalidate`] and, after the
+//! CPU can still hold what it resolved before; the two steps are therefore [`HeaderTable::end`] and, after the
 //! grace period, [`HeaderTable::release`].
 
 use crate::sync::{
-    AtomicU8, AtomicU32, AtomicU64,
+    AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 use abi::capability::Permissions;
@@ -118,10 +118,10 @@ impl Entry {
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Header {
-    generation: AtomicU32,
-    kind: AtomicU8,
-    state: AtomicU8,
-    object: AtomicU32,
+    /// Bits 63:32 generation, 31:0 number of uses: capabilities, and what else keeps the object.
+    life: AtomicU64,
+    /// Bits 31:6 object, 5:2 kind, 1:0 state.
+    content: AtomicU32,
     /// While the header is free: the next free one. Else the next one with the same owner, plus one.
     link: AtomicU32,
     /// The one before it with the same owner, plus one.
@@ -130,28 +130,42 @@ pub struct Header {
     owner: AtomicU32,
     /// Of a protection domain: the first header that it owns, plus one.
     first: AtomicU32,
+    /// 0 unless the header is among the abandoned ones; then the next one of them, plus one, or [`NIL`].
+    abandoned: AtomicU32,
 }
 
-/// [`Header::state`]: can be allocated.
-const FREE: u8 = 0;
-/// [`Header::state`]: names an object.
-const LIVE: u8 = 1;
-/// [`Header::state`]: named an object that some CPU may still use.
-const INVALID: u8 = 2;
+/// State of [`Header::content`]: can be allocated.
+const FREE: u32 = 0;
+/// Names an object.
+const LIVE: u32 = 1;
+/// Named an object that some CPU may still use.
+const ENDED: u32 = 2;
+const STATE: u32 = 3;
+const KIND: u32 = 0xf << 2;
+/// Objects have numbers below.
+pub const OBJECTS_MAX: u32 = 1 << 26;
 
 impl Header {
     /// A header that was never used.
     pub const fn new() -> Self {
         Self {
-            generation: AtomicU32::new(0),
-            kind: AtomicU8::new(0),
-            state: AtomicU8::new(FREE),
-            object: AtomicU32::new(0),
+            life: AtomicU64::new(0),
+            content: AtomicU32::new(0),
             link: AtomicU32::new(0),
             before: AtomicU32::new(0),
             owner: AtomicU32::new(0),
             first: AtomicU32::new(0),
+            abandoned: AtomicU32::new(0),
         }
+    }
+
+    fn generation(&self, order: crate::sync::Ordering) -> u32 {
+        (self.life.load(order) >> 32) as u32
+    }
+
+    fn content(&self) -> (Kind, u32) {
+        let content = self.content.load(Relaxed);
+        (Kind::from_raw((content >> 2) as u8 & 0xf), content >> 6)
     }
 }
 
@@ -163,12 +177,14 @@ pub struct HeaderTable<'a> {
     free: AtomicU64,
     /// Headers from here on were never used.
     fresh: AtomicU32,
+    /// The first header whose object lost its last use, plus one, or [`NIL`].
+    abandoned: AtomicU32,
 }
 
 impl<'a> HeaderTable<'a> {
     /// A table of headers that were never used; those beyond [`HEADERS_MAX`] are left out.
     pub const fn new(headers: &'a [Header]) -> Self {
-        Self { headers, free: AtomicU64::new(NIL as u64), fresh: AtomicU32::new(0) }
+        Self { headers, free: AtomicU64::new(NIL as u64), fresh: AtomicU32::new(0), abandoned: AtomicU32::new(NIL) }
     }
 
     /// The header with index `index`.
@@ -176,56 +192,107 @@ impl<'a> HeaderTable<'a> {
         self.headers.get(index as usize)
     }
 
-    /// Gives an object a header; `None` if all are in use.
+    /// Gives an object, below [`OBJECTS_MAX`], a header with one use: the creator's; `None` if all are in use.
     pub fn alloc(&self, kind: Kind, object: u32) -> Option<Reference> {
         let index = self.pop().or_else(|| self.take_fresh())?;
         let header = self.header(index)?;
-        let generation = header.generation.load(Relaxed).max(1);
-        header.kind.store(kind as u8, Relaxed);
-        header.object.store(object, Relaxed);
+        let generation = header.generation(Relaxed).max(1);
         for member in [&header.link, &header.before, &header.owner, &header.first] {
             member.store(0, Relaxed);
         }
-        header.state.store(LIVE, Relaxed);
-        header.generation.store(generation, Release);
+        header.content.store(object << 6 | (kind as u32) << 2 | LIVE, Relaxed);
+        header.life.store((generation as u64) << 32 | 1, Release);
         Some(Reference { index, generation })
+    }
+
+    /// The header of a live reference; `None` for a stale one.
+    #[inline(always)]
+    fn live(&self, Reference { index, generation }: Reference) -> Option<&'a Header> {
+        self.header(index).filter(|header| generation != 0 && header.generation(Acquire) == generation)
     }
 
     /// Kind and object of a live reference; `None` for a stale one.
     pub fn resolve(&self, reference: Reference) -> Option<(Kind, u32)> {
-        let header = self.header(reference.index)?;
-        let live = header.generation.load(Acquire) == reference.generation && reference.generation != 0;
-        live.then(|| (Kind::from_raw(header.kind.load(Relaxed)), header.object.load(Relaxed)))
+        self.live(reference).map(Header::content)
     }
 
     /// The object of a live reference if it is of `kind`.
     #[inline(always)]
     pub fn resolve_as(&self, reference: Reference, kind: Kind) -> Option<u32> {
-        let header = self.header(reference.index)?;
-        let live = header.generation.load(Acquire) == reference.generation && reference.generation != 0;
-        (live && header.kind.load(Relaxed) == kind as u8).then(|| header.object.load(Relaxed))
+        let content = self.live(reference)?.content.load(Relaxed);
+        (content & KIND == (kind as u32) << 2).then_some(content >> 6)
     }
 
-    /// Makes every copy of a live reference stale; false if it already is, so that exactly one caller destroys.
+    /// Counts another use of a live reference; false for a stale one.
     #[must_use]
-    pub fn invalidate(&self, reference: Reference) -> bool {
-        let Reference { index, generation } = reference;
-        let Some(header) = self.header(index).filter(|_| generation != 0) else { return false };
+    pub fn retain(&self, reference: Reference) -> bool {
+        let Some(header) = self.header(reference.index).filter(|_| reference.generation != 0) else { return false };
+        let more = |life: u64| (life >> 32 == reference.generation as u64).then_some(life + 1);
+        header.life.fetch_update(Relaxed, Relaxed, more).is_ok()
+    }
+
+    /// One use less, of a reference that may be stale. What has none left is abandoned.
+    pub fn drop_use(&self, reference: Reference) {
+        let Some(header) = self.header(reference.index) else { return };
+        let used = |life: u64| life >> 32 == reference.generation as u64 && life as u32 != 0;
+        let less = |life: u64| used(life).then(|| life - 1);
+        if header.life.fetch_update(Relaxed, Relaxed, less).is_ok_and(|life| life as u32 == 1) {
+            self.suspect(reference.index);
+        }
+    }
+
+    /// Whether nothing uses header `index`.
+    pub fn is_unused(&self, index: u32) -> bool {
+        self.header(index).is_some_and(|header| header.life.load(Relaxed) as u32 == 0)
+    }
+
+    /// Puts header `index` among the abandoned ones, if nothing uses it and it is not there.
+    pub fn suspect(&self, index: u32) {
+        let Some(header) = self.header(index).filter(|_| self.is_unused(index)) else { return };
+        if header.abandoned.compare_exchange(0, NIL, Relaxed, Relaxed).is_ok() {
+            let push = |first| {
+                header.abandoned.store(first, Relaxed);
+                Some(index + 1)
+            };
+            let _ = self.abandoned.fetch_update(Release, Relaxed, push);
+        }
+    }
+
+    /// Whether there are abandoned headers.
+    pub fn any_abandoned(&self) -> bool {
+        self.abandoned.load(Relaxed) != NIL
+    }
+
+    /// Takes one of the abandoned headers; it may be in use again, for another object even. One caller at a time.
+    pub fn take_abandoned(&self) -> Option<u32> {
+        let next = |first: u32| Some(self.header(first.checked_sub(1)?)?.abandoned.load(Relaxed));
+        let index = self.abandoned.fetch_update(Acquire, Acquire, next).ok()? - 1;
+        self.header(index)?.abandoned.store(0, Release);
+        Some(index)
+    }
+
+    /// Makes every copy of the reference to header `index` stale, if `unused` only when nothing uses it; false if they
+    /// are stale or it is in use, so that exactly one caller destroys.
+    pub fn end(&self, index: u32, unused: bool) -> bool {
+        let Some(header) = self.header(index) else { return false };
+        let content = header.content.load(Relaxed);
+        let may = |life: u64| content & STATE == LIVE && !(unused && life as u32 != 0);
         // The last generation of all is followed by 0, which no reference has.
-        let next = generation.wrapping_add(1);
-        let ended = header.generation.compare_exchange(generation, next, Release, Relaxed).is_ok();
+        let next = |life: u64| may(life).then(|| (life >> 32).wrapping_add(1) << 32);
+        let ended = header.life.fetch_update(Release, Relaxed, next).is_ok();
         if ended {
-            header.state.store(INVALID, Release);
+            header.content.store(content & !STATE | ENDED, Release);
         }
         ended
     }
 
-    /// Makes an invalidated header available again; false if it is not one. A header that has used up all
+    /// Makes an ended header available again; false if it is not one. A header that has used up all
     /// generations stays out of use, so that no stale reference ever comes back to life.
     pub fn release(&self, index: u32) -> bool {
         let Some(header) = self.header(index) else { return false };
-        let usable = header.generation.load(Relaxed) != 0;
-        let released = usable && header.state.compare_exchange(INVALID, FREE, Acquire, Relaxed).is_ok();
+        let usable = header.generation(Relaxed) != 0;
+        let freed = |content: u32| (usable && content & STATE == ENDED).then_some(content & !STATE | FREE);
+        let released = header.content.fetch_update(Acquire, Relaxed, freed).is_ok();
         if released {
             self.push(index, header);
         }
@@ -234,14 +301,8 @@ impl<'a> HeaderTable<'a> {
 
     /// Kind and object of a header in use, whatever its generation: for who destroys it.
     pub fn content(&self, index: u32) -> Option<(Kind, u32)> {
-        let header = self.header(index).filter(|header| header.state.load(Relaxed) != FREE)?;
-        Some((Kind::from_raw(header.kind.load(Relaxed)), header.object.load(Relaxed)))
-    }
-
-    /// Makes every copy of the reference to a header stale.
-    pub fn end(&self, index: u32) {
-        let generation = self.header(index).map_or(0, |header| header.generation.load(Relaxed));
-        let _ = self.invalidate(Reference { index, generation });
+        let header = self.header(index).filter(|header| header.content.load(Relaxed) & STATE != FREE)?;
+        Some(header.content())
     }
 
     /// Puts a header first into the list of what `owner` owns. Under the lock of that owner, as all that follows.
@@ -297,14 +358,11 @@ impl<'a> HeaderTable<'a> {
     }
 
     fn push(&self, index: u32, header: &Header) {
-        let mut top = self.free.load(Relaxed);
-        loop {
+        let push = |top: u64| {
             header.link.store(top as u32, Relaxed);
-            match self.free.compare_exchange_weak(top, next_version(top) | u64::from(index), Release, Relaxed) {
-                Ok(_) => return,
-                Err(current) => top = current,
-            }
-        }
+            Some(next_version(top) | u64::from(index))
+        };
+        let _ = self.free.fetch_update(Release, Relaxed, push);
     }
 }
 

@@ -3,7 +3,7 @@
 
 pub use core::sync::atomic::Ordering;
 #[cfg(not(loom))]
-pub use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, fence};
+pub use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, fence};
 
 #[cfg(loom)]
-pub use crate::modelled::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, fence};
+pub use crate::modelled::{AtomicI64, AtomicU32, AtomicU64, fence};

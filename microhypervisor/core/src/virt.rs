@@ -1,6 +1,6 @@
 //! Whether a processor can run guests, decided from what its registers say.
 
-use core::fmt;
+use crate::reason::Reason;
 
 /// IA32_FEATURE_CONTROL: no more writes (Intel SDM vol. 3C, 24.7).
 const FEATURE_LOCKED: u64 = 1 << 0;
@@ -9,44 +9,21 @@ const FEATURE_VMX: u64 = 1 << 2;
 /// VM_CR: EFER.SVME cannot be set (AMD APM vol. 2, 15.30.1).
 const VM_CR_DISABLED: u64 = 1 << 4;
 
-/// Why a processor cannot run guests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// CPUID does not list VMX.
-    NoVmx,
-    /// CPUID does not list SVM.
-    NoSvm,
-    /// VMX is locked off; the value of IA32_FEATURE_CONTROL.
-    VmxLockedOff(u64),
-    /// SVM is disabled; the value of VM_CR.
-    SvmDisabled(u64),
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoVmx => write!(f, "this processor has no VT-x"),
-            Self::NoSvm => write!(f, "this processor has no AMD-V (SVM)"),
-            Self::VmxLockedOff(value) => write!(
-                f,
-                "VT-x is locked off by the firmware (IA32_FEATURE_CONTROL = {value:#x}): \
-                 enable Intel Virtualization Technology in the firmware setup"
-            ),
-            Self::SvmDisabled(value) => write!(
-                f,
-                "AMD-V is disabled by the firmware (VM_CR = {value:#x}): enable SVM mode in the firmware setup"
-            ),
-        }
-    }
-}
+/// What the user can do about it.
+const VMX_LOCKED_OFF: [&str; 2] = [
+    "VT-x is locked off by the firmware (IA32_FEATURE_CONTROL = ",
+    "): enable Intel Virtualization Technology in the firmware setup",
+];
+const SVM_DISABLED: [&str; 2] =
+    ["AMD-V is disabled by the firmware (VM_CR = ", "): enable SVM mode in the firmware setup"];
 
 /// Whether VMX can be used, given whether CPUID lists it and IA32_FEATURE_CONTROL; and what that register must be set
 /// to first, if anything.
 pub const fn vmx_usable(feature_control: u64, cpuid_vmx: bool) -> Result<Option<u64>, Reason> {
     match (cpuid_vmx, feature_control & FEATURE_LOCKED != 0, feature_control & FEATURE_VMX != 0) {
-        (false, ..) => Err(Reason::NoVmx),
+        (false, ..) => Err(Reason(&["", "this processor has no VT-x"], 0)),
         (true, true, true) => Ok(None),
-        (true, true, false) => Err(Reason::VmxLockedOff(feature_control)),
+        (true, true, false) => Err(Reason(&VMX_LOCKED_OFF, feature_control)),
         (true, false, _) => Ok(Some(feature_control | FEATURE_VMX | FEATURE_LOCKED)),
     }
 }
@@ -54,8 +31,8 @@ pub const fn vmx_usable(feature_control: u64, cpuid_vmx: bool) -> Result<Option<
 /// Whether SVM can be used, given whether CPUID lists it and VM_CR.
 pub const fn svm_usable(cpuid_svm: bool, vm_cr: u64) -> Result<(), Reason> {
     match (cpuid_svm, vm_cr & VM_CR_DISABLED != 0) {
-        (false, _) => Err(Reason::NoSvm),
-        (true, true) => Err(Reason::SvmDisabled(vm_cr)),
+        (false, _) => Err(Reason(&["", "this processor has no AMD-V (SVM)"], 0)),
+        (true, true) => Err(Reason(&SVM_DISABLED, vm_cr)),
         (true, false) => Ok(()),
     }
 }
@@ -81,17 +58,17 @@ mod tests {
 
     #[test]
     fn vmx_needs_cpuid_and_firmware() {
-        assert_eq!(vmx_usable(5, false), Err(Reason::NoVmx));
+        assert_eq!(vmx_usable(5, false), Err(Reason(&["", "this processor has no VT-x"], 0)));
         assert_eq!(vmx_usable(5, true), Ok(None));
         assert_eq!(vmx_usable(0xff07, true), Ok(None));
         assert_eq!(vmx_usable(0, true), Ok(Some(5)));
         // Enabled but not locked: VMXON still faults until locked.
         assert_eq!(vmx_usable(4, true), Ok(Some(5)));
         // Locked with VMX inside SMX only.
-        assert_eq!(vmx_usable(3, true), Err(Reason::VmxLockedOff(3)));
+        assert_eq!(vmx_usable(3, true), Err(Reason(&VMX_LOCKED_OFF, 3)));
         assert_eq!(
             vmx_usable(1, true).unwrap_err().to_string(),
-            "VT-x is locked off by the firmware (IA32_FEATURE_CONTROL = 0x1): \
+            "VT-x is locked off by the firmware (IA32_FEATURE_CONTROL = 1): \
              enable Intel Virtualization Technology in the firmware setup"
         );
     }

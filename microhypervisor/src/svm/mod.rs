@@ -12,14 +12,14 @@ mod vmcb;
 use crate::registers::{EFER, rdmsr, wrmsr};
 use crate::vcpu::register::{DR6_CONDITIONS, EFER_SVME, cpuid};
 use crate::vcpu::{
-    Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, PhysPage, RESET, Spaces, Tag, Tags, Unavailable, VcpuPages, VirtualCpu,
-    vector,
+    Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, PhysPage, RESET, Spaces, Tag, Tags, VcpuPages, VirtualCpu, vector,
 };
 use abi::Mtd;
 use abi::event::guest;
 use abi::mtd::injection;
 use abi::utcb::{Architectural, gpr};
 use core::cell::Cell;
+use kernel_core::reason::Reason;
 use kernel_core::virt::svm_usable;
 use spec::{INFO_VALID, Vmcb, code, io, nested, virtual_interrupt};
 use step::Watch;
@@ -43,15 +43,15 @@ impl Processor {
     ///
     /// # Errors
     /// What the CPU lacks.
-    pub fn enable(pages: [PhysPage; 2]) -> Result<Self, Unavailable> {
+    pub fn enable(pages: [PhysPage; 2]) -> Result<Self, Reason> {
         let [_, _, extended_ecx, extended_edx] = cpuid(0x8000_0001);
         let supported = extended_ecx & spec::CPUID_SVM != 0;
         // SAFETY: CPUs with SVM have the MSR.
         let vm_cr = if supported { unsafe { rdmsr(spec::VM_CR) } } else { 0 };
-        svm_usable(supported, vm_cr).map_err(Unavailable::Unusable)?;
+        svm_usable(supported, vm_cr)?;
         let [_, asids, _, features] = cpuid(spec::CPUID_FEATURES);
         if features & spec::FEATURE_NESTED_PAGING == 0 {
-            return Err(Unavailable::Missing("SVM features", spec::FEATURE_NESTED_PAGING));
+            return Err(Reason(&["", "the CPU lacks nested paging"], 0));
         }
         let [save, host] = pages;
         // SAFETY: SVM exists and is not locked off; the pages are the CPU's.

@@ -5,8 +5,9 @@ use super::spec::{self, CONTROLS, Controls, PIN, PRIMARY, ept, msr, pin};
 use super::{Syscall, Vmx, vmcs};
 use crate::registers::{self, rdmsr, wrmsr};
 use crate::vcpu::register::{CR4_VMXE, cpuid};
-use crate::vcpu::{PhysPage, Tags, Unavailable};
+use crate::vcpu::{PhysPage, Tags};
 use core::cell::Cell;
+use kernel_core::reason::Reason;
 use kernel_core::virt::{vmx_adjust, vmx_usable};
 use x86_64::instructions::tables;
 use x86_64::structures::DescriptorTablePointer;
@@ -32,25 +33,28 @@ pub struct Processor {
     pub(super) current: Cell<*mut Vmx>,
 }
 
+const LACKS: &[&str; 2] = &["the CPU lacks VMX controls, by capability MSR (31:0 of it: by bit): ", ""];
+
 impl Processor {
     /// See [`crate::vcpu::Processor::enable`].
     ///
     /// # Errors
     /// What the CPU lacks.
-    pub fn enable(region: PhysPage) -> Result<Self, Unavailable> {
+    pub fn enable(region: PhysPage) -> Result<Self, Reason> {
         let supported = cpuid(1)[2] & spec::CPUID_VMX != 0;
         // SAFETY: the MSRs exist on CPUs with VMX; those of secondary controls, EPT, and the TRUE ones are read after
         // what announces them.
         let read = |msr| unsafe { rdmsr(msr) };
         let feature_control = if supported { read(msr::FEATURE_CONTROL) } else { 0 };
-        let action = vmx_usable(feature_control, supported).map_err(Unavailable::Unusable)?;
+        let action = vmx_usable(feature_control, supported)?;
         let basic = read(msr::BASIC);
         if basic & spec::BASIC_TRUE == 0 {
-            return Err(Unavailable::Missing("upper half of the VMX basic information", 1 << 23));
+            return Err(Reason(&["", "the CPU lacks the TRUE capability MSRs"], 0));
         }
         let mut controls = [0; CONTROLS.len()];
-        for (value, Controls(msr, _, name, needed, welcome)) in controls.iter_mut().zip(CONTROLS) {
-            *value = vmx_adjust(read(msr), needed, welcome).map_err(|missing| Unavailable::Missing(name, missing))?;
+        for (value, Controls(msr, _, needed, welcome)) in controls.iter_mut().zip(CONTROLS) {
+            *value = vmx_adjust(read(msr), needed, welcome)
+                .map_err(|missing| Reason(LACKS, (msr as u64) << 32 | missing as u64))?;
         }
         controls[PRIMARY] &= !spec::WINDOWS;
         let mut needed = ept::FOUR_LEVELS | ept::WRITE_BACK | ept::PAGE_2M | ept::INVVPID | ept::INVVPID_ALL;
@@ -58,7 +62,7 @@ impl Processor {
         let capabilities = read(msr::EPT_VPID);
         let missing = needed & !capabilities;
         if missing != 0 {
-            return Err(Unavailable::Missing("EPT and VPID capabilities", (missing | missing >> 32) as u32));
+            return Err(Reason(&["the CPU lacks EPT and VPID capabilities, by bit: ", ""], missing));
         }
         let (cr0, cr4) = (read(msr::CR0_FIXED0), read(msr::CR4_FIXED0));
         let revision = basic as u32 & 0x7fff_ffff;
@@ -71,7 +75,7 @@ impl Processor {
             registers::set_cr4((registers::cr4() | cr4 | CR4_VMXE) & read(msr::CR4_FIXED1));
             region.va.cast::<u32>().write(revision);
             if !vmcs::vmxon(region.pa) {
-                return Err(Unavailable::Failed);
+                return Err(Reason(&["", "VMXON failed"], 0));
             }
         }
         vmcs::invept(0);

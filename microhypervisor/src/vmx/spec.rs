@@ -79,8 +79,8 @@ pub const VMM_INITIAL: u32 = secondary::RDTSCP | secondary::INVPCID;
 /// EPT pointer: write-back tables of four levels.
 pub const EPT_POINTER_ATTRIBUTES: u64 = 3 << 3 | 6;
 
-/// A word of controls: capability MSR, VMCS field, name, bits that are needed, bits that are welcome.
-pub struct Controls(pub u32, pub u32, pub &'static str, pub u32, pub u32);
+/// A word of controls: capability MSR, VMCS field, bits that are needed, bits that are welcome.
+pub struct Controls(pub u32, pub u32, pub u32, pub u32);
 
 /// Index in [`CONTROLS`].
 pub const PIN: usize = 0;
@@ -101,11 +101,11 @@ pub const CONTROLS: [Controls; 5] = {
     const EXIT: u32 = x::SAVE_DEBUG | x::HOST_64 | x::ACKNOWLEDGE_INTERRUPT | SWITCHED;
     const ENTRY: u32 = n::LOAD_DEBUG | n::LOAD_PAT | n::LOAD_EFER;
     [
-        Controls(msr::TRUE_PIN, field::PIN_CONTROLS, "pin-based controls", PIN, i::PREEMPTION_TIMER),
-        Controls(msr::TRUE_PRIMARY, field::PRIMARY_CONTROLS, "primary processor-based controls", PRIMARY, 0),
-        Controls(msr::SECONDARY, field::SECONDARY_CONTROLS, "secondary processor-based controls", SECONDARY, WELCOME),
-        Controls(msr::TRUE_EXIT, field::EXIT_CONTROLS, "VM-exit controls", EXIT, 0),
-        Controls(msr::TRUE_ENTRY, field::ENTRY_CONTROLS, "VM-entry controls", ENTRY, 0),
+        Controls(msr::TRUE_PIN, field::PIN_CONTROLS, PIN, i::PREEMPTION_TIMER),
+        Controls(msr::TRUE_PRIMARY, field::PRIMARY_CONTROLS, PRIMARY, 0),
+        Controls(msr::SECONDARY, field::SECONDARY_CONTROLS, SECONDARY, WELCOME),
+        Controls(msr::TRUE_EXIT, field::EXIT_CONTROLS, EXIT, 0),
+        Controls(msr::TRUE_ENTRY, field::ENTRY_CONTROLS, ENTRY, 0),
     ]
 };
 

@@ -26,26 +26,16 @@ const EBDA_SEGMENT: u64 = 0x40e;
 /// An I/O APIC (5.2.12.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IoApic {
-    /// Its id.
-    pub id: u8,
     /// Physical address of its registers.
     pub address: u64,
     /// Global system interrupt of its first pin.
     pub gsi_base: u32,
 }
 
-/// A processor that the firmware has enabled (5.2.12.2, 5.2.12.12).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Processor {
-    /// Id of its local APIC, or x2APIC. Ids can be sparse.
-    pub apic_id: u32,
-    /// By which the firmware's byte code names it.
-    pub uid: u32,
-}
-
 /// An entry of the MADT (5.2.12).
 enum MadtEntry {
-    Processor(Processor),
+    /// Id of its local APIC, or x2APIC.
+    Processor(u32),
     IoApic(IoApic),
     Other,
 }
@@ -61,9 +51,10 @@ pub struct Fadt {
     pub pm2_control: u16,
     /// Port for commands to the firmware's system-management mode.
     pub smi_command: u16,
-    pm_timer: u16,
-    flags: u32,
-    reset: (u16, u8),
+    /// Port of the power-management timer, and whether it counts 32 instead of 24 bits (4.8.3.3).
+    pub pm_timer: Option<(u16, bool)>,
+    /// The port of the reset register and the value that resets the machine (4.8.3.6).
+    pub reset: Option<(u16, u8)>,
 }
 
 /// FADT flag: the timer has 32 bits.
@@ -71,39 +62,12 @@ const TIMER_WIDE: u32 = 1 << 8;
 /// FADT flag: the reset register works.
 const RESET_WORKS: u32 = 1 << 10;
 
-impl Fadt {
-    /// Port of the power-management timer, and whether it counts 32 instead of 24 bits (4.8.3.3).
-    pub fn pm_timer(&self) -> Option<(u16, bool)> {
-        (self.pm_timer != 0).then_some((self.pm_timer, self.flags & TIMER_WIDE != 0))
-    }
+/// What is wrong with a table, in words.
+type Problem = &'static str;
 
-    /// The port of the reset register and the value that resets the machine (4.8.3.6).
-    pub fn reset_port(&self) -> Option<(u16, u8)> {
-        (self.reset.0 != 0 && self.flags & RESET_WORKS != 0).then_some(self.reset)
-    }
-}
-
-/// What is wrong with a table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Problem {
-    /// There is none.
-    #[default]
-    Absent,
-    /// It cannot be read.
-    Unreadable,
-    /// It has another signature.
-    Signature,
-    /// Its length is impossible.
-    Length,
-    /// Its bytes do not add up to zero.
-    Checksum,
-    /// It has an entry of impossible length.
-    Entry,
-    /// It has more entries than the kernel can keep.
-    TooMany,
-    /// It has an I/O APIC where none can be.
-    Place,
-}
+const UNREADABLE: Problem = "cannot be read";
+const BAD_LENGTH: Problem = "has an impossible length";
+const CHECKSUM: Problem = "has a wrong checksum";
 
 /// A table that was ignored, as a whole or in part, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,25 +77,15 @@ pub struct Complaint {
     /// Its physical address, 0 if absent.
     pub address: u64,
     /// What is wrong with it.
-    pub problem: Problem,
+    problem: Problem,
 }
 
 impl fmt::Display for Complaint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let problem = match self.problem {
-            Problem::Absent => "is absent",
-            Problem::Unreadable => "cannot be read",
-            Problem::Signature => "has another signature",
-            Problem::Length => "has an impossible length",
-            Problem::Checksum => "has a wrong checksum",
-            Problem::Entry => "has an entry of impossible length",
-            Problem::TooMany => "has more entries than supported",
-            Problem::Place => "has an I/O APIC where none can be",
-        };
         let name = core::str::from_utf8(&self.table).unwrap_or("?");
         match self.address {
-            0 => write!(f, "table {name} {problem}"),
-            address => write!(f, "table {name} at {address:#x} {problem}"),
+            0 => write!(f, "table {name} {}", self.problem),
+            address => write!(f, "table {name} at {address:#x} {}", self.problem),
         }
     }
 }
@@ -154,12 +108,12 @@ impl Tables {
         self.ioapics.as_slice()
     }
 
-    /// The processors that are enabled, in the firmware's order, which begins with the one that runs. Some firmware
+    /// Local APICs of the processors that are enabled, by sparse id, in the firmware's order, which begins with the one that runs. Some firmware
     /// lists a processor twice. What is behind a malformed entry is missing, and was complained about.
-    pub fn processors<'a, M: PhysicalMemory>(&self, memory: &'a M) -> impl Iterator<Item = Processor> + use<'a, M> {
+    pub fn processors<'a, M: PhysicalMemory>(&self, memory: &'a M) -> impl Iterator<Item = u32> + use<'a, M> {
         let madt = self.madt.and_then(|(start, len)| Window::new(memory, start, len));
         madt.into_iter().flat_map(madt_entries).map_while(Result::ok).filter_map(|entry| match entry {
-            MadtEntry::Processor(processor) => Some(processor),
+            MadtEntry::Processor(id) => Some(id),
             _ => None,
         })
     }
@@ -174,7 +128,7 @@ impl Tables {
         let all = core::mem::replace(&mut self.ioapics, List::new());
         for chip in all.as_slice() {
             if !possible(chip) || !self.ioapics.push(*chip) {
-                self.complain(b"APIC", self.madt.map_or(0, |(start, _)| start), Problem::Place);
+                self.complain(b"APIC", self.madt.map_or(0, |(start, _)| start), "has an I/O APIC where none can be");
             }
         }
     }
@@ -196,7 +150,7 @@ pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
         }
     });
     let Some((address, roots)) = given.or_else(|| search(memory)) else {
-        tables.complain(b"RSDP", 0, Problem::Absent);
+        tables.complain(b"RSDP", 0, "is absent");
         return tables;
     };
     tables.rsdp = Some(address);
@@ -214,7 +168,7 @@ pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
     }
     for (signature, missing) in [(b"APIC", tables.madt.is_none()), (b"FACP", tables.fadt.is_none())] {
         if missing {
-            tables.complain(signature, 0, Problem::Absent);
+            tables.complain(signature, 0, "is absent");
         }
     }
     tables
@@ -225,20 +179,20 @@ type Root = (&'static [u8; 4], u64);
 
 /// Reads a root pointer (5.2.5.3) and returns the root tables, the one to be preferred first.
 fn root_pointer(memory: &impl PhysicalMemory, address: u64) -> Result<[Root; 2], Problem> {
-    let old = Window::new(memory, address, 20).ok_or(Problem::Unreadable)?;
-    if &old.array(0).ok_or(Problem::Unreadable)? != b"RSD PTR " {
-        return Err(Problem::Signature);
+    let old = Window::new(memory, address, 20).ok_or(UNREADABLE)?;
+    if &old.array(0).ok_or(UNREADABLE)? != b"RSD PTR " {
+        return Err("has another signature");
     }
     if old.sum() != Some(0) {
-        return Err(Problem::Checksum);
+        return Err(CHECKSUM);
     }
-    let (revision, rsdt) = old.u8(15).zip(old.u32(16)).ok_or(Problem::Unreadable)?;
+    let (revision, rsdt) = old.u8(15).zip(old.u32(16)).ok_or(UNREADABLE)?;
     let mut xsdt = 0;
     if revision >= 2 {
-        let new = Window::new(memory, address, 36).ok_or(Problem::Unreadable)?;
-        xsdt = new.u64(24).ok_or(Problem::Unreadable)?;
+        let new = Window::new(memory, address, 36).ok_or(UNREADABLE)?;
+        xsdt = new.u64(24).ok_or(UNREADABLE)?;
         if new.sum() != Some(0) {
-            return Err(Problem::Checksum);
+            return Err(CHECKSUM);
         }
     }
     Ok([(b"XSDT", xsdt), (b"RSDT", rsdt.into())])
@@ -255,18 +209,18 @@ fn search(memory: &impl PhysicalMemory) -> Option<(u64, [Root; 2])> {
 
 /// The table at `address`, if it is intact and has this signature.
 fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &[u8; 4]) -> Result<Window<'a, M>, Problem> {
-    let header = Window::new(memory, address, HEADER).ok_or(Problem::Unreadable)?;
-    if header.array(SIGNATURE).ok_or(Problem::Unreadable)? != *signature {
-        return Err(Problem::Signature);
+    let header = Window::new(memory, address, HEADER).ok_or(UNREADABLE)?;
+    if header.array(SIGNATURE).ok_or(UNREADABLE)? != *signature {
+        return Err("has another signature");
     }
-    let len = u64::from(header.u32(LENGTH).ok_or(Problem::Unreadable)?);
+    let len = u64::from(header.u32(LENGTH).ok_or(UNREADABLE)?);
     if !(HEADER..=LENGTH_MAX).contains(&len) {
-        return Err(Problem::Length);
+        return Err(BAD_LENGTH);
     }
-    let table = Window::new(memory, address, len).ok_or(Problem::Length)?;
-    match table.sum().ok_or(Problem::Unreadable)? {
+    let table = Window::new(memory, address, len).ok_or(BAD_LENGTH)?;
+    match table.sum().ok_or(UNREADABLE)? {
         0 => Ok(table),
-        _ => Err(Problem::Checksum),
+        _ => Err(CHECKSUM),
     }
 }
 
@@ -275,14 +229,14 @@ fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &[u8; 4]
 fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool) {
     for offset in (HEADER..root.len).step_by(if wide { 8 } else { 4 }) {
         let entry = if wide { root.u64(offset) } else { root.u32(offset).map(u64::from) };
-        let Some(address) = entry else { return tables.complain(b"RSDT", root.start, Problem::Length) };
+        let Some(address) = entry else { return tables.complain(b"RSDT", root.start, BAD_LENGTH) };
         let signature: Option<[u8; 4]> =
             Window::new(root.memory, address, HEADER).and_then(|header| header.array(SIGNATURE));
         let (wanted, result) = match signature.as_ref() {
             Some(b"APIC") if tables.madt.is_none() => (b"APIC", read_madt(tables, root.memory, address)),
             Some(b"FACP") if tables.fadt.is_none() => (b"FACP", read_fadt(tables, root.memory, address)),
             Some(_) => continue,
-            None => (b"????", Err(Problem::Unreadable)),
+            None => (b"????", Err(UNREADABLE)),
         };
         if let Err(problem) = result {
             tables.complain(wanted, address, problem);
@@ -294,14 +248,14 @@ fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool
 fn read_madt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) -> Result<(), Problem> {
     let madt = table(memory, address, b"APIC")?;
     if madt.len < MADT_ENTRIES {
-        return Err(Problem::Length);
+        return Err(BAD_LENGTH);
     }
     tables.madt = Some((madt.start, madt.len));
     for entry in madt_entries(madt) {
         if let MadtEntry::IoApic(ioapic) = entry?
             && !tables.ioapics.push(ioapic)
         {
-            return Err(Problem::TooMany);
+            return Err("has more entries than supported");
         }
     }
     Ok(())
@@ -315,7 +269,7 @@ fn madt_entries<M: PhysicalMemory>(madt: Window<M>) -> impl Iterator<Item = Resu
             return None;
         }
         let entry = madt.u8(offset + 1).and_then(|len| madt.part(offset, len.into())).filter(|entry| entry.len >= 2);
-        let parsed = entry.as_ref().and_then(madt_entry).ok_or(Problem::Entry);
+        let parsed = entry.as_ref().and_then(madt_entry).ok_or("has an entry of impossible length");
         offset = entry.filter(|_| parsed.is_ok()).map_or(madt.len, |entry| offset + entry.len);
         Some(parsed)
     })
@@ -325,14 +279,14 @@ fn madt_entries<M: PhysicalMemory>(madt: Window<M>) -> impl Iterator<Item = Resu
 fn madt_entry(entry: &Window<impl PhysicalMemory>) -> Option<MadtEntry> {
     // Only bit 0 of the flags counts: a processor that is not enabled does not answer, even if it can come later. The
     // id of all bits is everybody's.
-    let processor = |apic_id, broadcast, uid, flags: u32| match apic_id {
+    let processor = |id, broadcast, flags: u32| match id {
         id if flags & 1 == 0 || id == broadcast => MadtEntry::Other,
-        apic_id => MadtEntry::Processor(Processor { apic_id, uid }),
+        id => MadtEntry::Processor(id),
     };
     Some(match entry.u8(0)? {
-        0 => processor(entry.u8(3)?.into(), 0xff, entry.u8(2)?.into(), entry.u32(4)?),
-        1 => MadtEntry::IoApic(IoApic { id: entry.u8(2)?, address: entry.u32(4)?.into(), gsi_base: entry.u32(8)? }),
-        9 => processor(entry.u32(4)?, u32::MAX, entry.u32(12)?, entry.u32(8)?),
+        0 => processor(entry.u8(3)?.into(), 0xff, entry.u32(4)?),
+        1 => MadtEntry::IoApic(IoApic { address: entry.u32(4)?.into(), gsi_base: entry.u32(8)? }),
+        9 => processor(entry.u32(4)?, u32::MAX, entry.u32(12).and(entry.u32(8))?),
         _ => MadtEntry::Other,
     })
 }
@@ -340,7 +294,7 @@ fn madt_entry(entry: &Window<impl PhysicalMemory>) -> Option<MadtEntry> {
 /// Reads the FADT; ACPI 1.0's, of 116 bytes, lacks the extended fields.
 fn read_fadt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) -> Result<(), Problem> {
     let fadt = table(memory, address, b"FACP")?;
-    let (smi_command, flags) = (fadt.u32(48).ok_or(Problem::Length)?, fadt.u32(112).ok_or(Problem::Length)?);
+    let (smi_command, flags) = (fadt.u32(48).ok_or(BAD_LENGTH)?, fadt.u32(112).ok_or(BAD_LENGTH)?);
     // A generic address (5.2.3.2) counts if it is an existing port, in place of the legacy field.
     let generic = |offset| match (fadt.u8(offset), fadt.u64(offset + 4)) {
         (Some(1), Some(address)) => u16::try_from(address).unwrap_or(0),
@@ -355,9 +309,11 @@ fn read_fadt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) ->
         pm1b_control: port(68, 184),
         pm2_control: port(72, 196),
         smi_command: u16::try_from(smi_command).unwrap_or(0),
-        pm_timer: port(76, 208),
-        flags,
-        reset: (generic(116), fadt.u8(128).unwrap_or(0)),
+        pm_timer: Some((port(76, 208), flags & TIMER_WIDE != 0)).filter(|(port, _)| *port != 0),
+        reset: fadt
+            .u8(128)
+            .map(|value| (generic(116), value))
+            .filter(|(port, _)| *port != 0 && flags & RESET_WORKS != 0),
     });
     Ok(())
 }

@@ -33,9 +33,9 @@ impl MemoryMap {
     pub(super) fn new(memory: &impl PhysicalMemory, start: u64, count: u64, stride: u64) -> Result<Self, Malformed> {
         let map = Self { start, count, stride };
         if count > ENTRIES_MAX || stride < ENTRY {
-            return Err(Malformed::Map(start));
+            return Err(Malformed(&["the memory map at ", " has absurdly small or many entries"], start));
         }
-        if map.entries(memory).count() as u64 == count { Ok(map) } else { Err(Malformed::Unreadable(start)) }
+        if map.entries(memory).count() as u64 == count { Ok(map) } else { Err(Malformed::unreadable(start)) }
     }
 
     fn entries<M: PhysicalMemory>(&self, memory: &M) -> impl Iterator<Item = Entry> {

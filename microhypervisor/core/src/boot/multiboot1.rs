@@ -16,7 +16,7 @@ const MAP_ENTRY: u32 = 20;
 pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformation, Malformed> {
     let u32_at = |start: u64, offset| {
         let word = Window::new(memory, start, 52).and_then(|information| information.u32(offset));
-        word.ok_or(Malformed::Unreadable(start))
+        word.ok_or(Malformed::unreadable(start))
     };
     let flags = u32_at(address, 0)?;
     let mut found = BootInformation::default();
@@ -31,7 +31,7 @@ pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformati
         found.map = MemoryMap::new(memory, map + 4, count, stride)?;
         for index in 0..count {
             if u32_at(map + index * stride, 0)? != MAP_ENTRY {
-                return Err(Malformed::Map(map));
+                return Err(Malformed(&["the memory map at ", " has absurdly small or many entries"], map));
             }
         }
     }

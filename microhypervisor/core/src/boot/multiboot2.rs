@@ -18,19 +18,19 @@ const TOTAL_MAX: u32 = 1 << 20;
 
 /// Reads the information at physical address `address`.
 pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformation, Malformed> {
-    let unreadable = Malformed::Unreadable(address);
+    let unreadable = Malformed::unreadable(address);
     let total = Window::new(memory, address, 8).and_then(|header| header.u32(0)).ok_or(unreadable)?;
     if total > TOTAL_MAX {
-        return Err(Malformed::Length(address));
+        return Err(Malformed(&["the item at ", " does not fit where it stands"], address));
     }
     let information = Window::new(memory, address, total.into()).ok_or(unreadable)?;
     let mut found = BootInformation::default();
     let mut offset = 8;
     loop {
         let at = address.saturating_add(offset);
-        let too_short = Malformed::Length(at);
+        let too_short = Malformed(&["the item at ", " does not fit where it stands"], at);
         let header = information.part(offset, 8).ok_or(too_short)?;
-        let (kind, size) = header.u32(0).zip(header.u32(4)).ok_or(Malformed::Unreadable(at))?;
+        let (kind, size) = header.u32(0).zip(header.u32(4)).ok_or(Malformed::unreadable(at))?;
         let tag = information.part(offset, size.into()).filter(|tag| tag.len >= 8).ok_or(too_short)?;
         match kind {
             END => return Ok(found),

@@ -111,7 +111,7 @@ fn decode_ept(entry: u64, _level: u8) -> (u64, bool, bool, Cacheability) {
     (entry & 0x000f_ffff_ffff_f000, entry & 2 != 0, entry & 4 != 0, cacheability)
 }
 
-fn check<F: Format>(space: &Space<F>, memory: &Memory, model: &BTreeMap<u64, Page>, decode: Decode) {
+fn check(space: &Space, memory: &Memory, model: &BTreeMap<u64, Page>, decode: Decode) {
     let mut seen = 0;
     let tables = memory.visit(ROOT, 3, 0, &mut |page, level, entry| {
         assert!(level <= space.leaf_level);
@@ -154,15 +154,15 @@ fn op() -> impl Strategy<Value = Op> {
     )
 }
 
-fn agrees_with_map<F: Format>(leaf_level: u8, budget: usize, ops: Vec<Op>, decode: Decode) {
-    let space: Space<F> = Space::new(ROOT, leaf_level);
+fn agrees_with_map(format: &'static Format, leaf_level: u8, budget: usize, ops: Vec<Op>, decode: Decode) {
+    let space = Space::new(format, ROOT, leaf_level);
     let mut memory = Memory::new(budget);
     let mut model: BTreeMap<u64, Page> = BTreeMap::new();
     for Op { page, frame, count, permissions, cacheability } in ops {
         let mut done = 0;
         while done < count {
             let (va, pa) = ((page + done) << 12, (frame + done) << 12);
-            match space.map_step(&mut memory, va, pa, count - done, permissions, cacheability) {
+            match space.map_step(&mut memory, Piece { va, pa, count: count - done, permissions, cacheability }) {
                 Ok(step) => {
                     assert!(step >= 1 && step <= count - done);
                     let stored = permissions & PERMISSIONS;
@@ -196,14 +196,7 @@ fn agrees_with_map<F: Format>(leaf_level: u8, budget: usize, ops: Vec<Op>, decod
     // Destruction: all steps together take all tables.
     let mut done = 0;
     while done < SPACE_PAGES {
-        let step = space.map_step(
-            &mut memory,
-            done << 12,
-            0,
-            SPACE_PAGES - done,
-            Permissions::empty(),
-            Cacheability::WriteBack,
-        );
+        let step = space.map_step(&mut memory, Piece::unmap(done << 12, SPACE_PAGES - done));
         done += step.expect("clearing everything needs no table");
     }
     assert_eq!((memory.tables.iter().flatten().count(), memory.budget), (1, budget));
@@ -214,56 +207,60 @@ proptest! {
 
     #[test]
     fn host_agrees_with_map(leaf_level in 0..3u8, budget in prop_oneof![Just(100usize), 0..12usize], ops in prop::collection::vec(op(), 0..12)) {
-        agrees_with_map::<Host>(leaf_level, budget, ops, decode_host);
+        agrees_with_map(&HOST, leaf_level, budget, ops, decode_host);
     }
 
     #[test]
     fn ept_agrees_with_map(leaf_level in 0..3u8, budget in prop_oneof![Just(100usize), 0..12usize], ops in prop::collection::vec(op(), 0..12)) {
-        agrees_with_map::<Ept>(leaf_level, budget, ops, decode_ept);
+        agrees_with_map(&EPT, leaf_level, budget, ops, decode_ept);
     }
 }
 
 const ALL: Permissions = abi::capability::MEMORY_ALL;
 const WB: Cacheability = Cacheability::WriteBack;
 
+fn piece(va: u64, pa: u64, count: u64, permissions: Permissions) -> Piece {
+    Piece { va, pa, count, permissions, cacheability: WB }
+}
+
 #[test]
 fn large_pages_are_used_split_and_replaced() {
-    let space: Space<Ept> = Space::new(ROOT, 2);
+    let space = Space::new(&EPT, ROOT, 2);
     let mut memory = Memory::new(100);
     let gib = 1u64 << 30;
-    assert_eq!(space.map_step(&mut memory, gib, 4 * gib, 1 << 18, ALL, WB), Ok(1 << 18));
+    assert_eq!(space.map_step(&mut memory, piece(gib, 4 * gib, 1 << 18, ALL)), Ok(1 << 18));
     let leaf = Leaf { address: 4 * gib + 0x5000, level: 2, permissions: ALL, cacheability: WB };
     assert_eq!(space.lookup_run(&memory, gib + 0x5123), (Some(leaf), (1 << 18) - 5));
     assert_eq!(space.lookup_run(&memory, 0), (None, 1 << 18));
     // One page less: 511 leaves of 2 MiB and 511 of 4 KiB remain.
-    assert_eq!(space.map_step(&mut memory, gib + 0x5000, 0, 1, Permissions::empty(), WB), Ok(1));
+    assert_eq!(space.map_step(&mut memory, piece(gib + 0x5000, 0, 1, Permissions::empty())), Ok(1));
     assert_eq!(memory.tables.iter().flatten().count(), 4);
     let lookup = |va| space.lookup_run(&memory, va).0;
     assert_eq!(lookup(gib + 0x5000), None);
     assert_eq!(lookup(gib + 0x6000), Some(Leaf { address: 4 * gib + 0x6000, level: 0, ..leaf }));
     assert_eq!(lookup(gib + 0x200000), Some(Leaf { address: 4 * gib + 0x200000, level: 1, ..leaf }));
     // Back to one leaf: the tables below go.
-    assert_eq!(space.map_step(&mut memory, gib, 4 * gib, 1 << 18, ALL, WB), Ok(1 << 18));
+    assert_eq!(space.map_step(&mut memory, piece(gib, 4 * gib, 1 << 18, ALL)), Ok(1 << 18));
     assert_eq!(memory.tables.iter().flatten().count(), 2);
     // Aligned differently: no large leaf is possible.
-    assert_eq!(space.map_step(&mut memory, gib, 4 * gib + 0x1000, 1 << 18, ALL, WB), Ok(1));
+    assert_eq!(space.map_step(&mut memory, piece(gib, 4 * gib + 0x1000, 1 << 18, ALL)), Ok(1));
 }
 
 #[test]
 fn failed_steps_change_nothing() {
     for budget in 0..3 {
-        let space: Space<Host> = Space::new(ROOT, 2);
+        let space = Space::new(&HOST, ROOT, 2);
         let mut memory = Memory::new(budget);
-        assert_eq!(space.map_step(&mut memory, 0x1000, 0x1000, 1, ALL, WB), Err(MapError::OutOfTables));
+        assert_eq!(space.map_step(&mut memory, piece(0x1000, 0x1000, 1, ALL)), Err(MapError::OutOfTables));
         assert_eq!((memory.budget, memory.tables.iter().flatten().count()), (budget, 1));
     }
 }
 
 #[test]
 fn ranges_are_checked() {
-    let space: Space<Host> = Space::new(ROOT, 2);
+    let space = Space::new(&HOST, ROOT, 2);
     let mut memory = Memory::new(100);
-    let mut step = |va, pa, count, permissions| space.map_step(&mut memory, va, pa, count, permissions, WB);
+    let mut step = |va, pa, count, permissions| space.map_step(&mut memory, piece(va, pa, count, permissions));
     assert_eq!(step(1 << 48, 0, 1, ALL), Err(MapError::OutOfRange));
     assert_eq!(step((1 << 48) - 4096, 0, 2, ALL), Err(MapError::OutOfRange));
     assert_eq!(step(u64::MAX, u64::MAX, u64::MAX, ALL), Err(MapError::OutOfRange));

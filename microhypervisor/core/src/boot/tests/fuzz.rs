@@ -151,7 +151,7 @@ fn use_tables(ram: &Ram, rsdp: Option<u64>) {
     tables.check_ioapics(|chip| chip.address % 2 == 0);
     tables.complaints().iter().for_each(|complaint| assert!(!complaint.to_string().is_empty()));
     assert!(tables.ioapics().len() <= acpi::IOAPICS_MAX && processors < 1 << 17);
-    let _ = tables.fadt.map(|fadt| (fadt.pm_timer(), fadt.reset_port()));
+    let _ = tables.fadt.map(|fadt| (fadt.pm_timer, fadt.reset));
     assert!(ram.reads.get() < READS, "{} reads", ram.reads.get());
 }
 

@@ -60,34 +60,35 @@ fn multiboot2_gives_what_the_kernel_needs() {
 fn multiboot2_says_what_is_wrong() {
     let parse = |tags: &[Vec<u8>]| multiboot2::parse(&Ram::with(AT, multiboot2_information(tags)), AT);
     let text = |error: Malformed| error.to_string();
+    let length = |address| Malformed(&["the item at ", " does not fit where it stands"], address);
     assert_eq!(
         text(parse(&[tag(3, &bytes![0x1000u32, 0x1000u32, 0u32])]).unwrap_err()),
-        "the first module ranges from 0x1000 to 0x1000"
+        "the first module, at 0x1000, has no end behind its start"
     );
     assert_eq!(text(parse(&[tag(3, &[0; 7])]).unwrap_err()), "the item at 0x9008 does not fit where it stands");
-    assert_eq!(parse(&[tag(14, &[0; 19])]), Err(Malformed::Length(AT + 8)));
-    assert_eq!(parse(&[bytes![99u32, 7u32]]), Err(Malformed::Length(AT + 8)));
-    assert_eq!(parse(&[bytes![99u32, 0u32]]), Err(Malformed::Length(AT + 8)));
-    assert_eq!(parse(&[bytes![99u32, 1000u32]]), Err(Malformed::Length(AT + 8)));
-    assert_eq!(parse(&[bytes![99u32, u32::MAX]]), Err(Malformed::Length(AT + 8)));
-    assert_eq!(parse(&[tag(17, &bytes![48u32])]), Err(Malformed::Length(AT + 8)));
-    assert_eq!(parse(&[tag(17, &bytes![1u32 << 16, 1u32])]), Err(Malformed::Length(AT + 8)));
+    assert_eq!(parse(&[tag(14, &[0; 19])]), Err(length(AT + 8)));
+    assert_eq!(parse(&[bytes![99u32, 7u32]]), Err(length(AT + 8)));
+    assert_eq!(parse(&[bytes![99u32, 0u32]]), Err(length(AT + 8)));
+    assert_eq!(parse(&[bytes![99u32, 1000u32]]), Err(length(AT + 8)));
+    assert_eq!(parse(&[bytes![99u32, u32::MAX]]), Err(length(AT + 8)));
+    assert_eq!(parse(&[tag(17, &bytes![48u32])]), Err(length(AT + 8)));
+    assert_eq!(parse(&[tag(17, &bytes![1u32 << 16, 1u32])]), Err(length(AT + 8)));
     for stride in [0u32, 8, 19] {
         let error = parse(&[tag(6, &[bytes![stride, 0u32], std::vec![0; 48]].concat())]).unwrap_err();
         assert_eq!(text(error), "the memory map at 0x9018 has absurdly small or many entries");
     }
     assert_eq!(
         parse(&[tag(6, &[bytes![24u32, 0u32], std::vec![0; 24 * 1025]].concat())]),
-        Err(Malformed::Map(AT + 24))
+        Err(Malformed(&["the memory map at ", " has absurdly small or many entries"], AT + 24))
     );
     assert!(parse(&[tag(6, &[bytes![24u32, 0u32], std::vec![0; 24 * 1024]].concat())]).is_ok());
     let mut long = multiboot2_information(&[tag(99, &std::vec![0; 1 << 20])]);
-    assert_eq!(multiboot2::parse(&Ram::with(AT, long.clone()), AT), Err(Malformed::Length(AT)));
+    assert_eq!(multiboot2::parse(&Ram::with(AT, long.clone()), AT), Err(length(AT)));
     put(&mut long, 0, &(1u32 << 20).to_le_bytes());
-    assert_eq!(multiboot2::parse(&Ram::with(AT, long), AT), Err(Malformed::Length(AT + 8)));
+    assert_eq!(multiboot2::parse(&Ram::with(AT, long), AT), Err(length(AT + 8)));
     let nowhere = multiboot2::parse(&Ram::default(), AT).unwrap_err();
     assert_eq!(text(nowhere), "physical address 0x9000 cannot be read");
-    assert_eq!(multiboot2::parse(&Ram::default(), u64::MAX), Err(Malformed::Unreadable(u64::MAX)));
+    assert_eq!(multiboot2::parse(&Ram::default(), u64::MAX), Err(Malformed::unreadable(u64::MAX)));
     // Cut off anywhere, with the length saying so or not.
     let whole = grub();
     for len in 0..whole.len() {
@@ -135,7 +136,7 @@ fn pvh_says_what_is_wrong() {
     assert_eq!(changed(0, b"ELF!"), "wrong signature 0x21464c45");
     assert_eq!(changed(16, &bytes![u64::MAX - 8]), "physical address 0xfffffffffffffff7 cannot be read");
     assert_eq!(changed(16, &bytes![0x1000u64]), "physical address 0x1000 cannot be read");
-    assert_eq!(changed(72, &bytes![0u64]), "the first module ranges from 0x500000 to 0x500000");
+    assert_eq!(changed(72, &bytes![0u64]), "the first module, at 0x500000, has no end behind its start");
     assert_eq!(changed(48, &bytes![3u32]), "physical address 0x9060 cannot be read");
     let absurd = "the memory map at 0x9060 has absurdly small or many entries";
     assert_eq!((changed(48, &bytes![1025u32]), changed(48, &bytes![u32::MAX])), (absurd.into(), absurd.into()));
@@ -169,7 +170,7 @@ fn multiboot1_gives_what_the_kernel_needs() {
     assert_eq!(changed(0, &[0]), Ok(BootInformation::default()));
     assert_eq!(changed(20, &[0]), Ok(BootInformation { module: None, ..found }));
     let error = |offset, value: &[u8]| changed(offset, value).unwrap_err();
-    assert_eq!(error(52, &bytes![0x51_2345u32]), "the first module ranges from 0x512345 to 0x512345");
+    assert_eq!(error(52, &bytes![0x51_2345u32]), "the first module, at 0x512345, has no end behind its start");
     assert_eq!(error(24, &bytes![u32::MAX]), "physical address 0xffffffff cannot be read");
     assert_eq!(error(44, &bytes![72u32]), "physical address 0x9048 cannot be read");
     let absurd = "has absurdly small or many entries";

@@ -54,6 +54,8 @@ enum Verb {
     Conformance(test::Conformance),
     /// Let a hostile program make random hypercalls
     Fuzz(test::Fuzz),
+    /// Break the kernel in one place after the other, and see a conformance test fail each time
+    Mutants(test::Mutants),
     /// Make boot media of a system
     Image {
         /// System file, or the name of one in tests/systems
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Conformance(arguments) => test::conformance(&arguments),
         Verb::Fuzz(arguments) => test::fuzz(&arguments),
+        Verb::Mutants(arguments) => test::mutants(&arguments),
         Verb::Image { system, iso, kernel } => {
             image::make(&system, &iso, kernel.as_deref()).map(|()| ExitCode::SUCCESS)
         }

@@ -30,7 +30,7 @@ use crate::emulator::Emulator;
 use crate::programs::Programs;
 use crate::{setup, workspace};
 
-pub use conformance::{Arguments as Conformance, Fuzz, fuzz, run as conformance};
+pub use conformance::{Arguments as Conformance, Fuzz, Mutants, fuzz, mutants, run as conformance};
 
 /// What `test` was asked to do.
 #[derive(clap::Args)]

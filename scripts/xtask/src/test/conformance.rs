@@ -1,6 +1,9 @@
 //! The conformance root tasks of `tests/abi` on a kernel: every clause of the interface, and what we add to it.
 
+#[cfg(test)]
+mod clauses;
 mod fuzz;
+mod mutants;
 mod tap;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +18,7 @@ use crate::programs::Programs;
 use crate::session::{Ending, Event, Next, Session};
 use crate::{setup, workspace};
 pub use fuzz::{Arguments as Fuzz, TESTS as FUZZ, run as fuzz};
+pub use mutants::{Arguments as Mutants, run as mutants};
 use tap::Report;
 
 pub const TESTS: &[Test] = &[
@@ -34,6 +38,11 @@ pub const TESTS: &[Test] = &[
         .long(),
     Test::new("conformance::10,000 pages taken away, 4 CPUs", |lab| extensions(lab, 4, SHOOTDOWN, Some(10_000))).long(),
     Test::new("conformance::a reset starts the machine again", reset),
+    Test::new("conformance::a few faults of the kernel are noticed", |lab| mutants::test(lab.programs, true))
+        .only(&[Emulator::Qemu]),
+    Test::new("conformance::all other faults of the kernel are noticed", |lab| mutants::test(lab.programs, false))
+        .only(&[Emulator::Qemu])
+        .long(),
 ];
 
 /// The test that creates and destroys everything over and over.
@@ -86,11 +95,22 @@ struct Suite<'a> {
     counted: bool,
     reset: bool,
     show: bool,
+    /// How long it may take.
+    patience: Duration,
 }
 
 impl<'a> Suite<'a> {
     fn new(program: &'a str) -> Self {
-        Self { program, cpus: 1, only: "", further: String::new(), counted: true, reset: false, show: false }
+        Self {
+            program,
+            cpus: 1,
+            only: "",
+            further: String::new(),
+            counted: true,
+            reset: false,
+            show: false,
+            patience: Duration::from_secs(600),
+        }
     }
 
     /// Boots it on `kernel`; what it said, and how the machine ended.
@@ -109,8 +129,7 @@ impl<'a> Suite<'a> {
         let log = workspace::folder("run")?.join(format!("{name}.log"));
         let mut session = Session::start(emulator, &machine, &log)?;
         let mut report = Report::default();
-        let short = if emulator == Emulator::Bochs { 600 } else { 180 };
-        let timeout = Duration::from_secs(if self.further.is_empty() { short } else { LONG });
+        let timeout = if self.further.is_empty() { self.patience } else { Duration::from_secs(LONG) };
         let ending = session.watch(Some(timeout), |event| {
             if let Event::Line(line) = event {
                 if self.show {

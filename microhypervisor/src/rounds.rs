@@ -16,7 +16,7 @@ use abi::Status;
 use abi::observation::{Traced, counter};
 use kernel_core::mailbox::{Inbox, MailCell, MailCells, Mailbox};
 use kernel_core::ready::Fifo;
-use kernel_core::shootdown::{Requests, Round};
+use kernel_core::shootdown::{Requests, Round, Taken};
 
 use crate::cpu::{CPUS_MAX, Cpu, Owned};
 use crate::ec::{Continuation, Ec, EcLinks};
@@ -101,10 +101,10 @@ fn launch(cpu: &Cpu) {
     }
 }
 
-/// Answers all CPUs that ask this one; false if none does.
-fn answer(cpu: &Cpu) -> bool {
+/// Answers all CPUs that `asked`; false if there is none.
+fn answer(cpu: &Cpu, asked: Taken<WORDS>) -> bool {
     let mut flushed = false;
-    for other in cpu.rounds.requests.take().filter_map(Cpu::by_number) {
+    for other in asked.filter_map(Cpu::by_number) {
         if !core::mem::replace(&mut flushed, true) {
             // SAFETY: the tables are loaded already; loading them again drops stale translations. Those of guests go
             // before the next entry, see `GuestSpace::generation`.
@@ -205,6 +205,8 @@ const BATCH: u32 = 32;
 /// they were about to run. False if there was nothing to do.
 pub fn attend(cpu: &'static Cpu) -> bool {
     let rounds = &cpu.rounds;
+    // Before the mail, so that all mail that was sent before a request is handled before its answer.
+    let asked = rounds.requests.take();
     let mut handled = 0_u32;
     while let Some((id, message)) = rounds.inbox.get().take(&rounds.mailbox, &Cells) {
         cpu.counters.count(counter::MESSAGE);
@@ -214,6 +216,5 @@ pub fn attend(cpu: &'static Cpu) -> bool {
             registers::interrupt_window();
         }
     }
-    // Not before all mail that was sent before the request.
-    answer(cpu) | finish(cpu) | (handled != 0)
+    answer(cpu, asked) | finish(cpu) | (handled != 0)
 }

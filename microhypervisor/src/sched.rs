@@ -128,6 +128,7 @@ pub fn inherit(cpu: &Cpu, ec: &Ec, share: Option<(u8, u64)>) {
     if let Some((priority, budget)) = share.filter(|_| ec.orphan.priority.get() == 0) {
         ec.orphan.priority.set(priority);
         ec.orphan.budget.set(budget);
+        ec.share.set(share);
         enqueue(cpu, &ec.orphan);
     }
 }
@@ -136,6 +137,7 @@ pub fn inherit(cpu: &Cpu, ec: &Ec, share: Option<(u8, u64)>) {
 pub fn disinherit(cpu: &Cpu, ec: &Ec) {
     if ec.orphan.priority.get() != 0 {
         remove(cpu, &ec.orphan);
+        ec.share.set(None);
     }
 }
 

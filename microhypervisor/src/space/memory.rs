@@ -65,6 +65,8 @@ impl Memory {
 
     /// The capability at `address` and how many pages of the same piece follow, or how many pages are not mapped.
     pub fn lookup(&self, address: u64) -> (Option<Leaf>, u64) {
+        // Else a table on the way could be freed.
+        let _guard = self.lock.lock();
         self.tree.lookup_run(&Tables(self.pd.account(), &Changes::none()), address)
     }
 }

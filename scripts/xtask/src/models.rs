@@ -121,7 +121,7 @@ fn verify(folder: &Path, model: &Path, run: &Run) -> Result<u64> {
     output(spin.current_dir(folder))?;
     let limit = format!("-DMEMLIM={MEMORY}");
     output(Command::new("cc").current_dir(folder).args([
-        "-O1",
+        "-O0",
         "-w",
         "-DSAFETY",
         "-DCOLLAPSE",

@@ -79,9 +79,12 @@ fn memory_space(entry: Entry) -> Result<&'static dyn MemorySpace, Status> {
 
 /// Goes on with a preempted call.
 pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
-    let status = perform(cpu, ec).err().unwrap_or(Status::Success);
-    run::finish(ec, status);
-    run::run(cpu, ec)
+    let same = ec.objects.lookup(ec.gpr(gpr::RSI)) == ec.destination.get();
+    let result = if same { perform(cpu, ec) } else { Err(Status::BadCap) };
+    // What it has taken from a space that it can no longer name, or that is gone, any CPU may have cached.
+    let _ = memory_space(ec.destination.get()).map(|space| space.flush(cpu));
+    ec.progress.set(0);
+    settle(cpu, ec, result, |_| true)
 }
 
 fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {

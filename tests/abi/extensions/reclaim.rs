@@ -22,6 +22,7 @@ tests! {
     "reclaim::what refers to a destroyed object reads as null" => stale,
     "reclaim::a destruction that waits for another one takes what it was asked to" => two,
     "reclaim::who waits for a destruction and loses its time holds up nobody" => timeless,
+    "reclaim::what a call has taken out of a space that ends meanwhile comes back" => interrupted,
     "reclaim::what must not be destroyed" => refused,
     "reclaim::a caller inside is refused" => inside,
     "reclaim::who called into what goes is aborted" => caller,
@@ -220,6 +221,50 @@ fn timeless() -> Outcome {
         must(destroy(late.ec, root::pd()))?;
     }
     check!(waited > 0, "nobody lost its time while it waited");
+    Ok(())
+}
+
+fn interrupted() -> Outcome {
+    /// Page tables, each for one page.
+    const TABLES: u64 = 200;
+    let pd = lab::aligned_selectors(1);
+    let (hst, page, other) = (pd + 1, memory::pages(1), lab::domain::Domain::empty()?);
+    let create = || {
+        must(create_pd(pd, root::pd(), create::PD))?;
+        must(move_allowance(pd, 2 * TABLES))?;
+        must(create_pd(hst, pd, create::HST))?;
+        (0..TABLES).try_for_each(|table| memory::grant(page, hst, table << 21, 1, perm::R))
+    };
+    let clear = move |dst| {
+        ctrl_pd(&Delegation { src: root::HST, dst, ssb: 0, dsb: 0, order: 17, mask: 0, mad: 0 })
+    };
+    create()?;
+    let start = time::now();
+    must(clear(hst))?;
+    let duration = time::now() - start;
+    must(destroy(pd, root::pd()))?;
+    let (go, pause, done, missed) = (Semaphore::new(0)?, Semaphore::new(0)?, Semaphore::new(0)?, lab::number(0));
+    thread::spawn(100, move |_| {
+        loop {
+            go.down();
+            missed.fetch_add(u64::from(clear(hst) == BAD_CAP), SeqCst);
+            // This one comes to its end, with all that follows.
+            let _ = memory::grant(page, other.hst, 0, 1, perm::R).and_then(|()| must(clear(other.hst)));
+            done.up();
+        }
+    })?;
+    go.up();
+    done.wait()?;
+    let (before, early) = (free(), missed.load(SeqCst));
+    for sixteenth in 0..16 {
+        create()?;
+        go.up();
+        pause.down_until(time::now() + duration * sixteenth / 16);
+        equal!(destroy(pd, root::pd()), SUCCESS);
+        done.wait()?;
+        check!(free() == before, "{:?} frames instead of {before:?}", free());
+    }
+    check!(missed.load(SeqCst) > early, "no call was interrupted by the end of its space");
     Ok(())
 }
 

@@ -30,6 +30,12 @@ pub mod selector {
     pub const SCRUB: Selector = 0x1015;
     /// Upped when it is.
     pub const SCRUBBED: Selector = 0x1016;
+    /// Upped when observation is to end.
+    pub const OBSERVE: Selector = 0x1017;
+    /// Upped when all that was observed has been told.
+    pub const OBSERVED: Selector = 0x1018;
+    /// See [`LOCK_CONSOLE`].
+    pub const LOCK_OBSERVE: Selector = 0x1019;
     /// First copy of an interrupt semaphore; by global system interrupt.
     pub const INTERRUPTS: Selector = 0x2000;
     /// First semaphore of rings.

@@ -3,6 +3,8 @@
 //! The program itself is in `main.rs`; everything here is tested on the host.
 #![no_std]
 
+extern crate alloc;
+
 #[cfg(test)]
 extern crate std;
 
@@ -12,5 +14,6 @@ pub mod calendar;
 pub mod frames;
 pub mod image;
 pub mod memory_map;
+pub mod observation;
 pub mod report;
 pub mod restart;

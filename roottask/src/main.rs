@@ -22,6 +22,8 @@ mod keeper;
 #[cfg(target_os = "none")]
 mod kernel_log;
 #[cfg(target_os = "none")]
+mod observe;
+#[cfg(target_os = "none")]
 mod power;
 #[cfg(target_os = "none")]
 mod reclaim;

@@ -3,7 +3,7 @@
 
 use crate::authority::selector;
 use crate::watchdog::Watched;
-use crate::{console, power};
+use crate::{console, observe, power};
 use abi::{Mtd, Selector, Status};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -221,6 +221,7 @@ impl Who {
 fn startup(who: Who, utcb: &mut Utcb) -> u32 {
     let mut children = CHILDREN.lock();
     let Some(child) = who.of(&mut children) else { return Mtd::POISON.bits() };
+    observe::name(&child.name);
     let state = utcb.architectural();
     state.gpr[abi::utcb::gpr::RSP] = child.stack;
     state.gpr[abi::utcb::gpr::RDI] = child.manifest;

@@ -4,7 +4,7 @@ use crate::authority::selector;
 use crate::rings::SharedRing;
 use crate::start::Boot;
 use crate::workshop::{Workshop, must_kernel};
-use crate::{console, keeper, kernel_log, power, reclaim, service, watchdog, window};
+use crate::{console, keeper, kernel_log, observe, power, reclaim, service, watchdog, window};
 use abi::extension;
 use abi::hip::{FEATURE_SVM, FEATURE_VMX, Hip};
 use alloc::vec::Vec;
@@ -42,6 +42,7 @@ pub fn run(boot: Boot) -> ! {
         .then(|| acpi::find(&mut window::Tables, hip.acpi_rsdp, b"APIC"))
         .flatten();
     let bounded = hip.extension.features & extension::FEATURE_ALLOWANCE != 0;
+    must_kernel(observe::start(&hip, plan.observe));
     let mut workshop = Workshop::new(archive, free, bounded, madt, u32::from(hip.cpu_num));
     let machines = workshop.build(plan);
     reclaim::report();
@@ -113,6 +114,7 @@ fn wait(rings: &[SharedRing]) -> ! {
             power::fatal(format_args!("cannot wait for events: {status:?}"));
         }
     }
+    observe::end();
     // This line is the last one.
     drain(rings);
     log!("root: all VMs ended");

@@ -191,6 +191,12 @@ pub fn destroy(sel: Selector, owner: Selector) -> Result<()> {
     check(hypercall(identifier(sel, Operation::Destroy as u8, Hypercall::Extension), owner, 0, 0, 0).0)
 }
 
+/// Turns the trace of all CPUs on or off (`abi::observation`); `space` is the NOVA host space. Only where the information
+/// page offers it.
+pub fn trace(space: Selector, on: bool) -> Result<()> {
+    check(hypercall(identifier(space, Operation::Trace as u8, Hypercall::Extension), on as u64, 0, 0, 0).0)
+}
+
 /// Frames of kernel memory, of 4 KiB, that `pd` could still use, and those that are free in the whole kernel; only where
 /// the information page offers it.
 pub fn balance(pd: Selector) -> Result<(u64, u64)> {

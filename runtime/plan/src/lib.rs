@@ -7,6 +7,8 @@
 
 extern crate alloc;
 
+pub mod observation;
+
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 /// Path of the encoded plan in the boot archive.
 pub const ARCHIVE_PATH: &str = "plan";
 /// Version of every type in this crate; a decoder accepts only its own.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Most virtual machines in one system.
 pub const VMS_MAX: usize = 8;
 /// Most virtual CPUs of a virtual machine.
@@ -54,6 +56,8 @@ pub struct SystemPlan {
     pub name: String,
     /// Virtual machines in starting order; the first with a console has the keyboard.
     pub vms: Vec<VmPlan>,
+    /// What is told over the third serial line.
+    pub observe: observation::Wanted,
 }
 
 /// One virtual machine: its configuration and where its files are in the archive.
@@ -324,7 +328,7 @@ mod tests {
     }
 
     fn system(vms: Vec<VmPlan>) -> SystemPlan {
-        SystemPlan { name: "test".to_string(), vms }
+        SystemPlan { name: "test".to_string(), vms, observe: Default::default() }
     }
 
     #[test]
@@ -349,7 +353,7 @@ mod tests {
         assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Malformed));
         bytes[4] = 9;
         assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Version(9)));
-        assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 3");
+        assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 4");
     }
 
     #[test]

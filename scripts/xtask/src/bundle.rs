@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use plan::GuestKind;
+use plan::observation::Wanted;
 
 use crate::cpio::Archive;
 use crate::emulator::Boot;
@@ -33,7 +34,7 @@ pub struct Built {
 /// Builds the kernel, the programs and the bundle of a system: a file, or the name of one in `tests/systems`. The name
 /// `none` means the kernel alone. With `exec`, the system runs this command in its Linux and ends.
 /// `size` changes the numbers of CPUs.
-pub fn build(system: &str, size: Size, kernel: Option<&Path>, exec: Option<&str>) -> Result<Built> {
+pub fn build(system: &str, size: Size, kernel: Option<&Path>, exec: Option<&str>, observe: Wanted) -> Result<Built> {
     if system == "none" {
         let programs = Programs::build(packages(kernel, BTreeSet::new()))?;
         let boot = Boot { kernel: kernel_file(kernel, &programs)?, module: None, linux: None };
@@ -41,6 +42,7 @@ pub fn build(system: &str, size: Size, kernel: Option<&Path>, exec: Option<&str>
     }
     let mut system = load(system, exec)?;
     system.resize(size)?;
+    system.plan.observe = observe;
     let programs = Programs::build(packages(kernel, needed(&system)?))?;
     let file = write(&system, &programs, if exec.is_some() { "-exec" } else { "" })?;
     let boot = Boot { kernel: kernel_file(kernel, &programs)?, module: Some(file), linux: None };

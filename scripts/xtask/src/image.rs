@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use plan::observation::Wanted;
 
 use crate::emulator::Boot;
 use crate::system::Size;
@@ -13,7 +14,7 @@ use crate::{bundle, setup, workspace};
 /// Builds a system and writes it as an ISO that GRUB boots.
 pub fn make(system: &str, iso: &Path, kernel: Option<&Path>) -> Result<()> {
     setup::for_media()?;
-    let built = bundle::build(system, Size::default(), kernel, None)?;
+    let built = bundle::build(system, Size::default(), kernel, None, Wanted::default())?;
     write_iso(&built.boot, iso)?;
     eprintln!("wrote {}", workspace::shown(iso));
     Ok(())

@@ -12,6 +12,7 @@ mod exec;
 mod guest;
 mod image;
 mod models;
+mod observe;
 mod package;
 mod programs;
 mod run;

@@ -6,15 +6,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
+use plan::observation::Wanted;
 
 use crate::emulator::{Emulator, Machine};
 use crate::exec::{Frame, Frames};
 use crate::session::{BadEnds, Ending, Event, Next, Session};
 use crate::system::Size;
-use crate::{bundle, setup, terminal, workspace};
+use crate::{bundle, observe, setup, terminal, workspace};
 
 /// How long a machine may take to switch itself off after its command has ended.
 const POWER_OFF: Duration = Duration::from_secs(10);
+
+/// The same if it has to tell before what the kernel counted and recorded.
+const OBSERVED: Duration = Duration::from_secs(150);
 
 /// What `run` was asked to do.
 #[derive(clap::Args)]
@@ -41,8 +45,14 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Boot the system's Linux directly on the emulated machine, for comparison
-    #[arg(long, conflicts_with_all = ["kernel", "exec"])]
+    #[arg(long, conflicts_with_all = ["kernel", "exec", "stats", "trace"])]
     bare: bool,
+    /// Print at the end what the kernel counted, to standard error
+    #[arg(long)]
+    stats: bool,
+    /// Write a trace of what each CPU did, for Perfetto
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
 }
 
 /// Builds and boots.
@@ -50,18 +60,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     arguments.on.check_host()?;
     setup::for_machine(arguments.on)?;
     let size = Size { cpus: arguments.cpus, vcpus: arguments.vcpus };
+    let wanted = Wanted { counters: arguments.stats, trace: arguments.trace.is_some() };
     let built = if arguments.bare {
         bundle::build_bare(&arguments.system, size)?
     } else {
-        bundle::build(&arguments.system, size, arguments.kernel.as_deref(), arguments.exec.as_deref())?
+        bundle::build(&arguments.system, size, arguments.kernel.as_deref(), arguments.exec.as_deref(), wanted)?
     };
+    let line = observe::Line::open(wanted)?;
     let name = format!("{}-{}", built.name, arguments.on.name());
     let machine = Machine {
         boot: built.boot,
         memory: built.memory,
         cpus: arguments.cpus.unwrap_or(built.cpus),
         cpu_model: None,
-        further: Vec::new(),
+        further: line.as_ref().map(|line| line.arguments(arguments.on)).unwrap_or_default(),
         folder: workspace::folder(&format!("run/{name}"))?,
     };
     let log = workspace::folder("run")?.join(format!("{name}.log"));
@@ -70,15 +82,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(_) => execute(&mut session, arguments),
         None => converse(&mut session, arguments),
     };
-    outcome.map_err(|error| {
+    let outcome = outcome.map_err(|error| {
         anyhow!("{error:#}\nthe console's last lines (all of it: {}):\n{}", workspace::shown(&log), session.tail())
-    })
+    });
+    drop(session);
+    let observed =
+        line.map_or(Ok(()), |line| observe::tell(line.finish()?, arguments.stats, arguments.trace.as_deref()));
+    // The run's own end says more.
+    outcome.and_then(|code| observed.map(|()| code))
 }
 
 /// Shows nothing but the output of the command.
 fn execute(session: &mut Session, arguments: &Arguments) -> Result<ExitCode> {
     let default = if arguments.on == Emulator::Bochs { 1200 } else { 300 };
     let timeout = Duration::from_secs(arguments.timeout.unwrap_or(default));
+    let grace = if arguments.stats || arguments.trace.is_some() { OBSERVED } else { POWER_OFF };
     let mut frames = Frames::default();
     let mut status = None;
     let ending = session.watch(Some(timeout), |event| {
@@ -92,7 +110,7 @@ fn execute(session: &mut Session, arguments: &Arguments) -> Result<ExitCode> {
                 }
             }
         }
-        Ok(if status.is_some() { Next::Finish(POWER_OFF) } else { Next::Continue })
+        Ok(if status.is_some() { Next::Finish(grace) } else { Next::Continue })
     })?;
     match (status, ending) {
         (Some(status), _) => Ok(exit_code(status)),

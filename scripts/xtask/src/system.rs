@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
+use plan::observation::Wanted;
 use plan::{GuestKind, OnReset, PlanError, Restart, RestartAfter, SystemPlan, VmConfig, VmPlan};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -175,7 +176,7 @@ impl System {
             let restart = restart_of(source, vm.restart, vm.restart_limit.as_ref(), vm.restart_delay.as_ref())?;
             vms.push(VmPlan { config, monitor, kernel, initrd, restart });
             // What the plan itself forbids is found with the first machine that breaks it, and shown at that machine.
-            let so_far = SystemPlan { name: String::new(), vms: vms.clone() };
+            let so_far = SystemPlan { name: String::new(), vms: vms.clone(), observe: Wanted::default() };
             so_far.validate().map_err(|error| {
                 let place = match error {
                     PlanError::BadMemory(..) => Some(vm.memory.span()),
@@ -189,7 +190,7 @@ impl System {
             })?;
         }
         let name = source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let plan = SystemPlan { name, vms };
+        let plan = SystemPlan { name, vms, observe: Wanted::default() };
         plan.validate().map_err(|error| source.error(0..0, error))?;
         let memory = match &file.machine.memory {
             Some(memory) => mebibytes(source, memory)?,

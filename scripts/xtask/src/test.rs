@@ -15,6 +15,7 @@ mod isolation;
 mod linux;
 mod loader;
 mod micro;
+mod observe;
 mod restart;
 mod written;
 
@@ -116,6 +117,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         crash::TESTS,
         endings::TESTS,
         restart::TESTS,
+        observe::TESTS,
     ];
     let jobs: VecDeque<(&Test, Emulator)> = topics
         .into_iter()

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use plan::observation::Wanted;
 
 use super::Row;
 use crate::bundle::{self, Built};
@@ -39,7 +40,7 @@ pub fn boot_with_short_waits(name: &'static str) -> Result<Row> {
 
 fn compare(name: &'static str, shift: u32, method: &'static str) -> Result<Row> {
     let peer = count(bundle::build_bare("linux", Size::default())?, Some(GUEST_CPU), shift)?;
-    let ours = count(bundle::build("linux", Size::default(), None, None)?, None, shift)?;
+    let ours = count(bundle::build("linux", Size::default(), None, None, Wanted::default())?, None, shift)?;
     Ok(Row { name, ours, peer, peer_name: "bare boot", unit: "instructions", method })
 }
 

@@ -22,7 +22,7 @@ const MAY_DEPEND: [(&str, &[&str]); 14] = [
     ("micro", &[]),
     ("conformance", &[]),
     ("instruction-count", &[]),
-    ("xtask", &["plan"]),
+    ("xtask", &["abi", "plan"]),
 ];
 
 /// The part of `cargo metadata` that matters.

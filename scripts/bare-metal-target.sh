@@ -77,9 +77,10 @@ directory = "$library/vendor"
 EOF
 lld=$sysroot/lib/rustlib/$host/bin/rust-lld
 [ -e "$lld" ] || { mkdir -p "${lld%/*}"; ln -s "$(command -v lld)" "$lld"; }
+# Like rustup's own files they have bitcode beside the code: programs are optimized across crates, these included.
 for target in "${missing[@]}"; do
-  (cd "$work/bottom" && env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS -u CARGO_TARGET_DIR -u CARGO_BUILD_TARGET \
-    RUSTC_BOOTSTRAP=1 CARGO_HOME="$work/cargo" RUSTC="$sysroot/bin/rustc" \
+  (cd "$work/bottom" && env -u CARGO_ENCODED_RUSTFLAGS -u CARGO_TARGET_DIR -u CARGO_BUILD_TARGET \
+    RUSTFLAGS="-C embed-bitcode=yes" RUSTC_BOOTSTRAP=1 CARGO_HOME="$work/cargo" RUSTC="$sysroot/bin/rustc" \
     "$sysroot/bin/cargo" build --offline --quiet --release --target "$target" \
     -Zbuild-std=core,alloc,compiler_builtins --target-dir "$work/target")
   mkdir -p "$sysroot/lib/rustlib/$target/lib"

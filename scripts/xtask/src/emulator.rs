@@ -82,6 +82,13 @@ impl Emulator {
         Ok(command)
     }
 
+    /// Looks after an emulator that has started; `messages` is the file with what it says.
+    pub fn attend(self, messages: &Path) {
+        if self == Self::Bochs {
+            bochs::take_screen(messages.into());
+        }
+    }
+
     /// Seconds within which a kernel that works has printed its first line.
     pub fn first_line(self) -> u64 {
         match self {

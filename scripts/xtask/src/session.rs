@@ -157,6 +157,7 @@ impl Session {
                 bail!("{} did not start: {error}\n{}", emulator.name(), said.join("\n"));
             }
         };
+        emulator.attend(&messages);
         let (sender, incoming) = channel();
         receive(console.try_clone()?, sender.clone(), Incoming::Console);
         receive(channel_stream, sender.clone(), Incoming::Channel);

@@ -3,10 +3,17 @@
 //! It boots a CD on which GRUB loads the kernel by multiboot2. Its `ips` makes virtual time a function of the
 //! instructions executed; `sync=none` keeps it so.
 
+use std::fs::{self, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Result;
+use rustix::pty::OpenptFlags;
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use super::{Machine, SerialPorts, text};
 use crate::{image, workspace};
@@ -46,6 +53,36 @@ impl Prepared {
     }
 }
 
+/// Takes what Bochs draws on the terminal that it makes for itself, and that nobody looks at: a machine that draws much
+/// would stop when it is full. `messages` is the file with what Bochs says, the terminal's name among it.
+pub fn take_screen(messages: PathBuf) {
+    const PATIENCE: Duration = Duration::from_millis(100);
+    thread::spawn(move || {
+        let name = (0..600).find_map(|_| {
+            let said = fs::read_to_string(&messages).unwrap_or_default();
+            let name = screen(&said).map(String::from);
+            if name.is_none() {
+                thread::sleep(PATIENCE);
+            }
+            name
+        });
+        let not_ours = OpenptFlags::NOCTTY.bits() as i32;
+        let terminal = OpenOptions::new().read(true).write(true).custom_flags(not_ours).open(name.unwrap_or_default());
+        let Ok(mut terminal) = terminal else { return };
+        // No echo: that would be keys.
+        if let Ok(mut mode) = tcgetattr(&terminal) {
+            mode.make_raw();
+            let _ = tcsetattr(&terminal, OptionalActions::Now, &mode);
+        }
+        let mut drawn = [0; 4096];
+        while let Ok(1..) = terminal.read(&mut drawn) {}
+    });
+}
+
+fn screen(messages: &str) -> Option<&str> {
+    messages.split_once("connected to screen \"")?.1.split_once('"').map(|(name, _)| name)
+}
+
 fn configure(machine: &Machine, [com1, com2]: SerialPorts, iso: &str) -> String {
     let cpu = machine.cpu_model.as_deref().unwrap_or(CPU);
     let Machine { cpus, memory, .. } = machine;
@@ -72,4 +109,15 @@ log: bochs.log
 {further}
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_screen_is_found() {
+        assert_eq!(screen("00000000000i[      ] x\n\nBochs connected to screen \"/dev/pts/7\"\n"), Some("/dev/pts/7"));
+        assert_eq!(screen("Bochs connected to screen \"/dev/p"), None);
+    }
 }

@@ -84,8 +84,8 @@ pub struct Svm {
     cr_intercepts: u32,
     /// Error codes of page faults that are treated other than the exception intercepts say: mask, match.
     page_faults: [u32; 2],
-    /// The latest entry injects an interrupt of software, with RIP behind its instruction.
-    injects_software: bool,
+    /// Bytes by which RIP moves at the next entry, behind the instruction whose interrupt is injected.
+    injection_length: u64,
     watch: Watch,
     /// Of the foreign state DR6 is in the control block instead.
     common: Common,
@@ -102,7 +102,7 @@ impl Svm {
             windows: 0,
             cr_intercepts: 0,
             page_faults: [0; 2],
-            injects_software: false,
+            injection_length: 0,
             watch: Watch::default(),
             common: Common::new(),
         };
@@ -230,19 +230,21 @@ const fn fault_qualification(info: u64) -> u64 {
 impl VirtualCpu for Svm {
     fn exit(&mut self, gprs: &mut Gprs) -> Exit {
         let next_rip_known = self.cpu.features & spec::FEATURE_NEXT_RIP != 0;
-        let injects_software = self.injects_software;
+        let length = self.injection_length;
         let vmcb = self.vmcb();
         gprs.0[gpr::RAX] = vmcb.rax;
         let (exit_code, info, next) = (vmcb.exit_code, vmcb.exit_info, vmcb.next_rip);
         // An interrupt of software is injected again if it was before, or else its instruction done again.
-        let again =
-            vmcb.interrupted & INFO_VALID != 0 && (injects_software || !transfer::is_software(vmcb.interrupted));
+        let again = vmcb.interrupted & INFO_VALID != 0 && (length != 0 || !transfer::is_software(vmcb.interrupted));
         if exit_code == code::INVALID {
             vmcb.interrupted = 0;
         } else {
             vmcb.injection = if again { vmcb.interrupted } else { 0 };
-            self.injects_software = injects_software && again;
+            self.injection_length = if again { length } else { 0 };
         }
+        let length = self.injection_length;
+        let vmcb = self.vmcb();
+        vmcb.rip = vmcb.rip.wrapping_sub(length);
         if self.watched(exit_code) {
             return Exit::Resume;
         }
@@ -343,7 +345,9 @@ impl VirtualCpu for Svm {
         self.common.foreign.enter();
         let flush_all = self.cpu.tags.renew(&mut self.common.tag).unwrap_or(false);
         let (asid, control, host) = (self.common.tag.number, self.control.pa, self.cpu.host);
+        let length = self.injection_length;
         let vmcb = self.vmcb();
+        vmcb.rip = vmcb.rip.wrapping_add(length);
         vmcb.next_rip = vmcb.rip;
         vmcb.tlb_control = if flush_all { spec::FLUSH_ALL } else { 0 };
         // Without a guest space ASID 0 keeps the guest from being entered.

@@ -105,7 +105,8 @@ impl Svm {
         watch.writes_priority = false;
         if let Some((tf, dr6)) = watch.step.take() {
             let leaving = matches!(watch.nmi, Nmi::Leaving(_));
-            let stepped = exit_code == STEPPED && vmcb.dr6 & DR6_STEP != 0;
+            // Of IRET QEMU does not say that it was a step.
+            let stepped = exit_code == STEPPED && (leaving || vmcb.dr6 & DR6_STEP != 0);
             if leaving && (code::EXCEPTION..=code::EXCEPTION_LAST).contains(&exit_code) {
                 watch.nmi = Nmi::Open;
             }
@@ -113,7 +114,9 @@ impl Svm {
             if !(leaving && stepped) {
                 vmcb.rflags = vmcb.rflags & !TF | tf;
             }
-            let conditions = vmcb.dr6 & DR6_CONDITIONS & !if tf == 0 { DR6_STEP } else { 0 };
+            // A step can also set the bits of breakpoints that are not on (Intel SDM vol. 3B, 18.2.3).
+            let off = (0..4).filter(|n| vmcb.dr7 >> (2 * n) & 3 == 0).fold(0, |bits, n| bits | 1 << n);
+            let conditions = vmcb.dr6 & DR6_CONDITIONS & !off & !if tf == 0 { DR6_STEP } else { 0 };
             vmcb.dr6 = dr6 | conditions;
             if stepped && conditions == 0 {
                 return true;

@@ -123,10 +123,7 @@ pub fn load(vcpu: &mut Svm, mtd: Mtd, utcb: &mut Architectural) {
         let vmcb = vcpu.vmcb();
         vmcb.injection = injection_to_vmcb(utcb.interruption_info, utcb.interruption_error);
         let software = vmcb.injection != 0 && utcb.interruption_info & injection::TYPE_MASK >= injection::TYPE_SOFTWARE;
-        if software {
-            vmcb.rip = vmcb.rip.wrapping_add(u64::from(utcb.instruction_length & 0xf));
-        }
-        vcpu.injects_software = software;
+        vcpu.injection_length = if software { u64::from(utcb.instruction_length & 0xf) } else { 0 };
         vcpu.windows = utcb.interruption_info & (injection::INTERRUPT_WINDOW | injection::NMI_WINDOW);
     }
     if mtd.contains(Mtd::CTRL) {

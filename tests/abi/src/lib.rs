@@ -31,6 +31,7 @@ pub mod semaphore;
 pub mod spec;
 pub mod thread;
 pub mod time;
+pub mod transfer_guest;
 pub mod utcb;
 
 use alloc::boxed::Box;

@@ -17,6 +17,7 @@ mod loader;
 mod micro;
 mod observe;
 mod restart;
+mod transfer_nmi;
 mod written;
 
 use std::collections::VecDeque;
@@ -118,6 +119,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         endings::TESTS,
         restart::TESTS,
         observe::TESTS,
+        transfer_nmi::TESTS,
     ];
     let jobs: VecDeque<(&Test, Emulator)> = topics
         .into_iter()

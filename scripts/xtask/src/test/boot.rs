@@ -22,6 +22,7 @@ pub struct Trial<'a> {
     exec: Option<&'a str>,
     cpu_model: Option<&'a str>,
     instructions: Option<u32>,
+    further: Vec<String>,
     memory: Option<u32>,
     timeout: u64,
     size: Size,
@@ -61,6 +62,7 @@ impl Lab<'_> {
             exec: None,
             cpu_model: None,
             instructions: None,
+            further: Vec::new(),
             memory: None,
             timeout,
             size: Size::default(),
@@ -96,6 +98,12 @@ impl<'a> Trial<'a> {
     /// Bochs. Without, QEMU's is the host's, and a host with other work takes time away from everything in the machine.
     pub fn time_by_instructions(mut self, shift: u32) -> Self {
         self.instructions = Some(shift);
+        self
+    }
+
+    /// With further arguments of QEMU.
+    pub fn further(mut self, arguments: Vec<String>) -> Self {
+        self.further = arguments;
         self
     }
 
@@ -179,7 +187,7 @@ impl<'a> Trial<'a> {
             cpu_model: self.cpu_model.map(String::from),
             further: match (emulator, self.instructions) {
                 (Emulator::Qemu, Some(shift)) => vec!["-icount".into(), format!("shift={shift},sleep=off")],
-                _ => Vec::new(),
+                _ => self.further.clone(),
             },
             folder,
         };

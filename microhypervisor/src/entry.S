@@ -67,7 +67,8 @@ interrupt_common:
     mov %rsp, %rdi
     mov 128(%rsp), %rsp
     xor %ebp, %ebp
-    cld
+    push $2                             # neither AC, which would open user memory to the kernel, nor DF
+    popfq
     call {user_interrupt}
     ud2
 

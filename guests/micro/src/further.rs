@@ -21,18 +21,21 @@ pub const MOST: usize = 16;
 /// Where further CPUs start: a page below 1 MiB that nobody uses.
 const START: usize = 0x8_0000;
 
-/// Vectors: to a further CPU, its answer, one for all.
-pub const PING: u8 = 0x60;
-/// See [`PING`].
-pub const PONG: u8 = 0x61;
-/// See [`PING`].
-pub const ALL: u8 = 0x62;
+/// Vector of the answer to [`ping`].
+pub const PONG: u8 = 0x70;
+/// Vector that any CPU takes.
+pub const ALL: u8 = 0x71;
+
+/// Vector that asks a further CPU for an answer; each has its own, so that none answers for another.
+pub const fn ping(id: usize) -> u8 {
+    0x60 + id as u8
+}
 
 /// What a further CPU does.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Job {
-    /// Halts; answers each [`PING`] by a [`PONG`].
+    /// Halts; answers each [`ping`] by a [`PONG`].
     Answer = 0,
     /// Counts with interrupts off.
     Spin = 1,
@@ -139,7 +142,7 @@ extern "C" fn further_enter(id: u32) -> ! {
         lapic::set_logical(1 << (id % 8));
     }
     IDS[id].store(lapic::id(), Ordering::SeqCst);
-    let mut answered = count(PING);
+    let mut answered = count(ping(id));
     STARTS[id].fetch_add(1, Ordering::SeqCst);
     loop {
         note_time();
@@ -147,7 +150,7 @@ extern "C" fn further_enter(id: u32) -> ! {
             SPINS[id].fetch_add(1, Ordering::SeqCst);
             continue;
         }
-        let asked = count(PING);
+        let asked = count(ping(id));
         if answered != asked {
             answered = asked;
             lapic::send(0, u32::from(PONG) | 1 << 14);

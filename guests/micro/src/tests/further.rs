@@ -1,7 +1,7 @@
 //! Several CPUs: start-up, interrupts between them, HLT, NMI and INIT.
 
 use super::{Outcome, verdict};
-use crate::further::{self, ALL, Job, MOST, PING, PONG};
+use crate::further::{self, ALL, Job, MOST, PONG, ping};
 use crate::interrupts::count;
 use crate::words::Words;
 use crate::{clock, cpu, ensure, lapic, say, skip};
@@ -60,13 +60,13 @@ fn ping_pong(cpus: usize, rounds: u64) -> Outcome {
     let start = cpu::tsc();
     for id in 1..cpus {
         for round in 0..rounds {
-            let (asked, answered) = (count(PING), count(PONG));
+            let (asked, answered) = (count(ping(id)), count(PONG));
             further::note_time();
-            lapic::send(id as u32, u32::from(PING) | 1 << 14);
+            lapic::send(id as u32, u32::from(ping(id)) | 1 << 14);
             while count(PONG) == answered {
                 cpu::halt();
             }
-            let (asked, answered) = (count(PING) - asked, count(PONG) - answered);
+            let (asked, answered) = (count(ping(id)) - asked, count(PONG) - answered);
             ensure!((asked, answered) == (1, 1), "CPU {id}, round {round}: asked {asked}, answered {answered} times");
         }
     }

@@ -2,7 +2,10 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Lab, Test};
+use super::{Lab, Test, dialogue};
+use crate::bundle;
+use crate::emulator::Boot;
+use crate::system::Size;
 
 pub const TESTS: &[Test] = &[
     Test::new("micro::hello", hello),
@@ -10,6 +13,7 @@ pub const TESTS: &[Test] = &[
     Test::new("micro::random accesses do no harm", hostile),
     Test::new("micro::several CPUs", several),
     Test::new("micro::several virtual CPUs on one CPU", crowded),
+    Test::new("micro::a reset stops all virtual CPUs and starts the first", resets),
     Test::new("micro::a reset is told", reset),
 ];
 
@@ -39,6 +43,21 @@ fn several(lab: &Lab) -> Result<()> {
 
 fn crowded(lab: &Lab) -> Result<()> {
     lab.boot("micro").cpus(1, 3).command_line("micro", "smp rounds=200").run()?.status(0).map(|_| ())
+}
+
+/// The further ones wait to be started again, each time.
+fn resets(lab: &Lab) -> Result<()> {
+    let mut system = bundle::load("micro", None)?;
+    system.plan.name.clone_from(&lab.name);
+    system.plan.vms[0].config.cmdline = "smp rounds=20 reset".into();
+    system.resize(Size { cpus: Some(2), vcpus: Some(3) })?;
+    let module = Some(bundle::write(&system, lab.programs, "")?);
+    let boot = Boot { kernel: lab.programs.file("microhypervisor"), module, linux: None };
+    let mut session = lab.start_with(boot, system.memory, system.cpus, Vec::new())?;
+    let round = [("micro: ok smp", ""), ("the guest reset its machine: starting it again", "")];
+    let (_, lines) = dialogue::hold(&mut session, lab.boot_time(), &[round, round, round].concat())?;
+    ensure!(!lines.iter().any(|line| line.starts_with("micro: failed")), "{}", session.tail());
+    Ok(())
 }
 
 fn reset(lab: &Lab) -> Result<()> {

@@ -123,7 +123,15 @@ impl<P: Platform> Vcpu<P> {
     /// The interrupt-acknowledge cycle: the vector to inject, moved from requested to in service. Only when the vCPU can
     /// take the interrupt at the next entry (IF set, no blocking, no other event in flight).
     pub(super) fn acknowledge(&mut self) -> Option<u8> {
-        let external = if self.external() { self.platform.board().acknowledge_external() } else { None };
+        let mut external = None;
+        if self.external() {
+            let wakes = {
+                let mut board = self.platform.board();
+                external = board.acknowledge_external();
+                board.take_wakes()
+            };
+            self.notify(wakes);
+        }
         let vector = external.or_else(|| self.lapic.acknowledge());
         self.backplane.publish_priority(self.index, self.lapic.ppr());
         vector

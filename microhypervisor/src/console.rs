@@ -54,11 +54,6 @@ pub fn release_uart() {
     UART_OURS.store(false, Ordering::Relaxed);
 }
 
-/// The machine is about to stop: writes to the UART again, whoever owns it.
-pub fn take_uart() {
-    UART_OURS.store(true, Ordering::Relaxed);
-}
-
 /// Waits for a bit of the line status; not for ever: a dead UART must not hang the kernel.
 fn wait_for(status: u8) {
     // SAFETY: reads the line status register of COM1.
@@ -124,7 +119,7 @@ pub fn line(arguments: fmt::Arguments) {
 
 /// Like [`line()`], for the last words: takes the UART, ignores who holds the lock, signals nobody.
 pub fn last_words(arguments: fmt::Arguments) {
-    take_uart();
+    UART_OURS.store(true, Ordering::Relaxed);
     let mut position = WRITER.try_lock().map_or(0, |guard| *guard);
     let _ = Writer(&mut position).write_fmt(format_args!("\nkilonova: fatal: {arguments}\n"));
     drain();

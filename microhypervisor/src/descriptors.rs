@@ -114,15 +114,8 @@ impl Gdt {
             | 0x89 << 40
             | (limit >> 16 & 0xf) << 48
             | (base >> 24 & 0xff) << 56;
-        Self([
-            0,
-            0x00af_9b00_0000_ffff,
-            0x00cf_9300_0000_ffff,
-            0x00cf_f300_0000_ffff,
-            0x00af_fb00_0000_ffff,
-            low,
-            base >> 32,
-        ])
+        let (kernel, user) = ([0xaf_9b00_0000_ffff, 0xcf_9300_0000_ffff], [0xcf_f300_0000_ffff, 0xaf_fb00_0000_ffff]);
+        Self([0, kernel[0], kernel[1], user[0], user[1], low, base >> 32])
     }
 }
 

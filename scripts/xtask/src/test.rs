@@ -154,7 +154,7 @@ fn in_emulators(jobs: VecDeque<(&Test, Emulator)>) -> Result<Count> {
             scope.spawn(|| {
                 while let Some((test, emulator)) = take() {
                     let start = Instant::now();
-                    let name = format!("{}-{}", test.name.replace("::", "-").replace(' ', "-"), emulator.name());
+                    let name = format!("{}-{}", test.name.replace("::", "-").replace([' ', ','], "-"), emulator.name());
                     let outcome = (test.body)(&Lab { emulator, programs: &programs, name });
                     let mut count = count.lock().expect("no holder panics");
                     let time = start.elapsed().as_secs_f32();

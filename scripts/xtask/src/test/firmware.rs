@@ -71,7 +71,7 @@ fn no_ram(lab: &Lab) -> Result<()> {
     refused(lab, "the root image at 0x300000..0x301000", "overlaps the kernel", |loader| {
         loader.claimed = Some((0x30_0000, 0x30_1000));
     })?;
-    refused(lab, "PVH information: the first module", "ranges from 0x1000 to 0x1000", |loader| {
+    refused(lab, "PVH information: the first module", "at 0x1000, has no end behind its start", |loader| {
         loader.protocol = Protocol::Pvh;
         loader.claimed = Some((0x1000, 0x1000));
     })

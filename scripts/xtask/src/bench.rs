@@ -1,108 +1,172 @@
 //! `cargo xtask bench`: what things cost beside what they cost elsewhere.
 //!
-//! Instructions are counted by a QEMU plugin while virtual time is a function of them (`-icount`), so that two runs
-//! give the same number. They are no cycles: emulators have neither caches nor the cost of a world switch.
+//! Programs on the machine put marks around what is measured; the emulators write down everything that is executed
+//! between two marks, and here it is counted. Virtual time is a function of the instructions, so that two runs give the
+//! same numbers. They are no cycles: emulators have neither caches nor the cost of a world switch, which is why what
+//! costs more than an instruction is counted by itself.
 
 mod boot;
+mod count;
+mod figures;
+mod listing;
+mod recorded;
+mod runs;
+mod window;
 
-use std::fs;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
+use clap::Args;
 use serde::Serialize;
 
 use crate::emulator::Emulator;
-use crate::setup;
+use crate::workspace;
+use count::Counts;
+use figures::{FIGURES, Figure, Measured};
+use runs::Runs;
+
+pub use boot::check as check_boot;
 
 /// What `bench` was asked to do.
-#[derive(clap::Args)]
+#[derive(Args)]
 pub struct Arguments {
-    /// Only benchmarks whose name contains this
-    filter: Option<String>,
-    /// Writes the table to FILE, too, as an array of objects
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    /// Only these figures, or all whose name begins with this and a dot
+    names: Vec<String>,
+    /// Prints the table as an array of objects
+    #[arg(long)]
+    json: bool,
+    /// Only figures of this emulator; kernel operations are then counted there
+    #[arg(long, value_enum)]
+    on: Option<Emulator>,
+    /// Prints the kernel's instructions of one figure instead
+    #[arg(long)]
+    listing: bool,
+    /// Writes the counts into tests/bench/recorded.toml
+    #[arg(long, conflicts_with = "listing")]
+    record: bool,
+    /// Another kernel with the same interface
+    #[arg(long, value_name = "FILE", conflicts_with = "record")]
+    kernel: Option<PathBuf>,
 }
 
-/// One line of the table.
+/// A line of the table, as `--json` prints it.
 #[derive(Serialize)]
-pub struct Row {
-    /// What was measured.
-    pub name: &'static str,
-    /// What it takes here.
-    pub ours: f64,
-    /// What it takes elsewhere.
-    pub peer: f64,
-    /// Where that is.
-    pub peer_name: &'static str,
-    /// What both are counted in.
-    pub unit: &'static str,
-    /// How both were counted.
-    pub method: &'static str,
-}
-
-impl Row {
-    /// How many times as much it takes here as elsewhere.
-    pub fn ratio(&self) -> f64 {
-        self.ours / self.peer
-    }
-}
-
-/// Something to measure.
-struct Benchmark {
+struct Row {
     name: &'static str,
-    /// The largest ratio that is accepted.
-    most: f64,
-    measure: fn(name: &'static str) -> Result<Row>,
+    ours: Option<f64>,
+    peer: Option<f64>,
+    peer_name: Option<&'static str>,
+    unit: &'static str,
+    method: &'static str,
+    /// What the figure may be at most.
+    most: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    counts: Option<Counts>,
+    /// Why there is no figure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
-impl Benchmark {
-    fn run(&self) -> Result<Row> {
-        (self.measure)(self.name)
-    }
-
-    /// Why the result is not accepted.
-    fn complaint(&self, row: &Row) -> Option<String> {
-        let ratio = row.ratio();
-        (ratio > self.most).then(|| format!("{} is {ratio:.3} times its peer, at most {}", row.name, self.most))
-    }
+/// The QEMU plugin, where cargo has put it.
+pub fn plugin() -> PathBuf {
+    workspace::target().join("debug/libwindow_trace.so")
 }
 
-/// Measures everything whose name begins like this; fails where something takes too much more than elsewhere.
-pub fn check(prefix: &str) -> Result<()> {
-    for benchmark in BENCHMARKS.iter().filter(|benchmark| benchmark.name.starts_with(prefix)) {
-        if let Some(complaint) = benchmark.complaint(&benchmark.run()?) {
-            bail!(complaint);
+/// The figures that were asked for.
+fn chosen(names: &[String], on: Option<Emulator>) -> Result<Vec<&'static Figure>> {
+    let begins = |figure: &Figure, name: &str| {
+        figure.name.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    if let Some(unknown) = names.iter().find(|name| !FIGURES.iter().any(|figure| begins(figure, name))) {
+        let all: Vec<&str> = FIGURES.iter().map(|figure| figure.name).collect();
+        bail!("there is no figure {unknown:?}; there are {}", all.join(", "));
+    }
+    let wanted = |figure: &&Figure| {
+        (names.is_empty() || names.iter().any(|name| begins(figure, name)))
+            && on.is_none_or(|on| figure.on.is_none_or(|its| its == on))
+    };
+    let chosen: Vec<_> = FIGURES.iter().filter(wanted).collect();
+    ensure!(!chosen.is_empty(), "none of these figures is counted on {}", on.map_or("any emulator", Emulator::name));
+    Ok(chosen)
+}
+
+/// Measures and prints; fails where something could not be measured.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    ensure!(
+        arguments.on != Some(Emulator::Kvm),
+        "on real hardware nothing counts instructions yet; take qemu or bochs"
+    );
+    let chosen = chosen(&arguments.names, arguments.on)?;
+    let mut runs = Runs::new(arguments.kernel.clone());
+    if arguments.listing {
+        let [figure] = chosen[..] else { bail!("--listing takes one figure's name") };
+        return listing::print(figure, &mut runs).map(|()| ExitCode::SUCCESS);
+    }
+    let rows: Vec<Row> = chosen.iter().map(|figure| row(figure, &mut runs, !arguments.json)).collect();
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    }
+    let failed: Vec<&str> = rows.iter().filter(|row| row.error.is_some()).map(|row| row.name).collect();
+    ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
+    if arguments.record {
+        recorded::record(rows.iter().filter_map(|row| Some((row.name, row.counts.as_ref()?))))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fails where an operation of the kernel costs more on this emulator than is recorded.
+pub fn check(on: Emulator) -> Result<()> {
+    let mut runs = Runs::new(None);
+    let mut measured = Vec::new();
+    for figure in FIGURES.iter().filter(|figure| figure.window().is_some() && figure.on == Some(on)) {
+        let counts = figure.measure(&mut runs)?.counts;
+        measured.extend(counts.map(|counts| (figure.name, counts)));
+    }
+    let worse = recorded::worse(measured.iter().map(|(name, counts)| (*name, counts)))?;
+    ensure!(worse.is_empty(), "{}", worse.join("\n"));
+    println!("{} figures on {} are as recorded, or better", measured.len(), on.name());
+    Ok(())
+}
+
+/// Measures a figure, and prints its line if that is wanted.
+fn row(figure: &Figure, runs: &mut Runs, print: bool) -> Row {
+    let measured = figure.measure(runs).map_err(|error| format!("{error:#}"));
+    if print {
+        match &measured {
+            Ok(measured) => print_line(figure, measured),
+            Err(error) => println!("{:<22} not measured: {error}", figure.name),
         }
     }
-    Ok(())
+    let Measured { peer, peer_name, counts, .. } = measured.clone().unwrap_or_default();
+    Row {
+        name: figure.name,
+        ours: measured.as_ref().ok().map(|measured| measured.ours),
+        peer,
+        peer_name,
+        unit: figure.unit,
+        method: figure.method,
+        most: figure.most,
+        counts,
+        error: measured.err(),
+    }
 }
 
-/// All benchmarks.
-const BENCHMARKS: &[Benchmark] = &[
-    Benchmark { name: "linux::boot", most: boot::MOST, measure: boot::boot },
-    Benchmark { name: "linux::boot, waiting cheap", most: boot::MOST, measure: boot::boot_with_short_waits },
-];
-
-/// Measures, prints the table, and fails where something takes too much more than elsewhere.
-pub fn run(arguments: &Arguments) -> Result<()> {
-    setup::for_machine(Emulator::Qemu)?;
-    let filter = arguments.filter.as_deref().unwrap_or_default();
-    let mut rows = Vec::new();
-    let mut errors = Vec::new();
-    println!("{:<28} {:>14} {:>14} {:>6}  unit and peer", "benchmark", "ours", "peer", "ratio");
-    for benchmark in BENCHMARKS.iter().filter(|benchmark| benchmark.name.contains(filter)) {
-        let row = benchmark.run()?;
-        let ratio = row.ratio();
-        println!("{:<28} {:>14} {:>14} {ratio:>6.3}  {}, {}", row.name, row.ours, row.peer, row.unit, row.peer_name);
-        errors.extend(benchmark.complaint(&row));
-        rows.push(row);
+fn print_line(figure: &Figure, measured: &Measured) {
+    let number = |number: f64| format!("{number:.precision$}", precision = if number.fract() == 0.0 { 0 } else { 3 });
+    let over = figure.most.is_some_and(|most| measured.ours > most);
+    let most = figure.most.map_or_else(|| "-".into(), number);
+    let peer = measured.peer.map_or_else(|| "-".into(), number);
+    let ratio = measured.ratio().map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
+    println!(
+        "{:<22} {:>10}{} {most:>8} {peer:>10} {ratio:>6}  {}; {}",
+        figure.name,
+        number(measured.ours),
+        if over { '!' } else { ' ' },
+        figure.unit,
+        figure.method,
+    );
+    if let Some(counts) = &measured.counts {
+        println!("{:<22} {}", "", listing::summary(counts));
     }
-    ensure!(!rows.is_empty(), "no benchmark's name contains {filter:?}");
-    if let Some(file) = &arguments.json {
-        let table = serde_json::to_vec_pretty(&rows)?;
-        fs::write(file, table).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    ensure!(errors.is_empty(), "{}", errors.join("; "));
-    Ok(())
 }

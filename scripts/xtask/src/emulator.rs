@@ -47,6 +47,8 @@ pub struct Machine {
     pub further: Vec<String>,
     /// A folder of this run's own, for the emulator's files.
     pub folder: PathBuf,
+    /// File for what is executed between marks, if that is wanted; see [`crate::bench`].
+    pub trace: Option<PathBuf>,
 }
 
 /// TCP ports on the loopback interface that COM1 and COM2 are to connect to.

@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     let outcome = terminal::restore_on_signals().and_then(|()| match Arguments::parse().verb {
         Verb::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Verb::Run(arguments) => run::run(&arguments),
-        Verb::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Check => check::run().map(|()| ExitCode::SUCCESS),
         Verb::Models(arguments) => models::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Test(arguments) => test::run(&arguments),

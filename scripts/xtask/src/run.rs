@@ -75,6 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         cpu_model: None,
         further: line.as_ref().map(|line| line.arguments(arguments.on)).unwrap_or_default(),
         folder: workspace::folder(&format!("run/{name}"))?,
+        trace: None,
     };
     let log = workspace::folder("run")?.join(format!("{name}.log"));
     let mut session = Session::start(arguments.on, &machine, &log)?;

@@ -137,10 +137,16 @@ impl Session {
         let ports = [console.local_addr()?.port(), channel_listener.local_addr()?.port()];
         let messages = machine.folder.join("messages");
         let file = File::create(&messages).with_context(|| format!("cannot write {}", workspace::shown(&messages)))?;
+        let output = match (&machine.trace, emulator) {
+            // What its debugger says.
+            (Some(trace), Emulator::Bochs) => File::create(trace)?.into(),
+            (None, Emulator::Bochs) => Stdio::null(),
+            _ => file.try_clone()?.into(),
+        };
         let mut process = emulator
             .command(machine, ports)?
             .stdin(Stdio::null())
-            .stdout(if emulator == Emulator::Bochs { Stdio::null() } else { file.try_clone()?.into() })
+            .stdout(output)
             .stderr(file)
             .spawn()
             .context("cannot start the emulator: `setpriv` (package util-linux) is missing")?;

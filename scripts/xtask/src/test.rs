@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the host's tests, then whole systems in emulators. One table of tests, one body for each, run
 //! on every emulator it is meant for.
 
+mod bench;
 mod boot;
 mod clock;
 mod conformance;
@@ -32,7 +33,7 @@ use crate::emulator::Emulator;
 use crate::programs::Programs;
 use crate::{setup, workspace};
 
-pub use conformance::{Arguments as Conformance, Fuzz, Mutants, fuzz, mutants, run as conformance};
+pub use conformance::{Arguments as Conformance, Fuzz, Mutants, Report, Suite, fuzz, mutants, run as conformance};
 
 /// What `test` was asked to do.
 #[derive(clap::Args)]
@@ -120,6 +121,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         restart::TESTS,
         observe::TESTS,
         transfer_nmi::TESTS,
+        bench::TESTS,
     ];
     let jobs: VecDeque<(&Test, Emulator)> = topics
         .into_iter()

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use plan::observation::Wanted;
 
-use super::Row;
+use super::figures::Measured;
+use super::runs::Runs;
 use crate::bundle::{self, Built};
 use crate::emulator::{Emulator, Machine};
 use crate::programs::{self, Programs};
@@ -28,20 +29,29 @@ const PLACE: usize = 12;
 const GUEST_CPU: &str = "max,-svm,-la57,-monitor,-mpx,-pku,-wbnoinvd,-mce,-mca,-acpi";
 
 /// From the kernel's first instruction to the first of `/init`, whoever executes it: guest, kernel, root task, monitor.
-pub fn boot(name: &'static str) -> Result<Row> {
-    compare(name, 0, "all instructions counted by a QEMU plugin, -icount shift=0 (1 ns for each)")
+pub fn boot(_: &mut Runs) -> Result<Measured> {
+    compare(0)
 }
 
 /// The same with time that passes faster. Much of a bare boot is waiting for a time to pass, to measure clocks, which a
 /// virtual machine is spared; here that takes few instructions, and what is compared is work.
-pub fn boot_with_short_waits(name: &'static str) -> Result<Row> {
-    compare(name, 4, "all instructions counted by a QEMU plugin, -icount shift=4 (16 ns for each)")
+pub fn boot_with_short_waits(_: &mut Runs) -> Result<Measured> {
+    compare(4)
 }
 
-fn compare(name: &'static str, shift: u32, method: &'static str) -> Result<Row> {
+/// Fails where a boot takes too much more than a bare one.
+pub fn check() -> Result<()> {
+    for shift in [0, 4] {
+        let ratio = compare(shift)?.ours;
+        ensure!(ratio <= MOST, "a boot takes {ratio:.3} times a bare one (-icount shift={shift}), at most {MOST}");
+    }
+    Ok(())
+}
+
+fn compare(shift: u32) -> Result<Measured> {
     let peer = count(bundle::build_bare("linux", Size::default())?, Some(GUEST_CPU), shift)?;
     let ours = count(bundle::build("linux", Size::default(), None, None, Wanted::default())?, None, shift)?;
-    Ok(Row { name, ours, peer, peer_name: "bare boot", unit: "instructions", method })
+    Ok(Measured::beside(ours / peer, 1.0, "bare boot"))
 }
 
 fn count(built: Built, cpu_model: Option<&str>, shift: u32) -> Result<f64> {
@@ -63,6 +73,7 @@ fn count(built: Built, cpu_model: Option<&str>, shift: u32) -> Result<f64> {
         cpu_model: cpu_model.map(String::from),
         further: further.map(String::from).into(),
         folder,
+        trace: None,
     };
     let log = workspace::folder("run")?.join(format!("{name}.log"));
     let mut session = Session::start(Emulator::Qemu, &machine, &log)?;

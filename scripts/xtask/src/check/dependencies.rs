@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::workspace;
 
 /// A crate and those of ours that it may depend on. A crate that is missing here may not exist.
-const MAY_DEPEND: [(&str, &[&str]); 14] = [
+const MAY_DEPEND: [(&str, &[&str]); 16] = [
     ("abi", &[]),
     ("kernel_core", &["abi"]),
     ("microhypervisor", &["abi", "kernel_core", "iommu"]),
@@ -21,7 +21,9 @@ const MAY_DEPEND: [(&str, &[&str]); 14] = [
     ("agent", &[]),
     ("micro", &[]),
     ("conformance", &[]),
+    ("bench", &["conformance"]),
     ("instruction-count", &[]),
+    ("window-trace", &[]),
     ("xtask", &["abi", "plan"]),
 ];
 

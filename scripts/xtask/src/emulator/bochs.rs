@@ -21,6 +21,11 @@ use crate::{image, workspace};
 /// Has EPT, VPID, unrestricted guest, preemption timer, x2APIC and TSC deadline.
 const CPU: &str = "corei7_icelake_u";
 
+/// With breakpoints by `xchg bx, bx`: goes on to the next one, and traces everything up to that behind it.
+const TRACED: &str = "c\ntrace on\ntrace-mem on\nc\ntrace off\ntrace-mem off\n";
+/// Most windows that are traced in one run.
+const MOST_WINDOWS: usize = 4000;
+
 /// A machine whose files are in place.
 pub struct Prepared {
     configuration: PathBuf,
@@ -35,7 +40,8 @@ pub fn prepare(machine: &Machine, ports: SerialPorts) -> Result<Prepared> {
     workspace::write(&configuration, configure(machine, ports, &text(&iso)).as_bytes())?;
     // Bochs is built with its debugger, which waits for a command.
     let commands = machine.folder.join("commands");
-    workspace::write(&commands, b"c\n")?;
+    let script = if machine.trace.is_some() { TRACED.repeat(MOST_WINDOWS) } else { "c\n".into() };
+    workspace::write(&commands, script.as_bytes())?;
     Ok(Prepared { configuration, commands })
 }
 
@@ -87,6 +93,7 @@ fn configure(machine: &Machine, [com1, com2]: SerialPorts, iso: &str) -> String 
     let cpu = machine.cpu_model.as_deref().unwrap_or(CPU);
     let Machine { cpus, memory, .. } = machine;
     let further = machine.further.join("\n");
+    let breakpoints = u8::from(machine.trace.is_some());
     format!(
         "config_interface: textconfig
 display_library: term
@@ -102,6 +109,7 @@ pci: enabled=1, chipset=i440fx
 clock: sync=none, time0=946681200
 plugin_ctrl: unmapped=1, biosdev=1, speaker=0, parallel=0
 sound: waveoutdrv=dummy, waveout=none, waveindrv=dummy, wavein=none, midioutdrv=dummy, midiout=none
+magic_break: enabled={breakpoints}
 panic: action=fatal
 error: action=report
 info: action=ignore

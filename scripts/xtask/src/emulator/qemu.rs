@@ -67,6 +67,9 @@ pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execu
     if let Some(line) = &machine.boot.linux {
         arguments.extend(["-append".into(), line.clone()]);
     }
+    if let Some(trace) = &machine.trace {
+        arguments.extend(["-plugin".into(), format!("{},out={}", text(&crate::bench::plugin()), text(trace))]);
+    }
     arguments.extend(machine.further.iter().cloned());
     Ok(arguments)
 }

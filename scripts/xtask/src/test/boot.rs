@@ -190,6 +190,7 @@ impl<'a> Trial<'a> {
                 _ => self.further.clone(),
             },
             folder,
+            trace: None,
         };
         let log = workspace::folder("run")?.join(format!("{name}.log"));
         let mut session = Session::start(*emulator, &machine, &log)?;

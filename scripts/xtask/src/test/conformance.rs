@@ -19,7 +19,7 @@ use crate::session::{Ending, Event, Next, Session};
 use crate::{setup, workspace};
 pub use fuzz::{Arguments as Fuzz, TESTS as FUZZ, run as fuzz};
 pub use mutants::{Arguments as Mutants, run as mutants};
-use tap::Report;
+pub use tap::Report;
 
 pub const TESTS: &[Test] = &[
     Test::new("conformance::the specification", |lab| specification(lab, 1)),
@@ -84,8 +84,8 @@ pub struct Arguments {
     rounds: Option<u64>,
 }
 
-/// One run of a root task of `tests/abi`.
-struct Suite<'a> {
+/// One run of a root task that reports by the Test Anything Protocol.
+pub struct Suite<'a> {
     program: &'a str,
     cpus: u32,
     only: &'a str,
@@ -97,10 +97,13 @@ struct Suite<'a> {
     show: bool,
     /// How long it may take.
     patience: Duration,
+    /// File for what is executed between marks.
+    pub trace: Option<PathBuf>,
 }
 
 impl<'a> Suite<'a> {
-    fn new(program: &'a str) -> Self {
+    /// All of a program's tests on one CPU.
+    pub fn new(program: &'a str) -> Self {
         Self {
             program,
             cpus: 1,
@@ -110,11 +113,12 @@ impl<'a> Suite<'a> {
             reset: false,
             show: false,
             patience: Duration::from_secs(600),
+            trace: None,
         }
     }
 
     /// Boots it on `kernel`; what it said, and how the machine ended.
-    fn run(&self, programs: &Programs, kernel: &Path, emulator: Emulator, name: &str) -> Result<(Report, Ending)> {
+    pub fn run(&self, programs: &Programs, kernel: &Path, emulator: Emulator, name: &str) -> Result<(Report, Ending)> {
         let folder = workspace::folder(&format!("run/{name}"))?;
         let module = folder.join(self.program);
         workspace::write(&module, &self.image(programs)?)?;
@@ -125,6 +129,7 @@ impl<'a> Suite<'a> {
             cpu_model: None,
             further: self.further_arguments(emulator),
             folder,
+            trace: self.trace.clone(),
         };
         let log = workspace::folder("run")?.join(format!("{name}.log"));
         let mut session = Session::start(emulator, &machine, &log)?;

@@ -106,7 +106,7 @@ fn few_exits(outcome: &Outcome) -> Result<()> {
 }
 
 fn instructions(_: &Lab) -> Result<()> {
-    bench::check("linux::boot")
+    bench::check_boot()
 }
 
 fn endings(lab: &Lab) -> Result<()> {

@@ -1,0 +1,161 @@
+//! The figures: what each is called, what it may be at most, and how it is measured.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::boot;
+use super::count::Counts;
+use super::runs::Runs;
+use crate::emulator::Emulator;
+
+/// A figure of the table.
+pub struct Figure {
+    /// `topic.what`.
+    pub name: &'static str,
+    /// What it may be at most, if that has been said.
+    pub most: Option<f64>,
+    /// What it is counted in.
+    pub unit: &'static str,
+    /// Where and how it is counted.
+    pub method: &'static str,
+    /// Where the machine runs that is measured; None if that makes no difference.
+    pub on: Option<Emulator>,
+    /// How it is measured.
+    pub measure: Measure,
+}
+
+/// How a figure is measured.
+pub enum Measure {
+    /// The usual window of the bench root task with this name.
+    Window(&'static str),
+    /// The first window of the bench root task with this name.
+    FirstWindow(&'static str),
+    /// In its own way.
+    By(fn(&mut Runs) -> Result<Measured>),
+}
+
+/// What came of a measurement.
+#[derive(Clone, Default, Debug, Serialize)]
+pub struct Measured {
+    /// The figure.
+    pub ours: f64,
+    /// What it is elsewhere.
+    pub peer: Option<f64>,
+    /// Where that is.
+    pub peer_name: Option<&'static str>,
+    /// All that was counted, where that is more than one number.
+    pub counts: Option<Counts>,
+}
+
+impl Measured {
+    /// A figure without a peer.
+    pub fn alone(ours: f64) -> Self {
+        Self { ours, ..Self::default() }
+    }
+
+    /// A figure beside that of a peer.
+    pub fn beside(ours: f64, peer: f64, peer_name: &'static str) -> Self {
+        Self { ours, peer: Some(peer), peer_name: Some(peer_name), counts: None }
+    }
+
+    /// How many times as much it is here as elsewhere.
+    pub fn ratio(&self) -> Option<f64> {
+        self.peer.map(|peer| self.ours / peer)
+    }
+}
+
+impl From<Counts> for Measured {
+    /// The kernel's instructions.
+    fn from(counts: Counts) -> Self {
+        Self { ours: counts.kernel as f64, counts: Some(counts), ..Self::default() }
+    }
+}
+
+impl Figure {
+    /// Measures it.
+    pub fn measure(&self, runs: &mut Runs) -> Result<Measured> {
+        let on = self.on.unwrap_or(Emulator::Qemu);
+        match self.measure {
+            Measure::Window(name) => Ok(runs.usual(on, name)?.into()),
+            Measure::FirstWindow(name) => Ok(runs.cold(on, name)?.into()),
+            Measure::By(measure) => measure(runs),
+        }
+    }
+
+    /// The window of the bench root task that it is, if it is one.
+    pub fn window(&self) -> Option<&'static str> {
+        match self.measure {
+            Measure::Window(name) | Measure::FirstWindow(name) => Some(name),
+            Measure::By(_) => None,
+        }
+    }
+}
+
+const KERNEL: &str = "kernel instructions";
+const QEMU: &str = "between marks, QEMU -icount, plugin";
+const BOCHS: &str = "between marks, Bochs sync=none, trace";
+
+const fn operation(name: &'static str, most: Option<f64>) -> Figure {
+    let on = Some(Emulator::Qemu);
+    Figure { name, most, unit: KERNEL, method: QEMU, on, measure: Measure::Window(name) }
+}
+
+const fn exit(name: &'static str, window: &'static str, on: Emulator, most: f64) -> Figure {
+    let method = if matches!(on, Emulator::Bochs) { BOCHS } else { QEMU };
+    Figure { name, most: Some(most), unit: KERNEL, method, on: Some(on), measure: Measure::Window(window) }
+}
+
+/// All figures, in the order of the table.
+pub const FIGURES: &[Figure] = &[
+    operation("ipc.same_pd.0", Some(70.0)),
+    operation("ipc.cross_pd.0", Some(80.0)),
+    Figure {
+        name: "ipc.cross_pd.0.cold",
+        most: None,
+        unit: KERNEL,
+        method: "the first time, QEMU -icount, plugin",
+        on: Some(Emulator::Qemu),
+        measure: Measure::FirstWindow("ipc.cross_pd.0"),
+    },
+    operation("ipc.cross_pd.32", None),
+    operation("ipc.cross_pd.512", None),
+    Figure {
+        name: "ipc.per_word",
+        most: Some(2.0),
+        unit: "instructions a word",
+        method: "(ipc.cross_pd.32 - ipc.cross_pd.0) / 31",
+        on: Some(Emulator::Qemu),
+        measure: Measure::By(per_word),
+    },
+    operation("hypercall.invalid", None),
+    operation("sm.up", Some(75.0)),
+    operation("sm.down", Some(75.0)),
+    operation("sm.pingpong", Some(600.0)),
+    exit("exit.vmx.cpuid", "exit.cpuid", Emulator::Bochs, 120.0),
+    exit("exit.svm.cpuid", "exit.cpuid", Emulator::Qemu, 120.0),
+    exit("exit.vmx.out", "exit.out", Emulator::Bochs, 170.0),
+    exit("exit.svm.out", "exit.out", Emulator::Qemu, 170.0),
+    Figure {
+        name: "linux.boot.ratio",
+        most: Some(1.05),
+        unit: "times the instructions of a bare boot",
+        method: "QEMU plugin, -icount shift=0 (1 ns for each)",
+        on: Some(Emulator::Qemu),
+        measure: Measure::By(boot::boot),
+    },
+    Figure {
+        name: "linux.boot.cheap_waits",
+        most: None,
+        unit: "times the instructions of a bare boot",
+        method: "QEMU plugin, -icount shift=4 (16 ns for each)",
+        on: Some(Emulator::Qemu),
+        measure: Measure::By(boot::boot_with_short_waits),
+    },
+];
+
+/// What a word of a message costs. The smallest message has one word.
+fn per_word(runs: &mut Runs) -> Result<Measured> {
+    let long = runs.usual(Emulator::Qemu, "ipc.cross_pd.32")?.kernel as f64;
+    let short = runs.usual(Emulator::Qemu, "ipc.cross_pd.0")?.kernel as f64;
+    Ok(Measured::alone((long - short) / 31.0))
+}

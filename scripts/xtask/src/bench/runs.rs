@@ -1,0 +1,105 @@
+//! Runs of measuring programs. Each is made when a figure first needs it, and once.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::count::Counts;
+use super::window::{self, Window};
+use crate::emulator::Emulator;
+use crate::programs::{self, Programs};
+use crate::test::{Report, Suite};
+use crate::{setup, workspace};
+
+/// What the bench root task did on one emulator: the windows of each name, in their order.
+type Operations = BTreeMap<String, Vec<Window>>;
+
+/// Everything that is measured at once.
+pub struct Runs {
+    /// Another kernel than ours.
+    pub kernel: Option<PathBuf>,
+    operations: Vec<(Emulator, Result<Operations, String>)>,
+}
+
+impl Runs {
+    /// Nothing measured yet.
+    pub fn new(kernel: Option<PathBuf>) -> Self {
+        Self { kernel, operations: Vec::new() }
+    }
+
+    /// All windows with this name.
+    pub fn windows(&mut self, on: Emulator, name: &str) -> Result<&[Window]> {
+        let known = match self.operations.iter().position(|(emulator, _)| *emulator == on) {
+            Some(known) => known,
+            None => {
+                let made = operations(on, self.kernel.as_deref()).map_err(|error| format!("{error:#}"));
+                self.operations.push((on, made));
+                self.operations.len() - 1
+            }
+        };
+        let operations = self.operations[known].1.as_ref().map_err(|error| anyhow!("{error}"))?;
+        operations.get(name).map(Vec::as_slice).with_context(|| format!("the bench root task made no `{name}`"))
+    }
+
+    /// The first window with this name: nothing that it needs has been used before.
+    pub fn cold(&mut self, on: Emulator, name: &str) -> Result<Counts> {
+        self.windows(on, name)?.first().map(Counts::of).context("no window")
+    }
+
+    /// The usual window with this name: the median of all but the first, by the kernel's instructions.
+    pub fn usual(&mut self, on: Emulator, name: &str) -> Result<Counts> {
+        self.usual_window(on, name).map(|window| Counts::of(&window))
+    }
+
+    /// The window that [`Runs::usual`] counts.
+    pub fn usual_window(&mut self, on: Emulator, name: &str) -> Result<Window> {
+        let windows = self.windows(on, name)?;
+        let mut warm: Vec<_> = windows.iter().skip(1).map(|window| (Counts::of(window).kernel, window)).collect();
+        warm.sort_by_key(|(kernel, _)| *kernel);
+        let (_, window) = warm.get(warm.len() / 2).context("only one window")?;
+        Ok((*window).clone())
+    }
+}
+
+/// Runs the bench root task.
+fn operations(on: Emulator, kernel: Option<&std::path::Path>) -> Result<Operations> {
+    setup::for_machine(on)?;
+    let programs = Programs::build(["microhypervisor", "bench"])?;
+    build_plugin()?;
+    let kernel = kernel.map_or_else(|| programs.file("microhypervisor"), PathBuf::from);
+    let name = format!("bench-{}", on.name());
+    let trace = workspace::folder(&format!("run/{name}"))?.join("trace");
+    let mut suite = Suite::new("bench");
+    suite.trace = Some(trace.clone());
+    let (report, ending) = suite.run(&programs, &kernel, on, &name)?;
+    if let Some((name, text)) = report.failures().first() {
+        bail!("the bench root task failed at {name}: {text} ({ending:?})");
+    }
+    let text = String::from_utf8_lossy(&workspace::read(&trace)?).into_owned();
+    let windows = if on == Emulator::Bochs { window::of_bochs(&text)? } else { window::of_qemu(&text)? };
+    by_name(&report, windows)
+}
+
+/// The windows by the names that the root task told.
+fn by_name(report: &Report, windows: Vec<Window>) -> Result<Operations> {
+    let name = |remark: &str| {
+        let (number, name) = remark.strip_prefix("window ")?.split_once(" is ")?;
+        Some((number.parse().ok()?, name.to_string()))
+    };
+    let names: BTreeMap<u8, String> = report.remarks.iter().filter_map(|remark| name(remark)).collect();
+    ensure!(!names.is_empty(), "the bench root task named no windows");
+    let mut operations = Operations::new();
+    for window in windows {
+        let name = names.get(&window.number).with_context(|| format!("window {} has no name", window.number))?;
+        operations.entry(name.clone()).or_default().push(window);
+    }
+    Ok(operations)
+}
+
+/// Builds the QEMU plugin.
+fn build_plugin() -> Result<()> {
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo.current_dir(workspace::root()).args(["build", "--quiet", "--package", "window-trace"]);
+    programs::run(&mut cargo, "building the QEMU plugin")
+}

@@ -1,6 +1,7 @@
 //! Lines of text on COM1 and, where the machine has an execution channel, as its output frames, too.
 //!
-//! NS16550A: transmit at offset 0, line status at offset 5 (bit 5: transmit register empty, bit 6: transmitter empty).
+//! NS16550A: transmit at offset 0, line control at offset 3 (bits 1:0: length of characters), line status at offset 5
+//! (bit 5: transmit register empty, bit 6: transmitter empty).
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +9,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use crate::cpu::{in8, in32, out_bytes, out8};
 
 const COM1: u16 = 0x3f8;
+const LINE_CONTROL: u16 = COM1 + 3;
+const EIGHT_BITS: u8 = 3;
 const LINE_STATUS: u16 = COM1 + 5;
 const EMPTY: u8 = 1 << 5;
 const ALL_SENT: u8 = 1 << 6;
@@ -63,8 +66,9 @@ impl<const SIZE: usize> fmt::Display for Text<SIZE> {
     }
 }
 
-/// Looks for an execution channel and opens it.
+/// Sets the length of characters, which is five bits after a reset; looks for an execution channel and opens it.
 pub fn open() {
+    out8(LINE_CONTROL, EIGHT_BITS);
     if in32(EXEC_MAGIC_PORT) == EXEC_MAGIC {
         CHANNEL.store(true, Ordering::Relaxed);
         frame(FRAME_HELLO, &1u32.to_le_bytes());

@@ -2,6 +2,7 @@
 
 mod apic;
 mod devices;
+mod exits;
 mod fpu;
 mod further;
 mod hostile;
@@ -92,7 +93,7 @@ pub const TESTS: &[Test] = &[
     ),
     Test::new("spin", Number(measure::spin, Some(0)), "loops with interrupts off: spin=MS, or for ever"),
     Test::new("count", Number(measure::count, None), "count=MS: iterations of a loop in a time"),
-    Test::new("exits", Number(measure::exits, None), "exits=N: TSC ticks of exits of several kinds"),
+    Test::new("exits", Number(exits::check, None), "what exits cost: exits=BATCHES only=NAME"),
     Test::new("smp", With(further::check), "several CPUs: start-up, IPIs, HLT, NMI, INIT: rounds=N"),
     Test::new("hostile", With(hostile::storm), "random accesses: rounds=N seed=S trace=N strict=1"),
     Test::new("halt", End(cpu::stop), "halts with interrupts off"),
@@ -103,7 +104,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Words that are no tests but say how they run.
-pub const PARAMETERS: &[&str] = &["rounds", "preemptions", "limit", "gap", "seed", "trace", "strict"];
+pub const PARAMETERS: &[&str] = &["rounds", "preemptions", "limit", "gap", "seed", "trace", "strict", "only"];
 
 impl Test {
     /// Runs it; returns how many checks failed.

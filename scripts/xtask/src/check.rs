@@ -79,7 +79,8 @@ fn lints_freestanding() -> Result<()> {
 fn documentation() -> Result<()> {
     let options = ["doc", "--quiet", "--no-deps", "--document-private-items"];
     let mut host = cargo(&options);
-    host.args(["--package", "xtask", "--package", "instruction-count", "--package", "window-trace"]);
+    let packages = ["xtask", "instruction-count", "window-trace", "kvm-peer"];
+    host.args(packages.iter().flat_map(|package| ["--package", package]));
     programs::run(host.env("RUSTDOCFLAGS", "-D warnings"), "rustdoc")?;
     // Everything else as it is on the kernel: the runtime has only a part of its modules on the host.
     let mut target = cargo(&options);

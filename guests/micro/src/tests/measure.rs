@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use crate::words::Words;
-use crate::{clock, cpu, ensure, say};
+use crate::{clock, cpu, say};
 
 /// A gap between two readings of the TSC that means that something else ran, in microseconds.
 pub const GAP: u64 = 30;
@@ -40,24 +40,5 @@ pub fn count(words: Words, milliseconds: u64) -> Outcome {
     say!("count {iterations} iterations in {} us", clock::microseconds(all));
     let share = (all - away) * 100 / all.max(1);
     say!("count ran {share} % of the time, away {gaps} times for {} us", clock::microseconds(away));
-    Ok(())
-}
-
-/// Measures exits of several kinds.
-pub fn exits(_: Words, number: u64) -> Outcome {
-    ensure!(number > 0, "none to measure");
-    const DELAY: u16 = 0x80;
-    let kinds: [(&str, fn()); 4] = [
-        ("CPUID", || _ = cpu::cpuid(0, 0)),
-        ("RDMSR", || _ = cpu::read_msr(cpu::MSR_APIC_BASE)),
-        ("OUT", || cpu::out8(DELAY, 0)),
-        ("device read", || _ = cpu::read_device(0xfee0_0030)),
-    ];
-    for (name, exit) in kinds {
-        exit();
-        let start = cpu::tsc();
-        (0..number).for_each(|_| exit());
-        say!("exits {number} {name}, {} TSC ticks each", (cpu::tsc() - start) / number);
-    }
     Ok(())
 }

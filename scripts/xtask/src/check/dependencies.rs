@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::workspace;
 
 /// A crate and those of ours that it may depend on. A crate that is missing here may not exist.
-const MAY_DEPEND: [(&str, &[&str]); 16] = [
+const MAY_DEPEND: [(&str, &[&str]); 17] = [
     ("abi", &[]),
     ("kernel_core", &["abi"]),
     ("microhypervisor", &["abi", "kernel_core", "iommu"]),
@@ -24,6 +24,7 @@ const MAY_DEPEND: [(&str, &[&str]); 16] = [
     ("bench", &["conformance"]),
     ("instruction-count", &[]),
     ("window-trace", &[]),
+    ("kvm-peer", &["abi", "machine"]),
     ("xtask", &["abi", "plan"]),
 ];
 

@@ -2,6 +2,7 @@ extern crate std;
 
 use super::*;
 use crate::backplane::Backplane;
+use crate::bus::Width;
 use proptest::prelude::*;
 use std::vec::Vec;
 

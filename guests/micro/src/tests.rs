@@ -80,7 +80,7 @@ pub const TESTS: &[Test] = &[
     Test::new("hello", Checks(&[instructions::FIRST, apic::FIRST]), "port output, CPUID, HLT"),
     Test::new(
         "basic",
-        Checks(&[instructions::FIRST, instructions::CHECKS, devices::CHECKS, apic::CHECKS]),
+        Checks(&[instructions::FIRST, instructions::CHECKS, devices::CHECKS, apic::CHECKS, fpu::CHECKS]),
         "everything that is quick",
     ),
     Test::new("refused", Checks(&[instructions::REFUSED]), "values that control registers refuse, but not in QEMU"),

@@ -96,7 +96,6 @@ const OSXSAVE: u32 = 1 << 27;
 struct Component {
     size: u32,
     offset: u32,
-    aligned: bool,
 }
 
 /// The guest's CPUID.
@@ -223,12 +222,13 @@ impl Cpuid {
         if self.xcr0 & 0xe0 != 0xe0 {
             self.xcr0 &= !0xe0; // AVX-512 in one piece only
         }
-        // XSAVEOPT, XSAVEC, XGETBV with ECX = 1. Not XSAVES: no supervisor state is offered.
-        self.xsave_features = host.cpuid(0xd, 1)[0] & 0b111;
+        // XSAVEOPT, XGETBV with ECX = 1. Not XSAVES: no supervisor state is offered. Not XSAVEC, either: Bochs 2.7 saves AVX
+        // elsewhere in the compacted format than where XRSTOR looks for it, and a guest would lose its registers.
+        self.xsave_features = host.cpuid(0xd, 1)[0] & 0b101;
         for index in 2..8 {
             if self.xcr0 >> index & 1 != 0 {
-                let [size, offset, flags, _] = host.cpuid(0xd, index);
-                self.components[index as usize] = Component { size, offset, aligned: flags & 2 != 0 };
+                let [size, offset, ..] = host.cpuid(0xd, index);
+                self.components[index as usize] = Component { size, offset };
             }
         }
     }
@@ -236,14 +236,6 @@ impl Cpuid {
     /// Bytes of a standard-format XSAVE area for `xcr0`.
     fn standard_size(&self, xcr0: u64) -> u32 {
         (2..8).filter(|i| xcr0 >> i & 1 != 0).map(|i| self.components[i]).fold(576, |end, c| end.max(c.offset + c.size))
-    }
-
-    /// Bytes of a compacted XSAVE area for `xcr0`.
-    fn compacted_size(&self, xcr0: u64) -> u32 {
-        (2..8).filter(|i| xcr0 >> i & 1 != 0).map(|i| self.components[i]).fold(576, |end, component| {
-            let start = if component.aligned { end.next_multiple_of(64) } else { end };
-            start + component.size
-        })
     }
 
     /// The guest's CPU vendor.
@@ -302,13 +294,11 @@ impl Cpuid {
         }
         match subleaf {
             0 => [self.xcr0 as u32, self.standard_size(xcr0), self.standard_size(self.xcr0), 0],
-            1 => {
-                let size = if self.xsave_features & 2 != 0 { self.compacted_size(xcr0) } else { 0 };
-                [self.xsave_features, size, 0, 0]
-            }
+            // No size: there is no compacted format.
+            1 => [self.xsave_features, 0, 0, 0],
             2..8 if self.xcr0 >> subleaf & 1 != 0 => {
                 let component = self.components[subleaf as usize];
-                [component.size, component.offset, (component.aligned as u32) << 1, 0]
+                [component.size, component.offset, 0, 0]
             }
             _ => [0; 4],
         }

@@ -6,17 +6,26 @@
 
 use core::arch::global_asm;
 
-use super::Outcome;
 use super::measure::GAP;
+use super::{Check, Outcome, Stop};
+use crate::console::Text;
 use crate::random::Random;
 use crate::words::Words;
-use crate::{clock, cpu, ensure, say};
+use crate::{clock, cpu, ensure, say, skip};
 
 global_asm!(include_str!("fpu.S"), options(att_syntax));
 
 unsafe extern "C" {
     fn fpu_round(values: *const Values, seen: *mut Values, until: u64, gap: u64, avx: bool) -> bool;
+    fn fpu_saved(values: *const Values, seen: *mut Values, area: *mut Area, how: u64, avx: bool);
 }
+
+/// What is quick.
+pub const CHECKS: &[Check] = &[("saved state", saved)];
+
+/// Where XSAVE puts x87, SSE and AVX.
+#[repr(C, align(64))]
+struct Area([u64; 104]);
 
 /// All registers.
 #[repr(C, align(32))]
@@ -74,6 +83,42 @@ fn enable() -> bool {
     avx
 }
 
+/// Every bit.
+fn compare(round: u64, seen: &Values, values: &Values) -> Outcome {
+    for (index, (seen, value)) in seen.vector.iter().zip(&values.vector).enumerate() {
+        ensure!(seen == value, "round {round}: vector register {index} has {seen:x?}, not {value:x?}");
+    }
+    for (index, (seen, value)) in seen.x87.iter().zip(&values.x87).enumerate() {
+        ensure!(seen == value, "round {round}: ST{index} has {seen:x?}, not {value:x?}");
+    }
+    let control = (seen.x87_control, seen.sse_control);
+    let wanted = (values.x87_control, values.sse_control);
+    ensure!(control == wanted, "round {round}: control registers {control:x?}, not {wanted:x?}");
+    Ok(())
+}
+
+/// What each instruction saves, of those that there are, XRSTOR restores (Intel SDM vol. 1, 13.7 to 13.10).
+fn saved() -> Outcome {
+    let offered = if cpu::cpuid(0, 0).eax >= 0xd { cpu::cpuid(0xd, 1).eax } else { 0 };
+    skip!(!enable(), "there is no AVX");
+    let mut random = Random(1);
+    for (how, name) in [(0, "XSAVE"), (1, "XSAVEOPT"), (2, "XSAVEC")] {
+        if how != 0 && offered & how == 0 {
+            continue;
+        }
+        for round in 0..20 {
+            let (values, mut seen, mut area) = (Values::random(&mut random, true), Values::zero(), Area([0; 104]));
+            // SAFETY: as below; the area is as large as three components need.
+            unsafe { fpu_saved(&values, &mut seen, &mut area, how.into(), true) };
+            compare(round, &seen, &values).map_err(|stop| match stop {
+                Stop::Failed(text) => Stop::Failed(Text::of(format_args!("{name}: {text}"))),
+                stop => stop,
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Checks for a number of rounds, or until the CPU was away in a number of rounds, which must be less than 20 times as
 /// many as all.
 pub fn check(words: Words) -> Outcome {
@@ -91,15 +136,7 @@ pub fn check(words: Words) -> Outcome {
         // SAFETY: the code reads and writes these values and no register that Rust uses; the units are on.
         away += u64::from(unsafe { fpu_round(&values, &mut seen, cpu::tsc() + limit, gap, avx) });
         round += 1;
-        for (index, (seen, value)) in seen.vector.iter().zip(&values.vector).enumerate() {
-            ensure!(seen == value, "round {round}: vector register {index} has {seen:x?}, not {value:x?}");
-        }
-        for (index, (seen, value)) in seen.x87.iter().zip(&values.x87).enumerate() {
-            ensure!(seen == value, "round {round}: ST{index} has {seen:x?}, not {value:x?}");
-        }
-        let control = (seen.x87_control, seen.sse_control);
-        let wanted = (values.x87_control, values.sse_control);
-        ensure!(control == wanted, "round {round}: control registers {control:x?}, not {wanted:x?}");
+        compare(round, &seen, &values)?;
     }
     let units = if avx { "x87, SSE, AVX" } else { "x87, SSE" };
     say!("fpu {round} rounds, away in {away}, {units}, seed {seed}");

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::{Relaxed, SeqCst}};
 
 use lab::event::{HOST_STATE, Subject, Then, recall, startup};
+use lab::guest::{self, Guest};
 use lab::hypercall::{ctrl_ec, ctrl_sc, flag, ipc_call};
 use lab::log::Log;
 use lab::memory::{self, delegate, peek, poke};
@@ -14,7 +15,7 @@ use lab::spec::{ABORTED, BAD_CPU, SUCCESS, TIMEOUT, event, field, mtd, perm, wor
 use lab::thread::{Parameters, Thread, spawn_with};
 use lab::time::{ms, now, pause, spin};
 use lab::utcb::Utcb;
-use lab::{check, equal, number, provoke as code, root, selectors, tests};
+use lab::{check, equal, guest_code, number, provoke as code, root, selectors, tests};
 
 tests! {
     "smp::each EC runs on the CPU of its creation" => where_they_run,
@@ -31,6 +32,7 @@ tests! {
     "smp::up and timeout at once: one of them wins" => race,
     "smp::weak recall of an EC that runs elsewhere" => recall_weak,
     "smp::after a strong recall the EC is in the kernel" => recall_strong,
+    "smp::after a strong recall a guest is in the kernel" => recall_strong_guest,
     "smp::strong recall of an EC that waits, or has no SC" => recall_waiting,
     "smp::the time of an SC that runs elsewhere" => time,
     "smp::system time is the same everywhere" => same_time,
@@ -351,6 +353,37 @@ fn recall_weak() -> Outcome {
         gate.up();
     }
     end(&subject, count, taken, gate)
+}
+
+/// Where interrupts do not make a guest exit at once (it has them off, in Bochs), only the strong form waits until it does.
+fn recall_strong_guest() -> Outcome {
+    const ROUNDS: u64 = 5;
+    let (recalls, taken, gate) = (number(0), Semaphore::new(0)?, Semaphore::new(0)?);
+    let parameters = guest::Parameters { cpu: others()?[0], rip: guest_code::count().start, mtd: 0, flags: 0 };
+    let handler = move |_: &_| {
+        let last = recalls.fetch_add(1, Relaxed) == ROUNDS - 1;
+        taken.up();
+        gate.down();
+        if last { Then::End } else { Then::Reply(0) }
+    };
+    let guest = Guest::new(parameters, |_| 0, handler)?;
+    guest.start()?;
+    for round in 0..ROUNDS {
+        let (before, end) = (guest.peek(guest::DATA), now() + ms(20_000));
+        while guest.peek(guest::DATA) == before {
+            check!(now() < end, "it does not run");
+        }
+        equal!(ctrl_ec(guest.ec, flag::RECALL_STRONG), SUCCESS);
+        let stopped = guest.peek(guest::DATA);
+        spin(ms(1) / 10);
+        let later = guest.peek(guest::DATA);
+        check!(later == stopped, "round {round}: it still ran after a strong recall, {} rounds", later - stopped);
+        taken.wait()?;
+        gate.up();
+    }
+    let seen = guest.wait()?;
+    check!(seen.iter().all(|seen| seen.number == guest::recall()), "another event than RECALL");
+    Ok(())
 }
 
 fn recall_strong() -> Outcome {

@@ -1,14 +1,15 @@
 //! Interrupt semaphores and assign_int (4.1.2.11, 5.4.5, 5.5.2, 6.1.3.1).
 
 use lab::capability::{Kind, exists, needs, only_kind};
-use lab::console::{allow, input, output};
+use lab::console::{allow, output};
 use lab::entry::hip;
 use lab::hypercall::{assign_int, ctrl_sm, flag};
-use lab::report::{Outcome, Stop, must};
+use lab::interrupt::{Uart, pin_of, semaphore};
+use lab::report::{Outcome, Stop};
 use lab::semaphore::Semaphore;
-use lab::spec::{BAD_CAP, BAD_CPU, SUCCESS, Selector, TIMEOUT, hip, perm};
+use lab::spec::{BAD_CAP, BAD_CPU, SUCCESS, TIMEOUT, hip, perm};
 use lab::time::{ms, now};
-use lab::{acpi, check, equal, root, selector, tests};
+use lab::{check, equal, root, tests};
 
 tests! {
     "interrupt::there is a semaphore for each interrupt" => semaphores,
@@ -23,31 +24,6 @@ tests! {
     "interrupt::an edge is signalled once" => edge,
     "interrupt::a level is signalled as long as it lasts, once for each down" => level,
     "interrupt::down must be on the CPU to which it is routed" => routed,
-}
-
-/// First selector of interrupt semaphores in the NOVA object space.
-const FIRST: Selector = 1 << 16;
-
-/// The semaphore of a pin.
-#[track_caller]
-fn semaphore(pin: u64) -> Result<Semaphore, Stop> {
-    let sm = selector();
-    must(root::from_nova(FIRST + pin, sm, perm::ALL))?;
-    Ok(Semaphore(sm))
-}
-
-/// The pin of ISA interrupt `number` (ACPI 6.5, 5.2.12.5).
-fn pin_of(number: u8) -> u64 {
-    let mut pin = u64::from(number);
-    let madt = acpi::find(b"APIC").unwrap_or_default();
-    let mut rest = madt.get(44..).unwrap_or_default();
-    while let Some([kind, length, bus, source, g0, g1, ..]) = rest.first_chunk::<8>().copied() {
-        if (kind, bus, source) == (2, 0, number) {
-            pin = u64::from(u16::from_le_bytes([g0, g1]));
-        }
-        rest = rest.get(usize::from(length.max(2))..).unwrap_or_default();
-    }
-    pin
 }
 
 /// The programmable interval timer's counter 0, and the pin of its interrupt.
@@ -155,35 +131,6 @@ fn own() -> Outcome {
     equal!(assign_int(sm.0, flag::INT_MASKED, root::cpu(), 0).0, SUCCESS);
     equal!(assign_int(other.0, flag::INT_MASKED, root::cpu(), 0).0, SUCCESS);
     Ok(())
-}
-
-/// COM2, which nobody uses: its interrupt is raised while it has nothing to send, until its cause has been read.
-struct Uart;
-
-impl Uart {
-    const BASE: u16 = 0x2f8;
-    const CAUSE: u16 = Self::BASE + 2;
-
-    fn new() -> Result<(Self, Semaphore), Stop> {
-        allow(Self::BASE, 3)?;
-        if input(Self::BASE + 5) == 0xff {
-            return Err(Stop::Skipped("there is no COM2"));
-        }
-        // OUT2 opens the way to the interrupt controller.
-        output(Self::BASE + 4, 8);
-        Self.lower();
-        Ok((Self, semaphore(pin_of(3))?))
-    }
-
-    fn raise(&self) {
-        output(Self::BASE + 1, 0);
-        output(Self::BASE + 1, 2);
-    }
-
-    fn lower(&self) {
-        output(Self::BASE + 1, 0);
-        input(Self::CAUSE);
-    }
 }
 
 fn edge() -> Outcome {

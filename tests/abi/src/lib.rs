@@ -18,6 +18,7 @@ pub mod event;
 pub mod guest;
 pub mod guest_code;
 pub mod hypercall;
+pub mod interrupt;
 pub mod log;
 pub mod machine;
 pub mod memory;

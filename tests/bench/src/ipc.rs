@@ -22,7 +22,7 @@ tests! {
 
 /// Replies with what has come.
 #[unsafe(naked)]
-extern "C" fn echo() -> ! {
+pub extern "C" fn echo() -> ! {
     naked_asm!("mov edi, 1", "syscall", "ud2")
 }
 

@@ -11,7 +11,7 @@ extern crate alloc;
 mod window;
 
 #[cfg(target_os = "none")]
-lab::suite![names, ipc, semaphore, exit];
+lab::suite![names, ipc, semaphore, create, memory, recall, interrupt, exit];
 
 /// The program exists only for the freestanding target.
 #[cfg(not(target_os = "none"))]

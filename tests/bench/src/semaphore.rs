@@ -43,12 +43,7 @@ fn down() -> Outcome {
 fn ping_pong() -> Outcome {
     const PRIORITY: u64 = 50;
     let (ping, pong) = (Semaphore::new(0)?, Semaphore::new(0)?);
-    spawn(PRIORITY, move |_| {
-        loop {
-            ping.down();
-            pong.up();
-        }
-    })?;
+    spawn(PRIORITY, move |_| answer(ping, pong))?;
     let first = spawn(PRIORITY, move |_| {
         for _ in 0..ROUNDS {
             up_and_down(ping, pong);
@@ -57,8 +52,13 @@ fn ping_pong() -> Outcome {
     first.done.wait()
 }
 
+/// RDI of an up and of a down.
+fn identifiers(up: Semaphore, down: Semaphore) -> (u64, u64) {
+    (up.0 << 8 | u64::from(call::CTRL_SM), down.0 << 8 | u64::from(DOWN))
+}
+
 fn up_and_down(up: Semaphore, down: Semaphore) {
-    let (up, down) = (up.0 << 8 | u64::from(call::CTRL_SM), down.0 << 8 | u64::from(DOWN));
+    let (up, down) = identifiers(up, down);
     // SAFETY: the kernel keeps all other registers; these calls change no memory.
     unsafe {
         asm!(
@@ -73,6 +73,26 @@ fn up_and_down(up: Semaphore, down: Semaphore) {
             // No timeout.
             inout("rsi") 0u64 => _,
             lateout("rax") _, lateout("rcx") _, lateout("rdx") _, lateout("r9") _, lateout("r10") _, lateout("r11") _,
+        );
+    }
+}
+
+/// Answers each up of `down` by one of `up`, for ever.
+fn answer(down: Semaphore, up: Semaphore) {
+    let (up, down) = identifiers(up, down);
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "2: mov rdi, r12",
+            "syscall",
+            "mov rdi, r13",
+            "syscall",
+            "jmp 2b",
+            in("r12") down,
+            in("r13") up,
+            // No timeout.
+            in("rsi") 0u64,
+            options(noreturn),
         );
     }
 }

@@ -6,21 +6,42 @@
 
 use core::arch::asm;
 
+use lab::registers::Registers;
 use lab::spec::{Selector, Status};
 
 /// How often each operation is made.
 pub const ROUNDS: usize = 8;
 
 /// The names of all windows; the number of a window is its place here.
-pub const NAMES: [&str; 10] = [
+pub const NAMES: &[&str] = &[
     "ipc.same_pd.0",
     "ipc.cross_pd.0",
     "ipc.cross_pd.32",
     "ipc.cross_pd.512",
+    "hypercall.invalid",
     "sm.up",
     "sm.down",
     "sm.pingpong",
-    "hypercall.invalid",
+    "create.sm",
+    "create.pt",
+    "create.pd",
+    "create.ec",
+    "create.ec.second",
+    "create.sc",
+    "destroy.sm",
+    "destroy.pt",
+    "destroy.pd",
+    "destroy.ec",
+    "map.4k",
+    "unmap.4k",
+    "map.4k.own",
+    "unmap.4k.own",
+    "map.2m",
+    "unmap.2m",
+    "delegate.cap",
+    "recall",
+    "recall.event",
+    "irq.user",
     "exit.cpuid",
     "exit.out",
 ];
@@ -79,10 +100,21 @@ pub struct Call {
 }
 
 impl Call {
+    /// Makes the call.
+    pub fn make(&self) -> Status {
+        let mut registers = Registers::new(self.rdi(), self.rsi, self.rdx, self.rax, self.r8);
+        registers.call();
+        Status(registers.gpr[7] as u8)
+    }
+
+    fn rdi(&self) -> u64 {
+        self.selector << 8 | u64::from(self.identifier)
+    }
+
     /// Makes the call within window `NUMBER`.
     #[inline(never)]
     pub fn within<const NUMBER: u8>(&self) -> Status {
-        let mut rdi = self.selector << 8 | u64::from(self.identifier);
+        let mut rdi = self.rdi();
         // SAFETY: the kernel keeps all other registers; what the call does is the caller's business.
         unsafe {
             asm!(

@@ -100,6 +100,12 @@ const fn operation(name: &'static str, most: Option<f64>) -> Figure {
     Figure { name, most, unit: KERNEL, method: QEMU, on, measure: Measure::Window(name) }
 }
 
+/// The first round of an operation.
+const fn cold(name: &'static str, window: &'static str) -> Figure {
+    let method = "the first time, between marks, QEMU -icount, plugin";
+    Figure { method, measure: Measure::FirstWindow(window), ..operation(name, None) }
+}
+
 const fn exit(name: &'static str, window: &'static str, on: Emulator, most: f64) -> Figure {
     let method = if matches!(on, Emulator::Bochs) { BOCHS } else { QEMU };
     Figure { name, most: Some(most), unit: KERNEL, method, on: Some(on), measure: Measure::Window(window) }
@@ -109,14 +115,6 @@ const fn exit(name: &'static str, window: &'static str, on: Emulator, most: f64)
 pub const FIGURES: &[Figure] = &[
     operation("ipc.same_pd.0", Some(70.0)),
     operation("ipc.cross_pd.0", Some(80.0)),
-    Figure {
-        name: "ipc.cross_pd.0.cold",
-        most: None,
-        unit: KERNEL,
-        method: "the first time, QEMU -icount, plugin",
-        on: Some(Emulator::Qemu),
-        measure: Measure::FirstWindow("ipc.cross_pd.0"),
-    },
     operation("ipc.cross_pd.32", None),
     operation("ipc.cross_pd.512", None),
     Figure {
@@ -131,6 +129,28 @@ pub const FIGURES: &[Figure] = &[
     operation("sm.up", Some(75.0)),
     operation("sm.down", Some(75.0)),
     operation("sm.pingpong", Some(600.0)),
+    operation("create.sm", Some(200.0)),
+    operation("create.pt", Some(200.0)),
+    operation("create.pd", Some(200.0)),
+    operation("create.ec", Some(4000.0)),
+    cold("create.ec.cold", "create.ec"),
+    operation("create.ec.second", None),
+    operation("create.sc", None),
+    operation("destroy.sm", None),
+    operation("destroy.pt", None),
+    operation("destroy.pd", None),
+    operation("destroy.ec", None),
+    operation("map.4k", Some(400.0)),
+    cold("map.4k.cold", "map.4k"),
+    operation("unmap.4k", Some(400.0)),
+    operation("map.4k.own", None),
+    operation("unmap.4k.own", None),
+    operation("map.2m", None),
+    operation("unmap.2m", None),
+    operation("delegate.cap", None),
+    operation("recall", None),
+    operation("recall.event", None),
+    operation("irq.user", Some(250.0)),
     exit("exit.vmx.cpuid", "exit.cpuid", Emulator::Bochs, 120.0),
     exit("exit.svm.cpuid", "exit.cpuid", Emulator::Qemu, 120.0),
     exit("exit.vmx.out", "exit.out", Emulator::Bochs, 170.0),

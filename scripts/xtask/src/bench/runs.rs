@@ -12,8 +12,16 @@ use crate::programs::{self, Programs};
 use crate::test::{Report, Suite};
 use crate::{setup, workspace};
 
-/// What the bench root task did on one emulator: the windows of each name, in their order.
-type Operations = BTreeMap<String, Vec<Window>>;
+/// What the bench root task did on one emulator.
+struct Operations {
+    /// The windows of each name, in their order.
+    windows: BTreeMap<String, Vec<Window>>,
+    /// What went wrong.
+    failures: String,
+}
+
+/// How often the bench root task makes each operation.
+const ROUNDS: usize = 8;
 
 /// Everything that is measured at once.
 pub struct Runs {
@@ -39,7 +47,10 @@ impl Runs {
             }
         };
         let operations = self.operations[known].1.as_ref().map_err(|error| anyhow!("{error}"))?;
-        operations.get(name).map(Vec::as_slice).with_context(|| format!("the bench root task made no `{name}`"))
+        let windows = operations.windows.get(name).map(Vec::as_slice).unwrap_or_default();
+        let (made, failures) = (windows.len(), &operations.failures);
+        ensure!(made == ROUNDS, "the bench root task did this {made} times instead of {ROUNDS}{failures}");
+        Ok(windows)
     }
 
     /// The first window with this name: nothing that it needs has been used before.
@@ -73,8 +84,8 @@ fn operations(on: Emulator, kernel: Option<&std::path::Path>) -> Result<Operatio
     let mut suite = Suite::new("bench");
     suite.trace = Some(trace.clone());
     let (report, ending) = suite.run(&programs, &kernel, on, &name)?;
-    if let Some((name, text)) = report.failures().first() {
-        bail!("the bench root task failed at {name}: {text} ({ending:?})");
+    if !report.complete() {
+        bail!("the bench root task came to no end: {:?} ({ending:?})", report.failures());
     }
     let text = String::from_utf8_lossy(&workspace::read(&trace)?).into_owned();
     let windows = if on == Emulator::Bochs { window::of_bochs(&text)? } else { window::of_qemu(&text)? };
@@ -89,10 +100,11 @@ fn by_name(report: &Report, windows: Vec<Window>) -> Result<Operations> {
     };
     let names: BTreeMap<u8, String> = report.remarks.iter().filter_map(|remark| name(remark)).collect();
     ensure!(!names.is_empty(), "the bench root task named no windows");
-    let mut operations = Operations::new();
+    let failures = report.failures().iter().map(|(name, text)| format!("; {name}: {text}")).collect();
+    let mut operations = Operations { windows: BTreeMap::new(), failures };
     for window in windows {
         let name = names.get(&window.number).with_context(|| format!("window {} has no name", window.number))?;
-        operations.entry(name.clone()).or_default().push(window);
+        operations.windows.entry(name.clone()).or_default().push(window);
     }
     Ok(operations)
 }

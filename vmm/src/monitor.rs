@@ -84,17 +84,51 @@ impl Monitor {
         }
     }
 
+    #[inline]
     fn exit(&mut self, number: u16, have: Mtd, state: &mut Architectural) -> Result<Mtd, Restarted> {
-        if !self.widened.is_empty() && self.widened.contains(&number) {
+        let now = time::now();
+        if self.has_other_work(now) {
+            self.work(number, now)?;
+        }
+        match self.vcpu.handle(number, have, state, &self.machine.memory, now) {
+            Next::Resume(reply) if !self.vcpu.left_something() => Ok(reply),
+            next => self.follow_up(next, number, have, state),
+        }
+    }
+
+    /// Whether there is more to do at an exit than to handle it.
+    #[inline]
+    fn has_other_work(&self, now: u64) -> bool {
+        let machine = self.machine;
+        now >= self.flush_at.unwrap_or(u64::MAX)
+            || !self.widened.is_empty()
+            || machine.pause.wanted()
+            || machine.pause.resets() != self.resets
+            || self.input_waits()
+    }
+
+    #[inline(never)]
+    fn work(&mut self, number: u16, now: u64) -> Result<(), Restarted> {
+        if self.widened.contains(&number) {
             self.narrow(number);
         }
         self.park_if_wanted()?;
-        let now = time::now();
         if self.flush_at.is_some_and(|due| due <= now) {
             self.flush();
         }
         self.input();
-        let mut next = self.vcpu.handle(number, have, state, &self.machine.memory, now);
+        Ok(())
+    }
+
+    /// Does what an exit leaves to do, and says how the vCPU goes on.
+    #[inline(never)]
+    fn follow_up(
+        &mut self,
+        mut next: Next,
+        number: u16,
+        have: Mtd,
+        state: &mut Architectural,
+    ) -> Result<Mtd, Restarted> {
         loop {
             if let Some(mark) = self.vcpu.take_mark() {
                 self.milestone(mark);
@@ -125,8 +159,8 @@ impl Monitor {
         }
     }
 
-    fn resume(&self, reply: Mtd) -> Mtd {
-        let deadline = self.vcpu.deadline();
+    fn resume(&mut self, reply: Mtd) -> Mtd {
+        let deadline = self.vcpu.take_deadline();
         self.machine.seats[self.index].arm(self.flush_at.map_or(deadline, |due| due.min(deadline)));
         reply
     }
@@ -147,10 +181,15 @@ impl Monitor {
         Ok(())
     }
 
+    #[inline]
+    fn input_waits(&self) -> bool {
+        self.index == 0 && self.machine.input.waits()
+    }
+
     /// Gives waiting console input to the serial port.
     fn input(&mut self) {
         let machine = self.machine;
-        if self.index == 0 && machine.input.waits() {
+        if self.input_waits() {
             let vcpu = &mut self.vcpu;
             machine.input.offer(|bytes| vcpu.with_board(time::now(), |board| board.serial_input(bytes)));
         }

@@ -293,6 +293,7 @@ impl Backplane {
     }
 
     /// Whether there is anything to see for a vCPU. One that goes to sleep looks here after it has said so.
+    #[inline]
     pub fn has_news(&self, index: usize) -> bool {
         self.inboxes[index].news.load(Ordering::SeqCst)
     }

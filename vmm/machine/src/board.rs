@@ -95,6 +95,8 @@ pub struct Board {
     lines: u16,
     /// Level of the 8259A's output.
     external: bool,
+    /// Something happened that [`Board::next_deadline`] may depend on, since it was published.
+    timing: bool,
     unclaimed_ports: Unclaimed,
     unclaimed_memory: Unclaimed,
 }
@@ -121,6 +123,7 @@ impl Board {
             debug: DebugPort::default(),
             lines: 0,
             external: false,
+            timing: true,
             unclaimed_ports: Unclaimed::default(),
             unclaimed_memory: Unclaimed::default(),
         }
@@ -138,6 +141,7 @@ impl Board {
         self.pci.reset();
         self.lines = 0;
         self.external = false;
+        self.timing = true;
     }
 
     fn deliver(&mut self, message: &Message) {
@@ -150,19 +154,37 @@ impl Board {
         core::mem::take(&mut self.wakes)
     }
 
-    /// Tells vCPU 0 when the board needs service. Whoever changed anything on the board calls this.
-    pub fn publish_deadline(&mut self, now: u64) {
+    /// Tells vCPU 0 when the board needs service, if that may have changed; returns whether. Whoever did anything to the
+    /// board calls this.
+    #[inline]
+    pub fn publish_deadline(&mut self, now: u64) -> bool {
+        let changed = core::mem::take(&mut self.timing);
+        if changed {
+            self.publish_changed_deadline(now);
+        }
+        changed
+    }
+
+    /// vCPU 0's LAPIC takes the 8259A's interrupts from now on, or no longer.
+    pub fn external_wanted_changed(&mut self) {
+        self.timing = true;
+    }
+
+    fn publish_changed_deadline(&mut self, now: u64) {
         let deadline = self.next_deadline(now).unwrap_or(u64::MAX);
         self.wakes = self.wakes.union(self.backplane.set_board_deadline(deadline));
     }
 
     /// Sets an ISA line's level at both interrupt controllers.
+    #[inline]
     fn wire(&mut self, irq: u8, asserted: bool) {
-        let bit = 1 << irq;
-        if (self.lines & bit != 0) == asserted {
-            return;
+        if (self.lines & 1 << irq != 0) != asserted {
+            self.toggle(irq, asserted);
         }
-        self.lines ^= bit;
+    }
+
+    fn toggle(&mut self, irq: u8, asserted: bool) {
+        self.lines ^= 1 << irq;
         self.pic.set_line(irq, asserted);
         self.wire_external();
         let pin = if irq == IRQ_TIMER { 2 } else { irq };
@@ -211,6 +233,7 @@ impl Board {
     pub fn mmio_write(&mut self, gpa: u64, width: Width, value: u64, now: u64) {
         match gpa.wrapping_sub(ioapic::BASE) {
             offset @ 0..ioapic::SIZE => {
+                self.timing = true;
                 self.service_pit(now);
                 let Self { ioapic, backplane, wakes, .. } = self;
                 ioapic.write(offset, width, value, |message| *wakes = wakes.union(backplane.send(&message, None)));
@@ -221,6 +244,7 @@ impl Board {
 
     /// A LAPIC says that a level-triggered interrupt ended.
     pub fn end_of_interrupt(&mut self, vector: u8) {
+        self.timing = true;
         let Self { ioapic, backplane, wakes, .. } = self;
         ioapic.end_of_interrupt(vector, |message| *wakes = wakes.union(backplane.send(&message, None)));
     }
@@ -235,6 +259,7 @@ impl Board {
 
     /// Fires what is due at `now`. Call it after a sleep or whenever the published deadline has passed.
     pub fn advance(&mut self, now: u64) {
+        self.timing = true;
         self.service_pit(now);
         if self.rtc.next_deadline(now).is_some_and(|due| due <= now) {
             self.rtc.advance(now);
@@ -262,6 +287,7 @@ impl Board {
             return None;
         }
         let vector = self.pic.acknowledge();
+        self.timing = true;
         self.wire_external();
         Some(vector)
     }
@@ -274,6 +300,7 @@ impl Board {
     }
 
     /// Whether output of any kind waits.
+    #[inline]
     pub fn has_output(&self) -> bool {
         self.serial.output_len() != 0 || !self.exec.is_empty() || self.debug.has_output()
     }
@@ -324,6 +351,7 @@ impl Board {
 
     /// Presses the ACPI power button.
     pub fn press_power_button(&mut self) {
+        self.timing = true;
         self.pm.press_power_button();
         self.wire(pm::SCI, self.pm.interrupt());
     }

@@ -140,16 +140,45 @@ pub enum Route {
     Unclaimed,
 }
 
+/// Ports that [`PORTS`] may name.
+const INDEXED: usize = 0x1000;
+/// No range.
+const NONE: u8 = u8::MAX;
+/// The range of each port in [`PORTS`], or [`NONE`].
+static INDEX: [u8; INDEXED] = index();
+
+const fn index() -> [u8; INDEXED] {
+    let mut index = [NONE; INDEXED];
+    let mut range = 0;
+    while range < PORTS.len() {
+        let mut port = PORTS[range].first as usize;
+        while port <= PORTS[range].last as usize {
+            index[port] = range as u8;
+            port += 1;
+        }
+        range += 1;
+    }
+    index
+}
+
 /// Finds who takes an access of `width` at `port`.
+#[inline]
 pub fn route(port: u16, width: Width) -> Route {
+    let range = INDEX.get(port as usize).and_then(|&range| PORTS.get(range as usize));
+    match range {
+        Some(range) if width == Width::Byte && range.widths != Widths::DwordOnly => {
+            Route::Whole(range.device, port - range.first)
+        }
+        range => wide_route(port, width, range),
+    }
+}
+
+fn wide_route(port: u16, width: Width, range: Option<&PortRange>) -> Route {
     if width == Width::Qword {
         return Route::Unclaimed;
     }
-    let after = PORTS.partition_point(|range| range.first <= port);
     let last = port as u32 + width.bytes() as u32 - 1;
-    if let Some(range) = after.checked_sub(1).map(|index| &PORTS[index])
-        && port <= range.last
-    {
+    if let Some(range) = range {
         let offset = port - range.first;
         return match (range.widths, width) {
             (Widths::DwordOnly, Width::Dword) => Route::Whole(range.device, offset),
@@ -160,7 +189,7 @@ pub fn route(port: u16, width: Width) -> Route {
         };
     }
     // Nothing at the first port; a wider access may still reach into a range.
-    match PORTS.get(after) {
+    match PORTS.iter().find(|range| range.first > port) {
         Some(next) if next.first as u32 <= last => Route::Split,
         _ => Route::Unclaimed,
     }

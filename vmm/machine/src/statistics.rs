@@ -27,19 +27,27 @@ pub struct Statistics {
     events: [u64; EVENTS],
     serial: u64,
     timer: u64,
-    ports: BTreeMap<u16, u64>,
-    msrs: BTreeMap<u32, u64>,
+    ports: Tally,
+    msrs: Tally,
     interrupts: u64,
 }
 
 impl Default for Statistics {
     fn default() -> Self {
-        Self { events: [0; EVENTS], serial: 0, timer: 0, ports: BTreeMap::new(), msrs: BTreeMap::new(), interrupts: 0 }
+        Self {
+            events: [0; EVENTS],
+            serial: 0,
+            timer: 0,
+            ports: Tally::default(),
+            msrs: Tally::default(),
+            interrupts: 0,
+        }
     }
 }
 
 impl Statistics {
     /// Counts an exit.
+    #[inline]
     pub fn exit(&mut self, number: u16) {
         if let Some(count) = self.events.get_mut(number as usize) {
             *count += 1;
@@ -50,8 +58,9 @@ impl Statistics {
     }
 
     /// Counts a port access; the exit is counted already.
+    #[inline]
     pub fn port(&mut self, port: u16) {
-        *self.ports.entry(port).or_default() += 1;
+        self.ports.count(port.into());
         if (0x3f8..=0x3ff).contains(&port) {
             self.serial += 1;
         }
@@ -59,7 +68,7 @@ impl Statistics {
 
     /// Counts a register access; the exit is counted already.
     pub fn msr(&mut self, index: u32) {
-        *self.msrs.entry(index).or_default() += 1;
+        self.msrs.count(index);
         if index == 0x6e0 {
             self.timer += 1;
         }
@@ -78,8 +87,8 @@ impl Statistics {
         self.serial += other.serial;
         self.timer += other.timer;
         self.interrupts += other.interrupts;
-        other.ports.iter().for_each(|(&port, more)| *self.ports.entry(port).or_default() += more);
-        other.msrs.iter().for_each(|(&index, more)| *self.msrs.entry(index).or_default() += more);
+        self.ports.add(&other.ports);
+        self.msrs.add(&other.msrs);
     }
 
     /// All exits.
@@ -101,23 +110,68 @@ impl Statistics {
         let events = self.events.iter().enumerate().filter(|(_, count)| **count != 0);
         core::iter::once(Line::Total(self))
             .chain(events.map(|(number, &count)| Line::Event(number as u16, count)))
-            .chain(core::iter::once(Line::Top("ports", top(&self.ports))))
-            .chain(core::iter::once(Line::Top("registers", top(&self.msrs))))
+            .chain(core::iter::once(Line::Top("ports", self.ports.top())))
+            .chain(core::iter::once(Line::Top("registers", self.msrs.top())))
     }
 }
 
-/// The eight most frequent keys.
-fn top<K: Copy + Into<u64>>(counts: &BTreeMap<K, u64>) -> [(u64, u64); 8] {
-    let mut top = [(0, 0); 8];
-    for (&key, &count) in counts {
-        let mut entry = (key.into(), count);
-        for slot in &mut top {
-            if entry.1 > slot.1 {
-                core::mem::swap(slot, &mut entry);
-            }
+/// Counts by key. The keys of late are in a small table, for counting is part of every exit.
+#[derive(Clone, Debug)]
+struct Tally {
+    /// Key and count, at the key's last bits; slot 0's key is there from the start, and never counted wrongly.
+    late: [(u32, u64); Self::SLOTS],
+    others: BTreeMap<u32, u64>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self { late: [(0, 0); Self::SLOTS], others: BTreeMap::new() }
+    }
+}
+
+impl Tally {
+    const SLOTS: usize = 64;
+
+    #[inline]
+    fn count(&mut self, key: u32) {
+        let slot = &mut self.late[key as usize % Self::SLOTS];
+        if slot.0 != key {
+            let (old, count) = core::mem::replace(slot, (key, 0));
+            Self::keep(&mut self.others, old, count);
+        }
+        slot.1 += 1;
+    }
+
+    #[cold]
+    fn keep(others: &mut BTreeMap<u32, u64>, key: u32, count: u64) {
+        if count != 0 {
+            *others.entry(key).or_default() += count;
         }
     }
-    top
+
+    fn add(&mut self, other: &Self) {
+        other.whole().iter().for_each(|(&key, &count)| Self::keep(&mut self.others, key, count));
+    }
+
+    fn whole(&self) -> BTreeMap<u32, u64> {
+        let mut whole = self.others.clone();
+        self.late.iter().for_each(|&(key, count)| Self::keep(&mut whole, key, count));
+        whole
+    }
+
+    /// The eight most frequent keys.
+    fn top(&self) -> [(u64, u64); 8] {
+        let mut top = [(0, 0); 8];
+        for (key, count) in self.whole() {
+            let mut entry = (key.into(), count);
+            for slot in &mut top {
+                if entry.1 > slot.1 {
+                    core::mem::swap(slot, &mut entry);
+                }
+            }
+        }
+        top
+    }
 }
 
 /// A line of the report.
@@ -178,8 +232,10 @@ mod tests {
         assert_eq!(lines[6], "busiest registers: 0x6e0 1");
         let mut sum = statistics.clone();
         sum.add(&statistics);
+        // The same slot of the table, by turns.
+        (0..3).for_each(|_| [0x40, 0x80, 0].into_iter().for_each(|port| sum.port(port)));
         let lines: Vec<_> = sum.lines().map(|line| line.to_string()).collect();
         assert_eq!(lines[0], "exits: 10 = serial port 2 + timer 4 + other 4; interrupts injected: 2");
-        assert_eq!(lines[5], "busiest ports: 0x70 2 0x3f8 2");
+        assert_eq!(lines[5], "busiest ports: 0x0 3 0x40 3 0x80 3 0x70 2 0x3f8 2");
     }
 }

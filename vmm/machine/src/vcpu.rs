@@ -167,6 +167,8 @@ pub struct Vcpu<P> {
     lengths_told: bool,
     xcr0: u64,
     deadline: u64,
+    /// The deadline may be another one than [`Vcpu::take_deadline`] gave.
+    rearm: bool,
     touched: bool,
     window_requested: bool,
     priority_exit: PriorityExit,
@@ -202,6 +204,7 @@ impl<P: Platform> Vcpu<P> {
             lengths_told: hardware.lengths_told,
             xcr0: 1,
             deadline: u64::MAX,
+            rearm: true,
             touched: true,
             window_requested: false,
             priority_exit: hardware.priority_exit,
@@ -228,6 +231,18 @@ impl<P: Platform> Vcpu<P> {
 
     /// The STC value at which the vCPU must be interrupted; `u64::MAX` for never.
     pub fn deadline(&self) -> u64 {
+        self.deadline
+    }
+
+    /// Whether the last exit left anything to do but to resume: output, a milestone, another deadline.
+    #[inline]
+    pub fn left_something(&self) -> bool {
+        self.output_waits | self.rearm | self.mark.is_some()
+    }
+
+    /// The deadline, for whoever will see to it from now on.
+    pub fn take_deadline(&mut self) -> u64 {
+        self.rearm = false;
         self.deadline
     }
 
@@ -309,6 +324,7 @@ impl<P: Platform> Vcpu<P> {
     }
 
     fn refresh_deadline(&mut self, now: u64) {
+        self.rearm = true;
         self.deadline = self.lapic.next_deadline().unwrap_or(u64::MAX);
         if self.index == 0 {
             self.deadline = self.deadline.min(self.backplane.board_deadline());

@@ -6,8 +6,15 @@ use crate::debug_port;
 use crate::pic::Chip;
 use crate::{exec_port, pm, rtc};
 
+/// Whether an access to the device may change when the board needs service.
+fn concerns_time(device: PortDevice) -> bool {
+    use PortDevice::{Debug, Delay, Exec, PciAddress, PciData, Serial};
+    !matches!(device, Serial | Delay | Exec | Debug | PciAddress | PciData)
+}
+
 impl Board {
     /// IN: the value in the low bits, ones where nobody answers. `width` is at most a double word.
+    #[inline]
     pub fn io_read(&mut self, port: u16, width: Width, now: u64) -> u32 {
         match route(port, width) {
             Route::Whole(device, offset) => self.read_port(device, offset, width, now),
@@ -26,6 +33,7 @@ impl Board {
     }
 
     /// OUT.
+    #[inline]
     pub fn io_write(&mut self, port: u16, width: Width, value: u32, now: u64) -> Effect {
         match route(port, width) {
             Route::Whole(device, offset) => self.write_port(device, offset, width, value, now),
@@ -44,6 +52,7 @@ impl Board {
     }
 
     fn read_port(&mut self, device: PortDevice, offset: u16, width: Width, now: u64) -> u32 {
+        self.timing |= concerns_time(device);
         let odd = offset & 1 != 0;
         let byte = match device {
             PortDevice::PicMaster | PortDevice::PicSlave => {
@@ -85,6 +94,7 @@ impl Board {
     }
 
     fn write_port(&mut self, device: PortDevice, offset: u16, width: Width, value: u32, now: u64) -> Effect {
+        self.timing |= concerns_time(device);
         let (odd, byte) = (offset & 1 != 0, value as u8);
         match device {
             PortDevice::PicMaster | PortDevice::PicSlave => {

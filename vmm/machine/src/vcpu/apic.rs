@@ -8,15 +8,20 @@ use crate::lapic::Outcome;
 
 impl<P: Platform> Vcpu<P> {
     /// One access to the board at STC value `now`: whoever has to look because of it does.
+    #[inline]
     pub fn with_board<R>(&mut self, now: u64, access: impl FnOnce(&mut Board) -> R) -> R {
         let (result, wakes) = {
             let mut board = self.platform.board();
             let result = access(&mut board);
-            board.publish_deadline(now);
+            self.touched |= board.publish_deadline(now);
             self.output_waits |= board.has_output();
             (result, board.take_wakes())
         };
-        self.notify(wakes);
+        if wakes.is_empty() {
+            self.collect();
+        } else {
+            self.notify(wakes);
+        }
         result
     }
 
@@ -31,7 +36,14 @@ impl<P: Platform> Vcpu<P> {
     }
 
     /// Takes what others had for this vCPU.
+    #[inline]
     pub(super) fn collect(&mut self) {
+        if self.backplane.has_news(self.index) {
+            self.open_mail();
+        }
+    }
+
+    fn open_mail(&mut self) {
         if let Some(mail) = self.backplane.collect(self.index) {
             self.lapic.take(&mail);
             self.touched = true;
@@ -80,7 +92,7 @@ impl<P: Platform> Vcpu<P> {
         self.publish();
         if self.index == 0 && self.backplane.external_wanted() != wanted {
             // The interval timer's ticks are wanted from now on, or no longer.
-            self.with_board(now, |_| ());
+            self.with_board(now, Board::external_wanted_changed);
         }
     }
 

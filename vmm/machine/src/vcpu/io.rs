@@ -66,7 +66,6 @@ impl<P: Platform> Vcpu<P> {
             return Next::More(EVERYTHING);
         }
         self.statistics.port(access.port());
-        self.touched = true;
         if access.string() {
             return self.string_access(access, width, state, memory, now);
         }
@@ -85,6 +84,7 @@ impl<P: Platform> Vcpu<P> {
     }
 
     /// INS, OUTS. A repeated one is done in pieces: the instruction pointer stays until the count is zero.
+    #[inline(never)]
     fn string_access(
         &mut self,
         access: Qualification,

@@ -1,8 +1,9 @@
 //! Runs a command inside a Linux guest and sends its output and status through the execution port.
 //!
 //! `agent FILE` runs `/bin/sh FILE`; `agent mark N` tells the virtual machine monitor that milestone N is reached;
-//! `agent ring SECONDS PROCESSES` passes a token round among processes on different CPUs ([`mod@ring`]). A static Linux program without a C library: the guest's user space is busybox and this. It needs root's right to use
-//! I/O ports.
+//! `agent ring SECONDS PROCESSES` passes a token round among processes on different CPUs ([`mod@ring`]); `agent measure`
+//! tells what starting programs and a loop take ([`mod@measure`]). A static Linux program without a C library: the guest's
+//! user space is busybox and this. It needs root's right to use I/O ports.
 #![no_std]
 #![no_main]
 
@@ -10,6 +11,7 @@ mod command;
 mod entry;
 mod frame;
 mod linux;
+mod measure;
 mod port;
 mod ring;
 
@@ -32,7 +34,8 @@ enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Usage => formatter.write_str("usage: agent FILE | agent mark NUMBER | agent ring SECONDS PROCESSES"),
+            Self::Usage => formatter
+                .write_str("usage: agent FILE | agent mark NUMBER | agent ring SECONDS PROCESSES | agent measure"),
             Self::NoPortAccess(errno) => write!(formatter, "may not use I/O ports ({errno})"),
             Self::NoChannel => formatter.write_str("this machine has no exec channel"),
             Self::Linux(what, errno) => write!(formatter, "cannot {what} ({errno})"),
@@ -55,6 +58,7 @@ fn main<'a>(mut arguments: impl Iterator<Item = &'a CStr>) -> u8 {
     let result = match (arguments.next(), arguments.next(), arguments.next()) {
         (Some(word), Some(number), None) if word == c"mark" => mark(number),
         (Some(word), Some(seconds), Some(processes)) if word == c"ring" => ring(seconds, processes),
+        (Some(word), None, None) if word == c"measure" => measure::run(),
         (Some(file), None, None) => command::run(file),
         _ => Err(Failure::Usage),
     };

@@ -7,8 +7,11 @@
 
 mod boot;
 mod count;
+mod exits;
 mod figures;
+mod linux;
 mod listing;
+mod peer;
 mod recorded;
 mod runs;
 mod window;

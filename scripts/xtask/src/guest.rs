@@ -62,6 +62,9 @@ pub enum Kernel {
         depends: Option<String>,
         /// The file, with `*` for the version.
         file: String,
+        /// Modules that make it a host of virtual machines, each after those that it needs.
+        #[serde(default)]
+        modules: Vec<String>,
     },
 }
 
@@ -130,20 +133,27 @@ impl Recipe {
     pub fn fetch(&self) -> Result<()> {
         match self {
             Self::Kernel(Kernel::Program { .. }) => Ok(()),
-            Self::Kernel(Kernel::Package { package, depends, file }) => {
-                Package { name: package, depends: depends.as_deref() }.file(file).map(|_| ())
-            }
+            Self::Kernel(Kernel::Package { .. }) => self.with_modules().map(|_| ()),
             Self::Initramfs(Initramfs { package, busybox, .. }) => {
                 Package { name: package, depends: None }.file(busybox).map(|_| ())
             }
         }
     }
 
+    /// The kernel of a package, and behind it its modules.
+    pub fn with_modules(&self) -> Result<Vec<PathBuf>> {
+        let Self::Kernel(Kernel::Package { package, depends, file, modules }) = self else {
+            bail!("this recipe's kernel is in no package")
+        };
+        let files: Vec<&str> = [file].into_iter().chain(modules).map(String::as_str).collect();
+        Package { name: package, depends: depends.as_deref() }.files(&files)
+    }
+
     /// Makes the file.
     pub fn make(&self, programs: &Programs) -> Result<Vec<u8>> {
         match self {
             Self::Kernel(Kernel::Program { program }) => programs.stripped(program),
-            Self::Kernel(Kernel::Package { package, depends, file }) => {
+            Self::Kernel(Kernel::Package { package, depends, file, .. }) => {
                 workspace::read(&Package { name: package, depends: depends.as_deref() }.file(file)?)
             }
             Self::Initramfs(initramfs) => initramfs.make(programs),

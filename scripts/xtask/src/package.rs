@@ -29,19 +29,27 @@ struct Indexed {
 impl Package<'_> {
     /// A file of the package by its path, in which `*` stands for what changes from version to version.
     pub fn file(&self, path: &str) -> Result<PathBuf> {
-        let base = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or(path).replace('*', "");
+        Ok(self.files(&[path])?.remove(0))
+    }
+
+    /// Several files, all of the same version of the package.
+    pub fn files(&self, paths: &[&str]) -> Result<Vec<PathBuf>> {
         let folder = workspace::folder(&format!("guests/{}", self.name))?;
-        let kept = folder.join(base.trim_matches('-'));
-        if !kept.is_file() {
+        let kept = |path: &&str| {
+            let base = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or(path).replace('*', "");
+            folder.join(base.trim_matches('-'))
+        };
+        let kept: Vec<PathBuf> = paths.iter().map(kept).collect();
+        if !kept.iter().all(|kept| kept.is_file()) {
             // An index that is missing or out of date is the usual reason for a failure.
-            self.fetch(path, &folder, &kept)
-                .or_else(|_| setup::update_index().and_then(|()| self.fetch(path, &folder, &kept)))
-                .with_context(|| format!("cannot get {path} from Debian's package {}", self.name))?;
+            self.fetch(paths, &folder, &kept)
+                .or_else(|_| setup::update_index().and_then(|()| self.fetch(paths, &folder, &kept)))
+                .with_context(|| format!("cannot get {} from Debian's package {}", paths.join(", "), self.name))?;
         }
         Ok(kept)
     }
 
-    fn fetch(&self, path: &str, folder: &Path, kept: &Path) -> Result<()> {
+    fn fetch(&self, paths: &[&str], folder: &Path, kept: &[PathBuf]) -> Result<()> {
         let mut package = indexed(self.name)?;
         if let Some(pattern) = self.depends {
             let name = package
@@ -71,10 +79,13 @@ impl Package<'_> {
         if found != sha256 {
             bail!("{name} has the checksum {found}, but apt's index says {sha256}");
         }
-        output(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(scratch.join("content")))?;
-        let unpacked = find(&scratch.join("content"), path)?;
-        // A rename, so that an interrupted run leaves nothing that looks whole.
-        fs::rename(unpacked, kept)?;
+        let content = scratch.join("content");
+        output(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(&content))?;
+        let unpacked: Vec<PathBuf> = paths.iter().map(|path| find(&content, path)).collect::<Result<_>>()?;
+        // Renames, so that an interrupted run leaves nothing that looks whole.
+        for (unpacked, kept) in unpacked.iter().zip(kept) {
+            fs::rename(unpacked, kept)?;
+        }
         workspace::write(&folder.join("origin"), format!("{name} {version} sha256 {sha256}\n").as_bytes())?;
         let _ = fs::remove_dir_all(&scratch);
         Ok(())
@@ -109,20 +120,20 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// The file at `pattern` below `folder`; only its last part may have a `*`.
+/// The file at `pattern` below `folder`; each of its parts may have a `*`.
 fn find(folder: &Path, pattern: &str) -> Result<PathBuf> {
-    let path = folder.join(pattern);
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        bail!("{pattern} names no file");
-    };
     // Packages are moving from /bin to /usr/bin.
-    let merged = folder.join("usr").join(parent.strip_prefix(folder)?);
-    [parent, &merged]
-        .into_iter()
-        .filter_map(|parent| fs::read_dir(parent).ok())
-        .flat_map(|entries| entries.flatten())
-        .find(|entry| entry.file_name().to_str().is_some_and(|entry| matches(name, entry)))
-        .map(|entry| entry.path())
+    [folder.to_path_buf(), folder.join("usr")]
+        .iter()
+        .find_map(|folder| {
+            pattern.split('/').try_fold(folder.clone(), |folder, part| {
+                fs::read_dir(folder)
+                    .ok()?
+                    .flatten()
+                    .find(|entry| entry.file_name().to_str().is_some_and(|name| matches(part, name)))
+                    .map(|entry| entry.path())
+            })
+        })
         .ok_or_else(|| anyhow!("the package has no {pattern}"))
 }
 
@@ -151,5 +162,15 @@ mod tests {
         assert!(!matches(pattern, "linux-image-cloud-amd64"), "the pattern's two ends may not overlap");
         assert!(!matches(pattern, "linux-image-6.1.0-56-amd64"));
         assert!(matches("busybox", "busybox") && !matches("busybox", "busybox-static"));
+    }
+
+    #[test]
+    fn files_are_found_below_folders_with_versions() {
+        let folder = workspace::folder("package-test").expect("can be made");
+        let modules = folder.join("usr/lib/modules/6.1.0-9/kernel");
+        fs::create_dir_all(&modules).expect("can be made");
+        fs::write(modules.join("kvm.ko"), b"").expect("can be written");
+        assert_eq!(find(&folder, "lib/modules/*/kernel/kvm.ko").ok(), Some(modules.join("kvm.ko")));
+        assert!(find(&folder, "lib/modules/*/kernel/kvm-none.ko").is_err());
     }
 }

@@ -26,7 +26,7 @@ const PLACE: usize = 12;
 
 /// The CPU of the bare machine: QEMU's without what the monitor hides from a virtual machine's, so that Linux does the
 /// same on both (with LA57, for one, it would have page tables of five levels).
-const GUEST_CPU: &str = "max,-svm,-la57,-monitor,-mpx,-pku,-wbnoinvd,-mce,-mca,-acpi";
+pub const GUEST_CPU: &str = "max,-svm,-la57,-monitor,-mpx,-pku,-wbnoinvd,-mce,-mca,-acpi";
 
 /// From the kernel's first instruction to the first of `/init`, whoever executes it: guest, kernel, root task, monitor.
 pub fn boot(_: &mut Runs) -> Result<Measured> {

@@ -3,9 +3,9 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::boot;
 use super::count::Counts;
 use super::runs::Runs;
+use super::{boot, exits, linux};
 use crate::emulator::Emulator;
 
 /// A figure of the table.
@@ -111,6 +111,20 @@ const fn exit(name: &'static str, window: &'static str, on: Emulator, most: f64)
     Figure { name, most: Some(most), unit: KERNEL, method, on: Some(on), measure: Measure::Window(window) }
 }
 
+/// What an operation of the micro guest costs on the whole, and under KVM.
+macro_rules! guest {
+    ($name:literal, $on:expr, $operation:literal) => {
+        Figure {
+            name: $name,
+            most: None,
+            unit: "instructions",
+            method: "guest's TSC, kernel + monitor + guest",
+            on: Some($on),
+            measure: Measure::By(|runs| exits::operation(runs, $on, $operation)),
+        }
+    };
+}
+
 /// All figures, in the order of the table.
 pub const FIGURES: &[Figure] = &[
     operation("ipc.same_pd.0", Some(70.0)),
@@ -155,6 +169,54 @@ pub const FIGURES: &[Figure] = &[
     exit("exit.svm.cpuid", "exit.cpuid", Emulator::Qemu, 120.0),
     exit("exit.vmx.out", "exit.out", Emulator::Bochs, 170.0),
     exit("exit.svm.out", "exit.out", Emulator::Qemu, 170.0),
+    guest!("guest.svm.cpuid", Emulator::Qemu, "cpuid"),
+    guest!("guest.svm.vmcall", Emulator::Qemu, "vmcall"),
+    guest!("guest.svm.out", Emulator::Qemu, "out"),
+    guest!("guest.svm.in", Emulator::Qemu, "in"),
+    guest!("guest.svm.mmio.read", Emulator::Qemu, "mmio.read"),
+    guest!("guest.svm.mmio.write", Emulator::Qemu, "mmio.write"),
+    guest!("guest.svm.lapic.read", Emulator::Qemu, "lapic.read"),
+    guest!("guest.svm.rdmsr", Emulator::Qemu, "rdmsr"),
+    guest!("guest.svm.wrmsr", Emulator::Qemu, "wrmsr"),
+    guest!("guest.svm.cr0", Emulator::Qemu, "cr0"),
+    guest!("guest.svm.cr4", Emulator::Qemu, "cr4"),
+    guest!("guest.svm.page", Emulator::Qemu, "page"),
+    guest!("guest.svm.ipi.self", Emulator::Qemu, "ipi.self"),
+    guest!("guest.svm.ipi.halted", Emulator::Qemu, "ipi.halted"),
+    guest!("guest.svm.deadline", Emulator::Qemu, "deadline"),
+    guest!("guest.svm.ipi.wake", Emulator::Qemu, "ipi.wake"),
+    guest!("guest.vmx.cpuid", Emulator::Bochs, "cpuid"),
+    guest!("guest.vmx.vmcall", Emulator::Bochs, "vmcall"),
+    guest!("guest.vmx.out", Emulator::Bochs, "out"),
+    guest!("guest.vmx.in", Emulator::Bochs, "in"),
+    guest!("guest.vmx.mmio.read", Emulator::Bochs, "mmio.read"),
+    guest!("guest.vmx.mmio.write", Emulator::Bochs, "mmio.write"),
+    guest!("guest.vmx.lapic.read", Emulator::Bochs, "lapic.read"),
+    guest!("guest.vmx.rdmsr", Emulator::Bochs, "rdmsr"),
+    guest!("guest.vmx.wrmsr", Emulator::Bochs, "wrmsr"),
+    guest!("guest.vmx.cr0", Emulator::Bochs, "cr0"),
+    guest!("guest.vmx.cr4", Emulator::Bochs, "cr4"),
+    guest!("guest.vmx.page", Emulator::Bochs, "page"),
+    guest!("guest.vmx.ipi.self", Emulator::Bochs, "ipi.self"),
+    guest!("guest.vmx.ipi.halted", Emulator::Bochs, "ipi.halted"),
+    guest!("guest.vmx.deadline", Emulator::Bochs, "deadline"),
+    guest!("guest.vmx.ipi.wake", Emulator::Bochs, "ipi.wake"),
+    Figure {
+        name: "exit.vs_kvm",
+        most: None,
+        unit: "times ours, at least 8",
+        method: "guest.svm.out: an exit to user space, all instructions",
+        on: Some(Emulator::Qemu),
+        measure: Measure::By(|runs| exits::times(runs, Emulator::Qemu)),
+    },
+    Figure {
+        name: "exit.vs_kvm.vmx",
+        most: None,
+        unit: "times ours, at least 8",
+        method: "guest.vmx.out: an exit to user space, all instructions",
+        on: Some(Emulator::Bochs),
+        measure: Measure::By(|runs| exits::times(runs, Emulator::Bochs)),
+    },
     Figure {
         name: "linux.boot.ratio",
         most: Some(1.05),
@@ -170,6 +232,30 @@ pub const FIGURES: &[Figure] = &[
         method: "QEMU plugin, -icount shift=4 (16 ns for each)",
         on: Some(Emulator::Qemu),
         measure: Measure::By(boot::boot_with_short_waits),
+    },
+    Figure {
+        name: "linux.boot.exits",
+        most: Some(10_000.0),
+        unit: "exits beside timer and console",
+        method: "the monitor's account when init runs",
+        on: Some(Emulator::Qemu),
+        measure: Measure::By(linux::exits),
+    },
+    Figure {
+        name: "linux.fork.ratio",
+        most: Some(1.02),
+        unit: "times the instructions of bare Linux",
+        method: "fork and exec of busybox x100; guest's TSC, QEMU -icount",
+        on: Some(Emulator::Qemu),
+        measure: Measure::By(linux::fork),
+    },
+    Figure {
+        name: "linux.loop.ratio",
+        most: None,
+        unit: "times the instructions of bare Linux",
+        method: "a loop of 20 million rounds; guest's TSC, QEMU -icount",
+        on: Some(Emulator::Qemu),
+        measure: Measure::By(linux::busy),
     },
 ];
 

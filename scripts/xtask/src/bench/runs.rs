@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::count::Counts;
+use super::exits::{self, Costs, Host};
+use super::linux::{self, Linux};
 use super::window::{self, Window};
 use crate::emulator::Emulator;
 use crate::programs::{self, Programs};
@@ -28,12 +30,35 @@ pub struct Runs {
     /// Another kernel than ours.
     pub kernel: Option<PathBuf>,
     operations: Vec<(Emulator, Result<Operations, String>)>,
+    exits: Vec<((Host, Emulator), Result<Costs, String>)>,
+    /// In a virtual machine, and on the machine itself.
+    linux: [Option<Result<Linux, String>>; 2],
 }
 
 impl Runs {
     /// Nothing measured yet.
     pub fn new(kernel: Option<PathBuf>) -> Self {
-        Self { kernel, operations: Vec::new() }
+        Self { kernel, operations: Vec::new(), exits: Vec::new(), linux: [None, None] }
+    }
+
+    /// What Linux measured, on the machine itself if `bare`.
+    pub fn linux(&mut self, bare: bool) -> Result<&Linux> {
+        let made = || linux::measure(bare).map_err(|error| format!("{error:#}"));
+        self.linux[usize::from(bare)].get_or_insert_with(made).as_ref().map_err(|error| anyhow!("{error}"))
+    }
+
+    /// What the micro guest's operations cost on a host.
+    pub fn exits(&mut self, host: Host, on: Emulator) -> Result<&Costs> {
+        let key = (host, on);
+        let known = match self.exits.iter().position(|(known, _)| *known == key) {
+            Some(known) => known,
+            None => {
+                let made = exits::measure(host, on).map_err(|error| format!("{error:#}"));
+                self.exits.push((key, made));
+                self.exits.len() - 1
+            }
+        };
+        self.exits[known].1.as_ref().map_err(|error| anyhow!("{error}"))
     }
 
     /// All windows with this name.

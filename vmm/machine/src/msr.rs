@@ -165,7 +165,7 @@ impl Registers {
             StateRegister::Pat if value.to_le_bytes().iter().any(|&kind| kind > 7 || kind == 2 || kind == 3) => {
                 return Err(Fault);
             }
-            StateRegister::TscAux if value >> 32 != 0 => return Err(Fault),
+            StateRegister::TscAux | StateRegister::Fmask if value >> 32 != 0 => return Err(Fault),
             StateRegister::Lstar
             | StateRegister::FsBase
             | StateRegister::GsBase
@@ -261,6 +261,17 @@ mod tests {
         assert_eq!(write(0x401), Err(Fault));
         assert_eq!(write(0x1d01), Err(Fault));
         assert_eq!(write(0x4d01), Err(Fault));
+    }
+
+    /// The kernel would refuse a reply with one of them, and that ends the guest.
+    #[test]
+    fn reserved_halves_stay_clear() {
+        let registers = Registers::new(Vendor::Amd, 40, true);
+        for register in [StateRegister::Fmask, StateRegister::TscAux] {
+            let write = |value| registers.write_state(register, value, &mut Architectural::default());
+            assert_eq!(write(u32::MAX.into()), Ok(()), "{register:?}");
+            assert!((32..64).all(|bit| write(1 << bit) == Err(Fault)), "{register:?}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ const SHOWN: usize = 4;
 pub enum Cause {
     /// An exception in the delivery of a double fault.
     TripleFault,
-    /// The processor refuses the vCPU's state.
+    /// The processor refuses the vCPU's state, or the kernel does what the monitor has written into it.
     InvalidState,
     /// HLT with interrupts disabled.
     HaltedForever,
@@ -44,7 +44,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Cause::TripleFault => f.write_str("triple fault"),
-            Cause::InvalidState => f.write_str("the processor refuses the state of the virtual CPU"),
+            Cause::InvalidState => f.write_str("the processor or the kernel refuses the state of the virtual CPU"),
             Cause::HaltedForever => f.write_str("halted with interrupts disabled: nothing can wake it"),
             Cause::FetchOutsideRam(gpa) => write!(f, "jump into nothing: no RAM at guest-physical {gpa:#x}"),
             Cause::NotEmulated(gpa) => write!(f, "an instruction that is not emulated touched the device at {gpa:#x}"),
@@ -167,6 +167,18 @@ fn code(state: &Architectural, memory: &impl GuestMemory, lines: &mut Vec<String
     }
 }
 
+/// What else can be refused. What the kernel refused of a reply is as it was before.
+fn further(state: &Architectural, lines: &mut Vec<String>) {
+    let segments = [("ds", &state.ds), ("es", &state.es), ("fs", &state.fs), ("gs", &state.gs), ("ldtr", &state.ldtr)];
+    lines.extend(segments.map(|(name, value)| segment(name, value)));
+    lines.push(format!("cr8 {:x} dr7 {:x} xcr0 {:x} pat {:x}", state.cr8, state.dr7, state.xcr0, state.pat));
+    lines.push(format!("star {:x} lstar {:x} fmask {:x}", state.star, state.lstar, state.fmask));
+    lines.push(format!(
+        "sysenter {:x} {:x} {:x}, kernel gs {:x} tsc aux {:x}",
+        state.sysenter_cs, state.sysenter_esp, state.sysenter_eip, state.kernel_gs_base, state.tsc_aux
+    ));
+}
+
 /// The report, line by line. `state` is the whole state of the vCPU.
 pub fn lines(cause: Cause, state: &Architectural, history: &History, memory: &impl GuestMemory) -> Vec<String> {
     let mut lines = Vec::new();
@@ -204,6 +216,9 @@ pub fn lines(cause: Cause, state: &Architectural, history: &History, memory: &im
         state.vectoring_info,
         state.interruptibility
     ));
+    if cause == Cause::InvalidState {
+        further(state, &mut lines);
+    }
     code(state, memory, &mut lines);
     lines.push(format!("last exits, oldest first, of {}:", history.count));
     lines.extend(history.iter().map(|exit| format!("  {exit}")));
@@ -233,6 +248,10 @@ mod tests {
         assert!(text.iter().any(|line| line.starts_with("0x1005: 06") && line.ends_with("(invalid)")));
         assert_eq!(text.last().unwrap(), "  CPUID leaf 0x27.0x0, rip 0x1000");
         assert_eq!(text.iter().filter(|line| line.starts_with("  CPUID")).count(), REMEMBERED);
+        assert!(!text.iter().any(|line| line.contains("lstar")));
+        state.fmask = 0x4_7700;
+        let text = lines(Cause::InvalidState, &state, &history, &memory);
+        assert!(text.contains(&"star 0 lstar 0 fmask 47700".into()), "{text:#?}");
         state.rip = 0xd000_0000;
         let text = lines(Cause::FetchOutsideRam(0xd000_0000), &state, &history, &memory);
         assert_eq!(text[0], "jump into nothing: no RAM at guest-physical 0xd0000000");

@@ -54,6 +54,16 @@ pub const EVERYTHING: Mtd = Mtd::GPR_0_7
     .union(Mtd::CR)
     .union(Mtd::EFER);
 
+/// Everything that the processor or the kernel can refuse.
+const REFUSABLE: Mtd = EVERYTHING
+    .union(Mtd::DR)
+    .union(Mtd::XSAVE)
+    .union(Mtd::SYSCALL)
+    .union(Mtd::SYSENTER)
+    .union(Mtd::PAT)
+    .union(Mtd::KERNEL_GS)
+    .union(Mtd::TSC);
+
 /// What fetching and decoding the instruction needs.
 pub const DECODE: Mtd = Mtd::RIP.union(Mtd::RFLAGS).union(Mtd::CS_SS).union(Mtd::CR).union(Mtd::EFER);
 
@@ -287,6 +297,7 @@ impl<P: Platform> Vcpu<P> {
                 Mtd::INJ | Mtd::STA | Mtd::RFLAGS | Mtd::CR | Mtd::RIP
             }
             number if number == event::GUEST_ARCH + event::STARTUP => Mtd::empty(),
+            guest::INVALID_STATE => REFUSABLE,
             _ => EVERYTHING,
         }
     }

@@ -47,8 +47,8 @@ static mut SCRATCH: [u64; 512] = [0; 512];
 pub fn storm(words: Words) -> Outcome {
     let (rounds, seed) = (words.number("rounds").unwrap_or(10_000), words.number("seed").unwrap_or(1));
     let mut random = Random(seed);
-    let mut refused = 0u64;
     lapic::enable();
+    let mut refused = edges();
     let strict = words.number("strict").is_some();
     let trace = words.number("trace").unwrap_or(u64::MAX);
     for round in 0..rounds {
@@ -140,10 +140,23 @@ fn register(random: &mut Random) -> Attempted {
     let index =
         if random.below(8) == 0 { random.next() as u32 } else { first + (random.next() as u32) % (last - first + 1) };
     let value = random.any();
-    let write = random.below(2) == 0;
-    if !write {
-        return attempt(|| _ = cpu::read_msr(index));
+    match random.below(2) {
+        0 => write_register(index, value),
+        _ => attempt(|| _ = cpu::read_msr(index)),
     }
+}
+
+/// Writes what a register may just still hold, or no longer, to all of them. Returns how many writes were refused.
+fn edges() -> u64 {
+    const EDGES: [u64; 5] = [1 << 31, 1 << 32, 1 << 47, 1 << 63, u64::MAX];
+    let writes = REGISTERS
+        .into_iter()
+        .flat_map(|(first, last)| first..=last)
+        .flat_map(|index| EDGES.map(|value| (index, value)));
+    writes.map(|(index, value)| u64::from(write_register(index, value).is_err())).sum()
+}
+
+fn write_register(index: u32, value: u64) -> Attempted {
     let value = match index {
         // The clock pages go where they may.
         0x11 | 0x12 | 0x4b56_4d00 | 0x4b56_4d01 => ((&raw const SCRATCH as u64 & !63) + 64) | value & 1,

@@ -6,7 +6,7 @@
 
 use core::arch::asm;
 
-use machine::memory::{GuestMemory, Ram};
+use machine::memory::{GuestMemory, NotRam, Ram};
 use runtime::manifest::Range;
 
 /// The region `guest-ram`.
@@ -39,6 +39,19 @@ impl HostMemory {
 impl GuestMemory for HostMemory {
     fn ram(&self) -> Ram {
         self.ram
+    }
+
+    #[inline]
+    fn read_u64(&self, gpa: u64) -> Result<u64, NotRam> {
+        let offset = self.ram.offset(gpa, 8).ok_or(NotRam { gpa })?;
+        let from = (self.base + offset) as *const u64;
+        if from.is_aligned() {
+            // SAFETY: it lies in the mapped RAM.
+            return Ok(unsafe { from.read_volatile() });
+        }
+        let mut bytes = [0; 8];
+        self.load(offset, &mut bytes);
+        Ok(u64::from_le_bytes(bytes))
     }
 
     fn load(&self, offset: u64, bytes: &mut [u8]) {

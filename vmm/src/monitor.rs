@@ -44,8 +44,8 @@ pub struct Monitor {
     portals: Selector,
     /// Events whose portal asks for more than usual until the next exit.
     widened: Vec<u16>,
-    /// STC value at which output that this vCPU left unfinished goes out.
-    flush_at: Option<u64>,
+    /// STC value at which output that this vCPU left unfinished goes out; `u64::MAX`: there is none.
+    flush_at: u64,
     /// Resets of the machine that it has seen.
     resets: u64,
 }
@@ -64,7 +64,7 @@ impl Service for Monitor {
 impl Monitor {
     /// For vCPU number `index`, whose portals begin at `portals`.
     pub fn new(machine: &'static Machine, index: usize, vcpu: Vcpu<&'static Machine>, portals: Selector) -> Self {
-        Self { machine, index, vcpu, portals, widened: Vec::new(), flush_at: None, resets: 0 }
+        Self { machine, index, vcpu, portals, widened: Vec::new(), flush_at: u64::MAX, resets: 0 }
     }
 
     fn serve_event(&mut self, number: u16, have: Mtd, state: &mut Architectural) -> Mtd {
@@ -100,11 +100,8 @@ impl Monitor {
     #[inline]
     fn has_other_work(&self, now: u64) -> bool {
         let machine = self.machine;
-        now >= self.flush_at.unwrap_or(u64::MAX)
-            || !self.widened.is_empty()
-            || machine.pause.wanted()
-            || machine.pause.resets() != self.resets
-            || self.input_waits()
+        // Resets need no look of their own: they happen while all are parked.
+        now >= self.flush_at || !self.widened.is_empty() || machine.pause.wanted() || self.input_waits()
     }
 
     #[inline(never)]
@@ -113,7 +110,7 @@ impl Monitor {
             self.narrow(number);
         }
         self.park_if_wanted()?;
-        if self.flush_at.is_some_and(|due| due <= now) {
+        if self.flush_at <= now {
             self.flush();
         }
         self.input();
@@ -161,7 +158,7 @@ impl Monitor {
 
     fn resume(&mut self, reply: Mtd) -> Mtd {
         let deadline = self.vcpu.take_deadline();
-        self.machine.seats[self.index].arm(self.flush_at.map_or(deadline, |due| due.min(deadline)));
+        self.machine.seats[self.index].arm(deadline.min(self.flush_at));
         reply
     }
 
@@ -206,12 +203,12 @@ impl Monitor {
             (output.take(board), output.holds(), board.take_wakes())
         };
         self.vcpu.notify(wakes);
-        self.flush_at = holds.then(|| time::now() + time::ticks_from_ms(HELD_MS));
+        self.flush_at = if holds { time::now() + time::ticks_from_ms(HELD_MS) } else { u64::MAX };
         taken
     }
 
     fn flush(&mut self) {
-        if self.flush_at.take().is_some() {
+        if core::mem::replace(&mut self.flush_at, u64::MAX) != u64::MAX {
             self.machine.devices.lock().output.flush();
         }
     }
@@ -297,7 +294,7 @@ impl Monitor {
         if begun {
             self.count();
             machine.devices.lock().output.flush();
-            self.flush_at = None;
+            self.flush_at = u64::MAX;
         }
         begun
     }

@@ -97,6 +97,7 @@ pub const TESTS: &[Test] = &[
     Test::new("smp", With(further::check), "several CPUs: start-up, IPIs, HLT, NMI, INIT: rounds=N"),
     Test::new("hostile", With(hostile::storm), "random accesses: rounds=N seed=S trace=N strict=1"),
     Test::new("halt", End(cpu::stop), "halts with interrupts off"),
+    Test::new("idle", End(idle), "halts with interrupts on, for ever"),
     Test::new("poweroff", End(power_off), "powers off at once"),
     Test::new("reset", End(ending::reset), "resets the machine"),
     Test::new("triple", End(ending::triple_fault), "triple fault"),
@@ -125,6 +126,12 @@ impl Test {
                 end()
             }
         }
+    }
+}
+
+fn idle() -> ! {
+    loop {
+        cpu::halt();
     }
 }
 

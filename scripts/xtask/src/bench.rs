@@ -14,6 +14,7 @@ mod listing;
 mod peer;
 mod recorded;
 mod runs;
+mod scale;
 mod window;
 
 use std::path::PathBuf;

@@ -214,6 +214,7 @@ impl Board {
         }
     }
 
+    #[inline]
     fn wire_serial(&mut self) {
         self.wire(serial::IRQ, self.serial.interrupt());
     }

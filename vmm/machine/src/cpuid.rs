@@ -102,6 +102,8 @@ struct Component {
 #[derive(Clone, Debug)]
 pub struct Cpuid {
     leaves: Vec<(u32, Registers)>,
+    /// Where each leaf is in `leaves`, by [`slot`].
+    index: [u8; SLOTS],
     vendor: Vendor,
     place: Place,
     xcr0: u64,
@@ -110,6 +112,14 @@ pub struct Cpuid {
     caches: Vec<Registers>,
     extended_max: u32,
     basic_max: u32,
+}
+
+/// Places for leaves: 32 of the processor's, the hypervisor's and the extended ones each.
+const SLOTS: usize = 128;
+
+/// The place of a leaf; those with answers have one each.
+const fn slot(leaf: u32) -> usize {
+    (leaf >> 30 << 5 | leaf & 0x1f) as usize
 }
 
 impl Cpuid {
@@ -130,6 +140,7 @@ impl Cpuid {
 
         let mut this = Self {
             leaves: Vec::new(),
+            index: [u8::MAX; SLOTS],
             vendor,
             place,
             xcr0: 1,
@@ -168,7 +179,15 @@ impl Cpuid {
     }
 
     fn put(&mut self, leaf: u32, registers: Registers) {
+        self.index[slot(leaf)] = self.leaves.len() as u8;
         self.leaves.push((leaf, registers));
+    }
+
+    fn leaf(&self, leaf: u32) -> Registers {
+        match self.leaves.get(self.index[slot(leaf)] as usize) {
+            Some((known, registers)) if *known == leaf => *registers,
+            _ => [0; 4],
+        }
     }
 
     fn hypervisor_leaves(&mut self, clocks: Clocks) {
@@ -274,10 +293,7 @@ impl Cpuid {
             }
             leaf => leaf,
         };
-        let mut registers = match self.leaves.iter().find(|(known, _)| *known == leaf) {
-            Some((_, registers)) => *registers,
-            None => [0; 4],
-        };
+        let mut registers = self.leaf(leaf);
         if leaf == 1 && cr4 & crate::walk::cr4::OSXSAVE != 0 {
             registers[2] |= OSXSAVE;
         }

@@ -70,10 +70,20 @@ const fn is_prefix(byte: u8, bitness: u32) -> bool {
         || (bitness == 64 && byte & 0xf0 == 0x40)
 }
 
+/// First byte of the instruction that caused an exit in 64-bit mode.
+fn first_byte(state: &Architectural, memory: &impl GuestMemory) -> Option<u8> {
+    let gpa = Paging::of(state).executed(memory, state.rip)?;
+    let word = memory.read_u64(gpa & !7).ok()?;
+    Some((word >> (8 * (gpa & 7))) as u8)
+}
+
 /// Length of the instruction that caused an exit where the hardware does not tell: its prefixes are counted. Needs
 /// RIP, RFLAGS, CS_SS, CR, EFER.
 pub fn length(number: u16, state: &Architectural, memory: &impl GuestMemory) -> u32 {
     let bare = bare_length(number);
+    if bitness(state) == 64 && first_byte(state, memory).is_some_and(|byte| !is_prefix(byte, 64)) {
+        return bare;
+    }
     let mut bytes = [0; LENGTH_MAX];
     match fetch(state, memory, &mut bytes) {
         Ok(length) if length > 0 => {

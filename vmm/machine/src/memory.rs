@@ -43,6 +43,7 @@ impl Ram {
     }
 
     /// Offset in the host's piece of `length` bytes at `gpa`; `None` unless all of them are RAM without a gap.
+    #[inline]
     pub const fn offset(self, gpa: u64, length: u64) -> Option<u64> {
         let (base, part, skipped) = if gpa >= HIGH_RAM_BASE {
             (HIGH_RAM_BASE, self.above_4g(), self.below_4g())

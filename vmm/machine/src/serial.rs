@@ -147,6 +147,7 @@ impl Serial {
     }
 
     /// The level of the interrupt line, which OUT2 gates on a PC.
+    #[inline]
     pub fn interrupt(&self) -> bool {
         self.mcr & (MCR_OUT2 | MCR_LOOPBACK) == MCR_OUT2 && self.identification() != IIR_NONE
     }

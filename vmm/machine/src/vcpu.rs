@@ -303,6 +303,7 @@ impl<P: Platform> Vcpu<P> {
     }
 
     /// Handles an exit: `have` says which state the portal asked for, `now` is the STC.
+    #[inline]
     pub fn handle(
         &mut self,
         number: u16,
@@ -322,7 +323,11 @@ impl<P: Platform> Vcpu<P> {
         }
         // A vCPU that runs ignores it.
         self.lapic.take_startup();
-        let mut next = self.dispatch(number, have, state, memory, now);
+        let mut next = match number {
+            guest::IO => self.port_access(have, state, memory, now),
+            guest::CPUID => self.cpuid(have, state, memory),
+            _ => self.dispatch(number, have, state, memory, now),
+        };
         if matches!(next, Next::Crash(_)) && !have.contains(EVERYTHING) {
             // Nothing of it has reached the guest: let it happen again, for a whole report.
             next = Next::More(EVERYTHING);
@@ -345,6 +350,17 @@ impl<P: Platform> Vcpu<P> {
         }
     }
 
+    #[inline]
+    fn cpuid(&mut self, have: Mtd, state: &mut Architectural, memory: &impl GuestMemory) -> Next {
+        let (leaf, subleaf) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
+        let [eax, ebx, ecx, edx] = self.cpuid.query(leaf, subleaf, state.cr4, self.xcr0).map(u64::from);
+        (state.gpr[gpr::RAX], state.gpr[gpr::RBX]) = (eax, ebx);
+        (state.gpr[gpr::RCX], state.gpr[gpr::RDX]) = (ecx, edx);
+        self.complete(guest::CPUID, have, state, memory, Mtd::GPR_0_7)
+    }
+
+    /// Exits that are not frequent enough to be handled in line.
+    #[inline(never)]
     fn dispatch(
         &mut self,
         number: u16,
@@ -354,14 +370,6 @@ impl<P: Platform> Vcpu<P> {
         now: u64,
     ) -> Next {
         match number {
-            guest::CPUID => {
-                let (leaf, subleaf) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
-                let [eax, ebx, ecx, edx] = self.cpuid.query(leaf, subleaf, state.cr4, self.xcr0).map(u64::from);
-                (state.gpr[gpr::RAX], state.gpr[gpr::RBX]) = (eax, ebx);
-                (state.gpr[gpr::RCX], state.gpr[gpr::RDX]) = (ecx, edx);
-                self.complete(number, have, state, memory, Mtd::GPR_0_7)
-            }
-            guest::IO => self.port_access(have, state, memory, now),
             guest::RDMSR => self.read_msr(have, state, memory, now),
             guest::WRMSR => self.write_msr(have, state, memory, now),
             guest::HLT => self.halt(have, state, memory, now),
@@ -406,6 +414,7 @@ impl<P: Platform> Vcpu<P> {
     }
 
     /// The exit's instruction is done: moves RIP behind it and replies with `reply` and what an interrupt needs.
+    #[inline]
     fn complete(
         &mut self,
         number: u16,
@@ -419,7 +428,19 @@ impl<P: Platform> Vcpu<P> {
     }
 
     /// Moves RIP behind the exit's instruction.
+    #[inline]
     fn skip(&self, number: u16, have: Mtd, state: &mut Architectural, memory: &impl GuestMemory) {
+        let rip = state.rip.wrapping_add(state.instruction_length.into());
+        // Outside 64-bit mode the instruction pointer has 32 bits; where that matters the slow way knows the mode.
+        if state.instruction_length != 0 && (state.rip ^ rip) >> 32 == 0 {
+            state.rip = rip;
+        } else {
+            self.skip_by_mode(number, have, state, memory);
+        }
+    }
+
+    #[inline(never)]
+    fn skip_by_mode(&self, number: u16, have: Mtd, state: &mut Architectural, memory: &impl GuestMemory) {
         let length = match state.instruction_length {
             0 if have.contains(DECODE) => decode::length(number, state, memory),
             // One-byte HLT, else two: only reached if a CPU that promised lengths does not tell one.
@@ -427,7 +448,7 @@ impl<P: Platform> Vcpu<P> {
             length => length,
         };
         let rip = state.rip.wrapping_add(length as u64);
-        // Outside 64-bit mode the instruction pointer has 32 bits; the state may not tell, the value does.
+        // The state may not tell the mode, the value does.
         state.rip = if state.rip <= u32::MAX as u64 && rip > u32::MAX as u64 && have.contains(DECODE) {
             if decode::bitness(state) == 64 { rip } else { rip & 0xffff_ffff }
         } else {
@@ -436,6 +457,7 @@ impl<P: Platform> Vcpu<P> {
     }
 
     /// Carries out what a device asked for; `None` to go on.
+    #[inline]
     fn effect(&mut self, effect: Effect) -> Option<Next> {
         match effect {
             Effect::None | Effect::SerialOutput | Effect::ExecOutput | Effect::DebugOutput => None,

@@ -121,6 +121,26 @@ impl Paging {
         self.walk(memory, linear, access, self.cr3 & 0xffff_f000, &[22, 12], 4, 0)
     }
 
+    /// Where the instruction is that the CPU has just executed in 64-bit mode, at a linear address: it had the right to, so
+    /// that only addresses are looked at. None in other modes, and where tables are not in RAM.
+    #[inline]
+    pub fn executed(&self, memory: &impl GuestMemory, linear: u64) -> Option<u64> {
+        if self.cr0 & cr0::PG == 0 || self.efer & efer::LMA == 0 {
+            return None;
+        }
+        let mut table = self.cr3 & ADDRESS;
+        for shift in [39, 30, 21, 12] {
+            let entry = memory.read_u64(table + (linear >> shift & 511) * 8).ok()?;
+            let large = shift == 12 || shift < 39 && entry & LARGE != 0;
+            if entry & PRESENT == 0 || large {
+                let mask = (1 << shift) - 1;
+                return (entry & PRESENT != 0).then_some(entry & ADDRESS & !mask | linear & mask);
+            }
+            table = entry & ADDRESS;
+        }
+        None
+    }
+
     fn fault(&self, address: u64, access: Access, present: bool) -> PageFault {
         let fetch = access == Access::Fetch && (self.efer & efer::NXE != 0 || self.cr4 & cr4::SMEP != 0);
         let code = present as u32
@@ -244,6 +264,9 @@ mod tests {
         assert_eq!(paging.translate(&memory, base + 0x5123, Access::Read), Ok(0x9123));
         assert_eq!(paging.translate(&memory, base + 0x20_1234, Access::Write), Ok(0x40_1234));
         assert_eq!(memory.read_u64(0x3008).unwrap() & (ACCESSED | DIRTY), ACCESSED | DIRTY);
+        assert_eq!(paging.executed(&memory, base + 0x5123), Some(0x9123));
+        assert_eq!(paging.executed(&memory, base + 0x20_1234), Some(0x40_1234));
+        assert_eq!(paging.executed(&memory, base + 0x6000), None);
         let fault = |code| Err(PageFault { address: base + 0x5123, code });
         assert_eq!(paging.translate(&memory, base + 0x5123, Access::Write), fault(3));
         assert_eq!(paging.translate(&memory, base + 0x5123, Access::Fetch), fault(0x11));
@@ -307,7 +330,12 @@ mod tests {
             for access in [Access::Read, Access::Write, Access::Fetch] {
                 let _ = Paging::of(&state).translate(&memory, linear, access);
             }
-            let _ = Paging::of(&state).fetch(&memory, linear, &mut [0; 15]);
+            let paging = Paging::of(&state);
+            let executed = paging.executed(&memory, linear);
+            if let Ok(gpa) = paging.translate(&memory, linear, Access::Fetch) && let Some(executed) = executed {
+                prop_assert_eq!(executed, gpa);
+            }
+            let _ = paging.fetch(&memory, linear, &mut [0; 15]);
         }
     }
 }

@@ -66,9 +66,10 @@ pub fn measure(host: Host, on: Emulator) -> Result<Costs> {
     let built = bundle::build(SYSTEM, Size::default(), None, None, Wanted::default())?;
     let (name, boot, memory) = match host {
         Host::Ours => (SYSTEM, built.boot, built.memory),
-        Host::Kvm => ("exits-kvm", peer::boot(on, SYSTEM)?, peer::MEMORY),
+        Host::Kvm => ("exits-kvm", peer::boot(SYSTEM)?, peer::MEMORY),
     };
-    let lines = run(&format!("{name}-{}", on.name()), boot, memory, on)?;
+    let last = |line: &str| line == DONE || line.starts_with(peer::FAILED);
+    let lines = run(&format!("{name}-{}", on.name()), boot, memory, on, last)?;
     let mut costs = Costs::new();
     for line in &lines {
         if let Some((name, ticks)) = parse(line) {
@@ -85,14 +86,14 @@ pub fn measure(host: Host, on: Emulator) -> Result<Costs> {
 }
 
 /// `micro: exits NAME: N TSC ticks each, M on average`.
-fn parse(line: &str) -> Option<(&str, f64)> {
+pub fn parse(line: &str) -> Option<(&str, f64)> {
     let (name, costs) = line.strip_prefix("micro: exits ")?.split_once(": ")?;
     let (least, _) = costs.split_once(" TSC ticks each")?;
     Some((name, least.parse().ok()?))
 }
 
-/// Boots the machine; returns the lines of its console.
-fn run(name: &str, boot: Boot, memory: u32, on: Emulator) -> Result<Vec<String>> {
+/// Boots the machine; returns the lines of its console, up to the last one.
+pub fn run(name: &str, boot: Boot, memory: u32, on: Emulator, last: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let further: &[&str] = match on {
         Emulator::Bochs => &[],
         _ => &["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm", "-seed", "1"],
@@ -101,7 +102,7 @@ fn run(name: &str, boot: Boot, memory: u32, on: Emulator) -> Result<Vec<String>>
         boot,
         memory,
         cpus: 1,
-        cpu_model: None,
+        cpu_model: peer::cpu(on).map(String::from),
         further: further.iter().copied().map(String::from).collect(),
         folder: workspace::folder(&format!("run/{name}"))?,
         trace: None,
@@ -112,8 +113,7 @@ fn run(name: &str, boot: Boot, memory: u32, on: Emulator) -> Result<Vec<String>>
     let ending = session.watch(Some(Duration::from_secs(1800)), |event| {
         let Event::Line(line) = event else { return Ok(Next::Continue) };
         lines.push(line.to_string());
-        let over = line == DONE || line.starts_with(peer::FAILED);
-        Ok(if over { Next::Finish(Duration::ZERO) } else { Next::Continue })
+        Ok(if last(line) { Next::Finish(Duration::ZERO) } else { Next::Continue })
     })?;
     if let Some(failure) = lines.iter().find(|line| line.starts_with(peer::FAILED)) {
         bail!("{failure}");

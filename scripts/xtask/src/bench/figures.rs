@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::count::Counts;
 use super::runs::Runs;
-use super::{boot, exits, linux};
+use super::{boot, exits, linux, scale};
 use crate::emulator::Emulator;
 
 /// A figure of the table.
@@ -256,6 +256,22 @@ pub const FIGURES: &[Figure] = &[
         method: "a loop of 20 million rounds; guest's TSC, QEMU -icount",
         on: Some(Emulator::Qemu),
         measure: Measure::By(linux::busy),
+    },
+    Figure {
+        name: "scale.exit",
+        most: Some(1.02),
+        unit: "times an exit with one machine",
+        method: "64 machines, 63 of them idle; port output, guest's TSC, QEMU -icount",
+        on: Some(Emulator::Qemu),
+        measure: Measure::By(scale::exit),
+    },
+    Figure {
+        name: "scale.kernel_bytes",
+        most: Some(98_304.0),
+        unit: "bytes of kernel memory",
+        method: "a machine with one CPU and 4 MiB among 64, page tables included",
+        on: Some(Emulator::Qemu),
+        measure: Measure::By(scale::kernel_bytes),
     },
 ];
 

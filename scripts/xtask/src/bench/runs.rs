@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use super::count::Counts;
 use super::exits::{self, Costs, Host};
 use super::linux::{self, Linux};
+use super::scale::{self, Scale};
 use super::window::{self, Window};
 use crate::emulator::Emulator;
 use crate::programs::{self, Programs};
@@ -31,6 +32,8 @@ pub struct Runs {
     pub kernel: Option<PathBuf>,
     operations: Vec<(Emulator, Result<Operations, String>)>,
     exits: Vec<((Host, Emulator), Result<Costs, String>)>,
+    /// By the number of virtual machines.
+    scales: Vec<(usize, Result<Scale, String>)>,
     /// In a virtual machine, and on the machine itself.
     linux: [Option<Result<Linux, String>>; 2],
 }
@@ -38,7 +41,20 @@ pub struct Runs {
 impl Runs {
     /// Nothing measured yet.
     pub fn new(kernel: Option<PathBuf>) -> Self {
-        Self { kernel, operations: Vec::new(), exits: Vec::new(), linux: [None, None] }
+        Self { kernel, operations: Vec::new(), exits: Vec::new(), scales: Vec::new(), linux: [None, None] }
+    }
+
+    /// What an exit and a machine cost among `count` machines.
+    pub fn scale(&mut self, count: usize) -> Result<Scale> {
+        let known = match self.scales.iter().position(|(known, _)| *known == count) {
+            Some(known) => known,
+            None => {
+                let made = scale::measure(count).map_err(|error| format!("{error:#}"));
+                self.scales.push((count, made));
+                self.scales.len() - 1
+            }
+        };
+        self.scales[known].1.clone().map_err(|error| anyhow!("{error}"))
     }
 
     /// What Linux measured, on the machine itself if `bare`.

@@ -2,10 +2,12 @@
 
 use std::error::Error;
 use std::fs::{self, File};
+use std::io::stdout;
 use std::path::Path;
 
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, finit_module, reboot};
+use rustix::termios::tcdrain;
 
 /// KVM's modules, in the order of their dependencies; of the last two only the CPU's vendor's loads.
 const MODULES: [&str; 4] = ["irqbypass", "kvm", "kvm-intel", "kvm-amd"];
@@ -57,8 +59,9 @@ pub fn describe() {
     problems.iter().for_each(|entry| show(&entry.path()));
 }
 
-/// Ends the machine. What was printed has to have left the serial port before.
+/// Ends the machine, when what was printed has left the serial port.
 pub fn power_off() -> ! {
+    let _ = tcdrain(stdout());
     let _ = reboot(RebootCommand::PowerOff);
     loop {
         std::thread::park();

@@ -17,6 +17,29 @@ impl Board {
     #[inline]
     pub fn io_read(&mut self, port: u16, width: Width, now: u64) -> u32 {
         match route(port, width) {
+            // By far the most frequent one.
+            Route::Whole(PortDevice::Serial, offset) => self.read_serial(offset).into(),
+            other => self.read_routed(other, port, width, now),
+        }
+    }
+
+    #[inline]
+    fn read_serial(&mut self, offset: u16) -> u8 {
+        let byte = self.serial.read(offset);
+        self.wire_serial();
+        byte
+    }
+
+    #[inline]
+    fn write_serial(&mut self, offset: u16, byte: u8) -> Effect {
+        let sent = self.serial.write(offset, byte);
+        self.wire_serial();
+        if sent { Effect::SerialOutput } else { Effect::None }
+    }
+
+    #[inline(never)]
+    fn read_routed(&mut self, route: Route, port: u16, width: Width, now: u64) -> u32 {
+        match route {
             Route::Whole(device, offset) => self.read_port(device, offset, width, now),
             Route::Split => (0..width.bytes() as u16).fold(0, |value, index| {
                 let byte = match port.checked_add(index) {
@@ -36,6 +59,14 @@ impl Board {
     #[inline]
     pub fn io_write(&mut self, port: u16, width: Width, value: u32, now: u64) -> Effect {
         match route(port, width) {
+            Route::Whole(PortDevice::Serial, offset) => self.write_serial(offset, value as u8),
+            other => self.write_routed(other, port, width, value, now),
+        }
+    }
+
+    #[inline(never)]
+    fn write_routed(&mut self, route: Route, port: u16, width: Width, value: u32, now: u64) -> Effect {
+        match route {
             Route::Whole(device, offset) => self.write_port(device, offset, width, value, now),
             Route::Split => (0..width.bytes() as u16).fold(Effect::None, |effect, index| {
                 let byte = value >> (8 * index) & 0xff;
@@ -74,11 +105,7 @@ impl Board {
                 byte
             }
             PortDevice::Delay => 0xff,
-            PortDevice::Serial => {
-                let byte = self.serial.read(offset);
-                self.wire_serial();
-                byte
-            }
+            PortDevice::Serial => self.read_serial(offset),
             PortDevice::ResetControl => self.pm.read_reset_control(),
             PortDevice::Debug => debug_port::PRESENT,
             PortDevice::PciAddress => return self.pci.read_address(),
@@ -121,13 +148,7 @@ impl Board {
                 self.wire(rtc::IRQ, self.rtc.interrupt());
             }
             PortDevice::Delay => {}
-            PortDevice::Serial => {
-                let sent = self.serial.write(offset, byte);
-                self.wire_serial();
-                if sent {
-                    return Effect::SerialOutput;
-                }
-            }
+            PortDevice::Serial => return self.write_serial(offset, byte),
             PortDevice::ResetControl => return self.pm.write_reset_control(byte).into(),
             PortDevice::Debug => {
                 self.debug.write(byte);

@@ -92,10 +92,13 @@ impl<P: Platform> Vcpu<P> {
     }
 
     /// After an emulated instruction that may have raised an interrupt. No event can be on its way.
+    #[inline]
     pub(super) fn resume_after_instruction(&mut self, state: &mut Architectural, reply: Mtd) -> Next {
-        if !self.touched {
-            return Next::Resume(reply);
-        }
+        if self.touched { self.resume_after_change(state, reply) } else { Next::Resume(reply) }
+    }
+
+    #[inline(never)]
+    fn resume_after_change(&mut self, state: &mut Architectural, reply: Mtd) -> Next {
         if self.lapic.signals().nmi {
             // Whether it can be taken is seen after another exit.
             self.platform.wake(VcpuSet::one(self.index));

@@ -53,6 +53,7 @@ impl Devices for NoDevices {
 }
 
 impl<P: Platform> Vcpu<P> {
+    #[inline]
     pub(super) fn port_access(
         &mut self,
         have: Mtd,
@@ -62,13 +63,10 @@ impl<P: Platform> Vcpu<P> {
     ) -> Next {
         let access = Qualification(state.qualification[0]);
         let Some(width) = access.width() else { return Next::Crash(Cause::Unexpected(guest::IO)) };
-        if access.string() && !have.contains(EVERYTHING) {
-            return Next::More(EVERYTHING);
+        if access.string() {
+            return self.string_access(access, width, have, state, memory, now);
         }
         self.statistics.port(access.port());
-        if access.string() {
-            return self.string_access(access, width, state, memory, now);
-        }
         if access.input() {
             let value = self.with_board(now, |board| board.io_read(access.port(), width, now)) as u64;
             let rax = &mut state.gpr[gpr::RAX];
@@ -89,10 +87,15 @@ impl<P: Platform> Vcpu<P> {
         &mut self,
         access: Qualification,
         width: Width,
+        have: Mtd,
         state: &mut Architectural,
         memory: &impl GuestMemory,
         now: u64,
     ) -> Next {
+        if !have.contains(EVERYTHING) {
+            return Next::More(EVERYTHING);
+        }
+        self.statistics.port(access.port());
         let instruction = match decode::instruction(state, memory) {
             Ok(instruction) => instruction,
             Err(why) => return Next::Crash(Cause::Undecodable(why)),

@@ -18,7 +18,8 @@ pub unsafe fn vmsave(pa: u64) {
 /// with the host's FS, GS, TR, LDTR and syscall MSRs.
 ///
 /// GIF is clear while any of the guest's state is in the registers. IF is set meanwhile: with virtual interrupt
-/// masking it is the host's IF at VMRUN that lets physical interrupts end the guest's run.
+/// masking it is the host's IF at VMRUN that lets physical interrupts end the guest's run. The task priority is zero
+/// anyway: QEMU can lose an interrupt that comes during an exit, until this makes it look again (`docs/emulators.md`).
 ///
 /// # Safety
 /// As for [`crate::vcpu::VirtualCpu::enter`]; both control blocks are complete.
@@ -37,6 +38,7 @@ pub unsafe extern "C" fn enter(gprs: *mut Gprs, vmcb: u64) -> ! {
         "vmload rax",
         "cli",
         "stgi",
+        "xor eax, eax; mov cr8, rax",
         push_registers!("push rax"),
         "call {vcpu_exit}",
         "ud2",

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Lab, Test, dialogue};
+use super::{Lab, QEMU, Test, dialogue};
 use crate::bundle;
 use crate::emulator::Boot;
 use crate::system::Size;
@@ -11,6 +11,7 @@ pub const TESTS: &[Test] = &[
     Test::new("micro::hello", hello),
     Test::new("micro::everything that is quick", quick),
     Test::new("micro::random accesses do no harm", hostile),
+    Test::new("micro::no interrupt is lost in 300000 random accesses", lasting).only(QEMU).long(),
     Test::new("micro::several CPUs", several),
     Test::new("micro::several virtual CPUs on one CPU", crowded),
     Test::new("micro::a reset stops all virtual CPUs and starts the first", resets),
@@ -34,6 +35,13 @@ fn quick(lab: &Lab) -> Result<()> {
 
 fn hostile(lab: &Lab) -> Result<()> {
     lab.boot("micro").command_line("micro", "hostile rounds=2000").run()?.status(0).map(|_| ())
+}
+
+/// The end of a run needs the timer. QEMU loses interrupts that come during an exit (`docs/emulators.md`): where the kernel
+/// does not make up for that, one run in three does not end.
+fn lasting(lab: &Lab) -> Result<()> {
+    let trial = lab.boot("micro").command_line("micro", "hostile rounds=300000").timeout(600);
+    trial.run()?.status(0).map(|_| ())
 }
 
 /// Start-up, interrupts, HLT, NMI and INIT between virtual CPUs that have a CPU each.

@@ -1,6 +1,6 @@
 //! The machines that a system can run on: one module per emulator, each a description of a command line.
 
-mod bochs;
+pub mod bochs;
 mod kvm;
 mod multiboot;
 mod qemu;

@@ -21,6 +21,10 @@ use crate::{image, workspace};
 /// Has EPT, VPID, unrestricted guest, preemption timer, x2APIC and TSC deadline.
 const CPU: &str = "corei7_icelake_u";
 
+/// For a Linux on the machine itself. It has what Kilonova needs, too; Linux with its usual mitigations does not survive
+/// [`CPU`] (docs/emulators.md).
+pub const CPU_FOR_LINUX: &str = "corei7_haswell_4770";
+
 /// With breakpoints by `xchg bx, bx`: goes on to the next one, and traces everything up to that behind it.
 const TRACED: &str = "c\ntrace on\ntrace-mem on\nc\ntrace off\ntrace-mem off\n";
 /// Most windows that are traced in one run.
@@ -90,7 +94,8 @@ fn screen(messages: &str) -> Option<&str> {
 }
 
 fn configure(machine: &Machine, [com1, com2]: SerialPorts, iso: &str) -> String {
-    let cpu = machine.cpu_model.as_deref().unwrap_or(CPU);
+    let usual = if machine.boot.linux.is_some() { CPU_FOR_LINUX } else { CPU };
+    let cpu = machine.cpu_model.as_deref().unwrap_or(usual);
     let Machine { cpus, memory, .. } = machine;
     let further = machine.further.join("\n");
     let breakpoints = u8::from(machine.trace.is_some());

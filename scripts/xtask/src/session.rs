@@ -167,7 +167,9 @@ impl Session {
         let (sender, incoming) = channel();
         receive(console.try_clone()?, sender.clone(), Incoming::Console);
         receive(channel_stream, sender.clone(), Incoming::Channel);
-        let patience = Duration::from_secs(emulator.first_line());
+        // Linux says nothing before it has its console.
+        let times = if machine.boot.linux.is_some() { 5 } else { 1 };
+        let patience = times * Duration::from_secs(emulator.first_line());
         Ok(Self { process, console, sender, incoming, log: Log::create(log)?, messages, patience })
     }
 

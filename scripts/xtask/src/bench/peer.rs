@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cpio::Archive;
+use crate::emulator::bochs::CPU_FOR_LINUX;
 use crate::emulator::{Boot, Emulator};
 use crate::guest::Recipe;
 use crate::programs::{self, Programs};
@@ -31,7 +32,7 @@ const LINE: &str = "console=ttyS0 nokaslr mitigations=off transparent_hugepage=a
 /// The CPU on which both are measured, if the emulator's usual one will not do: Linux dies on Bochs' Ice Lake
 /// (docs/emulators.md).
 pub fn cpu(on: Emulator) -> Option<&'static str> {
-    (on == Emulator::Bochs).then_some("corei7_haswell_4770")
+    (on == Emulator::Bochs).then_some(CPU_FOR_LINUX)
 }
 
 /// Makes what its machine boots: the guest is that of a system's first virtual machine.

@@ -14,7 +14,7 @@ use crate::cpu::Cpu;
 use crate::ec::{Binding, Ec, EcKind};
 use crate::guest::GuestState;
 use crate::hypercall::Call;
-use crate::memory::{Changes, Draft};
+use crate::memory::Draft;
 use crate::object::{self, Object, Ref};
 use crate::pd::Pd;
 use crate::portal::Pt;
@@ -117,8 +117,7 @@ pub fn ec(ec: &'static Ec, call: Call) -> Result<(), Status> {
         _ => return Err(Status::Aborted),
     };
     let (rsp, event_base, fpu) = (ec.gpr(gpr::RAX), ec.gpr(8), call.flags & flag::EC_FPU != 0);
-    let (_, reference) =
-        host_or_guest(&ec.changes, cpu, pd, objects, space, kind, fpu || guest, page, rsp, event_base)?;
+    let (_, reference) = host_or_guest(cpu, pd, objects, space, kind, fpu || guest, page, rsp, event_base)?;
     let permissions = Permissions::CTRL | Permissions::BIND_PT | Permissions::BIND_SC;
     hand_over(ec, call, reference.capability(permissions))
 }
@@ -131,7 +130,6 @@ fn shows_page(guest: bool, cpu: &Cpu) -> bool {
 /// Creates an EC in `pd` with its pages, its UTCB or virtual-APIC page mapped at page number `page`.
 #[allow(clippy::too_many_arguments)]
 pub fn host_or_guest(
-    changes: &Changes,
     cpu: &'static Cpu,
     pd: &'static Pd,
     objects: &'static ObjectSpace,
@@ -151,7 +149,7 @@ pub fn host_or_guest(
         let address = if shown { page << PAGE_BITS } else { 0 };
         if shown {
             let both = Permissions::READ | Permissions::WRITE;
-            space.map_kernel_page(changes, address, utcb.frame.physical(), both)?;
+            space.map_kernel_page(address, utcb.frame.physical(), both)?;
         }
         let guest = match (&control, cpu.processor.get()) {
             (Some(control), Some(processor)) => {
@@ -159,7 +157,7 @@ pub fn host_or_guest(
                 let pages = VcpuPages { control: page(control), extra: page(&utcb) };
                 let state = GuestState::new(processor, pages, control.frame, space.root(), rsp);
                 Some(account.place(state).ok_or_else(|| {
-                    space.unmap_kernel_page(changes, address, utcb.frame.physical());
+                    space.unmap_kernel_page(address, utcb.frame.physical());
                     Status::MemObj
                 })?)
             }

@@ -15,11 +15,11 @@ use spin::Once;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
 use crate::object::{self, resolve};
-use crate::space::{GuestSpace, HostSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
+use crate::space::{GuestSpace, HostSpace, Memory, MsrSpace, ObjectSpace, PioSpace};
 use crate::{destroy, registers, rounds, run, sched};
 
 /// Entries changed between two looks at pending interrupts.
-const BATCH: u32 = 64;
+const BATCH: u32 = 8;
 
 /// What the call asks for, from the registers.
 struct Request {
@@ -70,21 +70,22 @@ pub fn start(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
     perform(cpu, ec)
 }
 
-fn memory_space(entry: Entry) -> Result<&'static dyn MemorySpace, Status> {
-    Ok(match space::<HostSpace>(entry) {
-        Ok(space) => space,
-        Err(_) => space::<GuestSpace>(entry)?,
-    })
+fn memory_space(entry: Entry) -> Result<&'static Memory, Status> {
+    space::<HostSpace>(entry).map(|host| &host.memory).or_else(|_| space::<GuestSpace>(entry).map(|guest| &guest.0))
 }
 
 /// Goes on with a preempted call.
 pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     let same = ec.objects.lookup(ec.gpr(gpr::RSI)) == ec.destination.get();
     let result = if same { perform(cpu, ec) } else { Err(Status::BadCap) };
-    // What it has taken from a space that it can no longer name, or that is gone, any CPU may have cached.
-    let _ = memory_space(ec.destination.get()).map(|space| space.flush(cpu));
-    ec.progress.set(0);
-    settle(cpu, ec, result, |_| true)
+    // It may have taken something away before.
+    let result = match (memory_space(ec.destination.get()), result) {
+        (Ok(space), result) => conclude(cpu, ec, space, result),
+        (_, Err(status)) => settle(cpu, ec, Err(status), |_| true),
+        (_, Ok(())) => Ok(()),
+    };
+    run::finish(ec, result.err().unwrap_or(Status::Success));
+    run::run(cpu, ec)
 }
 
 fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
@@ -122,8 +123,19 @@ fn breathe(cpu: &'static Cpu, ec: &'static Ec, done: u64, steps: &mut u32) {
     }
 }
 
+/// The end of a call that changed `space`, with `result`: if it took rights away, or another EC did that and not every
+/// CPU has seen it, goes on when all have.
+fn conclude(cpu: &'static Cpu, ec: &'static Ec, space: &Memory, result: Result<(), Status>) -> Result<(), Status> {
+    let Some(generation) = space.generation.due() else { return result };
+    ec.progress.set(generation);
+    settle(cpu, ec, result, |other| space.cached_by(other))
+}
+
 /// The end of a call that took rights away, with `result`: goes on when no CPU for which `cached` holds can use them.
 fn settle(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>, cached: impl Fn(&Cpu) -> bool) -> ! {
+    if cached(cpu) {
+        rounds::flush(cpu);
+    }
     run::finish(ec, result.err().unwrap_or(Status::Success));
     if rounds::start(cpu, ec, Continuation::FreeTables, cached) {
         sched::park(cpu, ec)
@@ -133,16 +145,12 @@ fn settle(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>, cached
 
 /// The last part of a call: frees the tables that it made superfluous.
 pub fn free_tables(cpu: &'static Cpu, ec: &'static Ec) -> ! {
-    let destination = ec.destination.get();
-    if let Ok(space) = memory_space(destination) {
-        space.memory().generation.complete(ec.progress.get());
-    }
-    ec.continuation.set(Continuation::FreeTables);
-    if ec.changes.forget() {
-        registers::interrupt_window();
-    } else {
-        ec.continuation.set(Continuation::ReturnHypercall);
-    }
+    let freed = memory_space(ec.destination.get()).is_ok_and(|space| {
+        space.generation.complete(ec.progress.get());
+        space.free_table()
+    });
+    ec.continuation.set(if freed { Continuation::FreeTables } else { Continuation::ReturnHypercall });
+    registers::interrupt_window();
     run::run(cpu, ec)
 }
 
@@ -151,34 +159,35 @@ fn objects(cpu: &'static Cpu, ec: &'static Ec, from: &ObjectSpace, to: &ObjectSp
     request.within(SELECTOR_COUNT, SELECTOR_COUNT)?;
     let mut steps = 0;
     for index in ec.progress.get()..request.pages {
-        let entry = from.lookup(request.from(index));
-        let entry = if object::kind(entry) == Kind::Null { Entry::NULL } else { entry.mask(request.mask) };
-        to.set(request.to(index), entry)?;
+        to.set(request.to(index), &|| {
+            let entry = from.lookup(request.from(index));
+            if object::kind(entry) == Kind::Null { Entry::NULL } else { entry.mask(request.mask) }
+        })?;
         breathe(cpu, ec, index.saturating_add(1), &mut steps);
     }
     Ok(())
 }
 
-fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpace) -> Result<(), Status> {
+fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &Memory) -> Result<(), Status> {
     let request = Request::decode(ec)?;
     let nova = is(&NOVA_HOST, source);
-    let from: &HostSpace = space(source)?;
+    let from = &space::<HostSpace>(source)?.memory;
     // Key identifiers, bits 17:3, end with 0; what is above is ignored.
     let attributes = Cacheability::from_bits(request.attributes & 7).filter(|_| request.attributes >> 3 & 0x7fff == 0);
     let attributes = if nova { attributes.ok_or(Status::BadPar)? } else { Cacheability::WriteBack };
-    let limit = if nova { crate::platform::physical_pages() } else { from.selectors() };
-    request.within(limit, to.selectors())?;
+    let limit = if nova { crate::platform::physical_pages() } else { from.selectors };
+    request.within(limit, to.selectors)?;
     let mut done = ec.progress.get();
     let mut steps = 0;
-    let mut result = Ok(());
     while done < request.pages {
         let remaining = request.pages.saturating_sub(done);
         let page = request.from(done);
+        let seen = from.generation.current();
         let (physical, permissions, cache, run) = if nova {
             let (permissions, run) = nova_host(page);
             (page << 12, permissions, attributes, run)
         } else {
-            let (leaf, run) = from.memory().lookup(page << 12);
+            let (leaf, run) = from.lookup(page << 12);
             match leaf {
                 // UTCBs and other frames of the kernel cannot be delegated.
                 Some(leaf) if nova_host(leaf.address >> 12).0.is_empty() => (0, Permissions::empty(), attributes, 1),
@@ -188,20 +197,15 @@ fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &dyn MemorySpac
         };
         let (va, permissions) = (request.to(done) << 12, permissions & request.mask);
         let piece = Piece { va, pa: physical, count: remaining.min(run), permissions, cacheability: cache };
-        match to.memory().step(&ec.changes, piece) {
-            Ok(pages) => done = done.saturating_add(pages.max(1)),
-            Err(status) => {
-                result = Err(status);
-                break;
-            }
+        match to.step(piece, &|| nova || from.generation.current() == seen) {
+            // The source has changed, or a large page was split, which takes time.
+            Ok(0) => steps = BATCH,
+            Ok(pages) => done = done.saturating_add(pages),
+            Err(status) => return conclude(cpu, ec, to, Err(status)),
         }
         breathe(cpu, ec, done, &mut steps);
     }
-    // Also what another EC has taken away but not every CPU has seen.
-    let Some(generation) = to.memory().generation.due() else { return result };
-    ec.progress.set(generation);
-    to.flush(cpu);
-    settle(cpu, ec, result, |other| to.cached_by(other))
+    conclude(cpu, ec, to, Ok(()))
 }
 
 fn ports(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &PioSpace) -> Result<(), Status> {
@@ -211,14 +215,22 @@ fn ports(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &PioSpace) -> Re
         return Err(Status::BadPar);
     }
     let from: &PioSpace = space(source)?;
-    for port in request.source..request.from(request.pages) {
-        let access = from.allows(port) && request.mask.contains(Permissions::ACCESS);
-        to.set(port, access)?;
-        if access && port == crate::console::UART as u64 && is(&NOVA_PIO, source) {
+    let masked = if request.mask.contains(Permissions::ACCESS) { u64::MAX } else { 0 };
+    let mut done = ec.progress.get();
+    let mut steps = 0;
+    while done < request.pages {
+        // As many as lie in one word of the bitmaps.
+        let port = request.from(done);
+        let count = request.pages.min(64);
+        let ports = (u64::MAX >> 64_u64.saturating_sub(count)) << (port & 63);
+        let access = to.set(port, ports, &|| from.access(port) & masked)?;
+        let uart = crate::console::UART as u64;
+        if is(&NOVA_PIO, source) && port >> 6 == uart >> 6 && access & 1 << (uart & 63) != 0 {
             crate::console::release_uart();
         }
+        done = done.saturating_add(count);
+        breathe(cpu, ec, done, &mut steps);
     }
-    to.flush(cpu);
     settle(cpu, ec, Ok(()), |other| to.cached_by(other))
 }
 
@@ -230,8 +242,11 @@ fn msrs(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &MsrSpace) -> Res
     }
     // Only the NOVA MSR space can be a source whose content matters: what others hold was taken from it.
     let from: &MsrSpace = space(source)?;
-    for msr in request.source..request.from(request.pages) {
-        to.set(msr as u32, from.get(msr as u32) & request.mask);
+    let mut steps = 0;
+    for index in ec.progress.get()..request.pages {
+        let msr = request.from(index) as u32;
+        to.set(msr, &|| from.get(msr) & request.mask);
+        breathe(cpu, ec, index.saturating_add(1), &mut steps);
     }
     // The bitmap may not change under a guest that runs (Intel SDM vol. 3C, 25.11.4): none does when this is over.
     settle(cpu, ec, Ok(()), |other| other.nested.root() != Use::NONE)

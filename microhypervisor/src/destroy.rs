@@ -8,8 +8,10 @@
 //!    before the marks. After the second that also holds for what a CPU did to an EC just before that one stopped.
 //! 3. *Sweep*: from the leaves upwards, memory goes back to the accounts that paid for it.
 //!
-//! One destruction is under way at a time; others wait for [`TOKEN`]. The tree of what owns what changes below a dying
-//! protection domain only by its own destruction.
+//! One destruction is under way at a time. It belongs to nobody: every EC that wants something destroyed meanwhile, on
+//! any CPU, carries it on with its own time, one step after the other, so that none waits for one that has no time, and
+//! an EC that goes in between leaves nothing undone. The tree of what owns what changes below a dying protection domain
+//! only by its own destruction.
 
 use core::sync::atomic::Ordering;
 
@@ -20,7 +22,7 @@ use kernel_core::slots::Kind;
 use spin::Mutex;
 
 use crate::cpu::Cpu;
-use crate::ec::{Continuation, Ec};
+use crate::ec::{Continuation, Ec, EcKind};
 use crate::guest::{self, GuestState};
 use crate::memory::{release, release_small};
 use crate::object::{self, Object, table};
@@ -29,61 +31,74 @@ use crate::portal::{self, Pt};
 use crate::rounds::{self, mail};
 use crate::sched::{self, Sc};
 use crate::semaphore::{self, Sm};
-use crate::space::{GuestSpace, HostSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
+use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::{fpu, registers, run};
 
-/// Held by the EC that destroys.
-pub static TOKEN: Sm = Sm::new(1);
-
-/// Values of [`Ec::progress`] of the EC that destroys.
-mod phase {
-    pub const BEGIN: u64 = 0;
-    pub const COLLECT: u64 = 1;
-    pub const MARK: u64 = 2;
-    pub const FIRST_ROUND: u64 = 3;
-    pub const SECOND_ROUND: u64 = 4;
-    pub const SWEEP: u64 = 5;
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Mark,
+    FirstRound,
+    SecondRound,
+    Sweep,
 }
 
-/// How far it came. Indices of headers.
+/// The destruction under way. Indices of headers.
 struct Work {
+    phase: Phase,
+    /// Counts phases; never 0.
+    version: u64,
+    /// Number of destructions that are over.
+    ended: u64,
     target: u32,
     at: u32,
     /// Mark: what `at` owns was not looked at yet.
     descend: bool,
     /// Sweep: how much of a space is clear.
     cleared: u64,
-    /// Abandoned objects that this call may still destroy.
+    /// Of a target that is an EC: generation of its host space in which its page is not mapped any more.
+    unmapped: u64,
+}
+
+static WORK: Mutex<Work> = Mutex::new(Work {
+    phase: Phase::Idle,
+    version: 1,
+    ended: 0,
+    target: 0,
+    at: 0,
+    descend: true,
+    cleared: 0,
+    unmapped: 0,
+});
+
+/// What an EC wants destroyed, beside what others do.
+#[derive(Clone, Copy)]
+pub struct Errand {
+    /// What it began is over after so many destructions; [`u64::MAX`]: it has not begun.
+    goal: u64,
+    /// The phase for which it has waited for a round.
+    awaited: u64,
+    /// Abandoned objects that it may still destroy: others may abandon more all the time.
     favours: u32,
 }
 
-static WORK: Mutex<Work> = Mutex::new(Work { target: 0, at: 0, descend: true, cleared: 0, favours: FAVOURS });
-
-impl Work {
-    fn start(&mut self, target: u32) {
-        (self.target, self.at, self.descend, self.cleared) = (target, target, true, 0);
-    }
+impl Errand {
+    /// Nothing.
+    pub const NONE: Self = Self { goal: 0, awaited: 0, favours: 4096 };
 }
 
-/// Steps between two looks at pending interrupts.
-const BATCH: u32 = 32;
-
-/// Abandoned objects that one call destroys at most: others may abandon more all the time.
-const FAVOURS: u32 = 4096;
-
-/// What a step left to do.
-#[derive(PartialEq, Eq)]
-enum Left {
-    More,
+/// What comes after a step.
+enum Next {
+    Step,
     /// First other CPUs must have passed through the kernel.
     Round,
-    Nothing,
+    /// All is done.
+    End,
 }
 
 /// The extension's operation: destroys the object of the call's selector, which the protection domain in RSI owns.
-pub fn start(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
-    ec.progress.set(phase::BEGIN);
-    TOKEN.down(cpu, ec, false, 0)?;
+pub fn start(cpu: &'static Cpu, ec: &'static Ec) -> ! {
+    ec.errand.set(Errand { goal: u64::MAX, ..Errand::NONE });
     resume(cpu, ec)
 }
 
@@ -92,22 +107,96 @@ pub fn collect(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
     if !table().any_abandoned() {
         return Ok(());
     }
-    ec.progress.set(phase::COLLECT);
-    TOKEN.down(cpu, ec, false, 0)?;
+    ec.errand.set(Errand::NONE);
     resume(cpu, ec)
 }
 
-/// Looks for an abandoned object that is inactive: it is the next target, its references are ended.
-fn choose(work: &mut Work) -> Left {
-    work.favours = work.favours.saturating_sub(1);
-    let Some(index) = table().take_abandoned().filter(|_| work.favours != 0) else { return Left::Nothing };
-    match inactive(index).filter(|target| table().end(*target, true)) {
-        Some(target) => {
-            work.start(target);
-            Left::Round
+/// Goes on with what is under way, until what `ec` wants is over.
+pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
+    ec.continuation.set(Continuation::ResumeDestroy);
+    // Without the lock another CPU takes a step just now.
+    let step = WORK.try_lock().map_or(Ok(Next::Step), |mut work| work.step(cpu, ec));
+    match step {
+        Ok(Next::Step) => {}
+        Ok(Next::Round) => {
+            // This CPU takes part, too.
+            rounds::flush(cpu);
+            cpu.reschedule.set(true);
+            if rounds::start(cpu, ec, Continuation::ResumeDestroy, |_| true) {
+                sched::park(cpu, ec)
+            }
         }
-        None => Left::More,
+        Ok(Next::End) => end(cpu, ec, Status::Success),
+        Err(status) => end(cpu, ec, status),
     }
+    registers::interrupt_window();
+    run::run(cpu, ec)
+}
+
+fn end(cpu: &'static Cpu, ec: &'static Ec, status: Status) -> ! {
+    let first = first_caller(ec);
+    if first.kind != EcKind::Local {
+        // It went on without its scheduling context for this only.
+        sched::disinherit(cpu, first);
+    }
+    run::finish(ec, status);
+    run::run(cpu, ec)
+}
+
+impl Work {
+    fn start(&mut self, target: u32) {
+        (self.target, self.at, self.descend, self.cleared) = (target, target, true, 0);
+    }
+
+    /// Takes a step with the time of `ec`, unless it must wait before, or has nothing more to wait for.
+    fn step(&mut self, cpu: &'static Cpu, ec: &'static Ec) -> Result<Next, Status> {
+        let (phase, mut errand) = (self.phase, ec.errand.get());
+        if self.ended >= errand.goal && (errand.favours == 0 || !table().any_abandoned()) {
+            return Ok(Next::End);
+        }
+        let next = match phase {
+            Phase::Idle if errand.goal == u64::MAX => {
+                begin(self, ec)?;
+                errand.goal = self.ended.saturating_add(1);
+                Phase::Mark
+            }
+            Phase::Idle => {
+                errand.favours = errand.favours.saturating_sub(1);
+                let chosen = choose(self);
+                errand.goal = self.ended.saturating_add(chosen as u64);
+                if chosen { Phase::Mark } else { phase }
+            }
+            Phase::Mark if mark(cpu, ec, self) => Phase::FirstRound,
+            Phase::Mark => phase,
+            // Whoever has waited for a round that began after the phase did goes on to the next one.
+            Phase::FirstRound | Phase::SecondRound if errand.awaited != self.version => {
+                ec.errand.set(Errand { awaited: self.version, ..errand });
+                return Ok(Next::Round);
+            }
+            Phase::FirstRound => Phase::SecondRound,
+            Phase::SecondRound => Phase::Sweep,
+            Phase::Sweep => match sweep(self) {
+                Next::Step => Phase::Sweep,
+                Next::Round => Phase::SecondRound,
+                Next::End => {
+                    self.ended = self.ended.saturating_add(1);
+                    Phase::Idle
+                }
+            },
+        };
+        ec.errand.set(errand);
+        if next != phase {
+            self.phase = next;
+            self.version = self.version.saturating_add(1);
+        }
+        Ok(Next::Step)
+    }
+}
+
+/// Takes an abandoned object: if it is inactive it is the next target, and its references are ended.
+fn choose(work: &mut Work) -> bool {
+    let target = table().take_abandoned().and_then(inactive).filter(|target| table().end(*target, true));
+    target.inspect(|target| work.start(*target)).is_some()
 }
 
 /// What goes with `index`, which nothing used: itself, a protection domain of which it is a part, or nothing.
@@ -141,65 +230,6 @@ fn is_part(index: u32) -> bool {
     }
 }
 
-/// Goes on.
-pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
-    ec.continuation.set(Continuation::ResumeDestroy);
-    let now = ec.progress.get();
-    let next = match now {
-        phase::BEGIN => match begin(ec) {
-            Ok(()) => phase::MARK,
-            Err(status) => end(cpu, ec, status),
-        },
-        phase::COLLECT => match repeat(choose) {
-            Left::More => phase::COLLECT,
-            Left::Round => phase::MARK,
-            Left::Nothing => end(cpu, ec, Status::Success),
-        },
-        phase::MARK => match repeat(|work| mark(cpu, ec, work)) {
-            Left::Nothing => phase::FIRST_ROUND,
-            _ => phase::MARK,
-        },
-        phase::FIRST_ROUND | phase::SECOND_ROUND => {
-            let next = now.saturating_add(1);
-            ec.progress.set(next);
-            // This CPU takes part, too.
-            cpu.reschedule.set(true);
-            if rounds::start(cpu, ec, Continuation::ResumeDestroy, |_| true) {
-                sched::park(cpu, ec)
-            }
-            next
-        }
-        _ => match repeat(|work| sweep(ec, work)) {
-            Left::Nothing => phase::COLLECT,
-            Left::Round => phase::SECOND_ROUND,
-            Left::More => phase::SWEEP,
-        },
-    };
-    ec.progress.set(next);
-    registers::interrupt_window();
-    run::run(cpu, ec)
-}
-
-fn end(cpu: &'static Cpu, ec: &'static Ec, status: Status) -> ! {
-    // The counter is 0 while the token is held: no overflow.
-    WORK.lock().favours = FAVOURS;
-    let _ = TOKEN.up(cpu);
-    sched::disinherit(cpu, ec);
-    run::finish(ec, status);
-    run::run(cpu, ec)
-}
-
-fn repeat(mut step: impl FnMut(&mut Work) -> Left) -> Left {
-    let mut work = WORK.lock();
-    for _ in 0..BATCH {
-        match step(&mut work) {
-            Left::More => {}
-            left => return left,
-        }
-    }
-    Left::More
-}
-
 /// Whoever began the chain of calls that `ec` serves.
 fn first_caller(ec: &'static Ec) -> &'static Ec {
     let mut first = ec;
@@ -209,7 +239,7 @@ fn first_caller(ec: &'static Ec) -> &'static Ec {
     first
 }
 
-fn begin(ec: &'static Ec) -> Result<(), Status> {
+fn begin(work: &mut Work, ec: &'static Ec) -> Result<(), Status> {
     let (owner, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::PD)?;
     let entry = ec.objects.lookup(ec.gpr(gpr::RDI) >> 8);
     let (kind, target) = (object::kind(entry), entry.reference().index);
@@ -224,38 +254,40 @@ fn begin(ec: &'static Ec) -> Result<(), Status> {
     if !allowed || inside.is_some() || table().owner(target) != Some(owner.reference.index()) {
         return Err(Status::BadPar);
     }
-    WORK.lock().start(target);
+    work.start(target);
     Ok(())
 }
 
-/// Marks the next object in the tree, in preorder.
-fn mark(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> Left {
+/// Marks the next object in the tree, in preorder; true after the last one.
+fn mark(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> bool {
     let fresh = work.descend;
-    if fresh && !mark_one(cpu, ec, work.at, work.at == work.target) {
-        return Left::More;
+    if fresh && !mark_one(cpu, ec, work) {
+        return false;
     }
     let below = if fresh { object::first(work.at) } else { None };
     if let Some(below) = below {
         work.at = below;
     } else if work.at == work.target {
         work.start(work.target);
-        return Left::Nothing;
+        return true;
     } else if let Some(next) = object::next(work.at) {
         (work.at, work.descend) = (next, true);
     } else {
         (work.at, work.descend) = (table().owner(work.at).unwrap_or(work.target), false);
     }
-    Left::More
+    false
 }
 
 /// Ends all references to an object and has it stop; false if there is more to do.
-fn mark_one(cpu: &'static Cpu, ec: &'static Ec, index: u32, alone: bool) -> bool {
+fn mark_one(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> bool {
+    let index = work.at;
     table().end(index, false);
     if let Some(pd) = object::content::<Pd>(index) {
         *pd.dying.lock() = true;
     } else if let Some(target) = object::content::<Ec>(index) {
-        if alone {
-            target.space.unmap_kernel_page(&ec.changes, target.utcb_address, target.utcb.physical());
+        if index == work.target {
+            target.space.unmap_kernel_page(target.utcb_address, target.utcb.physical());
+            work.unmapped = target.space.memory.generation.current();
         }
         rounds::post_ec(target, mail::STOP);
     } else if let Some(sc) = object::content::<Sc>(index) {
@@ -277,10 +309,6 @@ pub fn stop(cpu: &Cpu, ec: &'static Ec) {
     if ec.continuation.get() == Continuation::Blocked {
         semaphore::forget(cpu, ec);
     }
-    if ec.changes.any() {
-        // What it took from a guest space is freed with it: no vCPU may have it cached.
-        guest::SPACES_ENDED.fetch_add(1, Ordering::Release);
-    }
     if let Some(callee) = ec.callee.take() {
         callee.caller.set(None);
         sched::inherit(cpu, callee, first_caller(ec).share.get());
@@ -295,45 +323,53 @@ pub fn stop(cpu: &Cpu, ec: &'static Ec) {
 }
 
 /// Frees something of what the target owns, or the target.
-fn sweep(ec: &Ec, work: &mut Work) -> Left {
+fn sweep(work: &mut Work) -> Next {
     let below = object::first(work.at);
     if let Some(pd) = below.filter(|below| object::content::<Pd>(*below).is_some()) {
         work.at = pd;
-        return Left::More;
+        return Next::Step;
     }
     let index = below.unwrap_or(work.at);
     let above = table().owner(index).unwrap_or(work.target);
-    match sweep_one(ec, index, &mut work.cleared) {
-        Left::Nothing => work.cleared = 0,
+    match sweep_one(index, work) {
+        Next::End => work.cleared = 0,
         left => return left,
     }
     if index == work.target {
-        return Left::Nothing;
+        return Next::End;
     }
     if below.is_none() {
         work.at = above;
     }
-    Left::More
+    Next::Step
 }
 
 /// Frees the object of header `index`, or a part of it.
-fn sweep_one(ec: &Ec, index: u32, cleared: &mut u64) -> Left {
-    if ec.changes.forget() {
-        return Left::More;
-    }
+fn sweep_one(index: u32, work: &mut Work) -> Next {
     if let Some(target) = object::content::<Ec>(index) {
-        return sweep_ec(index, target);
+        return sweep_ec(index, target, work);
     }
-    let all = free::<HostSpace>(index, |space| space.clear(&ec.changes, cleared))
-        .or_else(|| free::<GuestSpace>(index, |space| space.clear(&ec.changes, cleared)))
+    let cleared = &mut work.cleared;
+    let all = free::<HostSpace>(index, |space| space.clear(cleared))
+        .or_else(|| free::<GuestSpace>(index, |space| space.0.clear(cleared)))
         .or_else(|| free::<ObjectSpace>(index, |space| space.clear(cleared)))
-        .or_else(|| free::<PioSpace>(index, PioSpace::clear))
-        .or_else(|| free::<MsrSpace>(index, MsrSpace::clear))
+        .or_else(|| {
+            free::<PioSpace>(index, |space| {
+                release(space.bitmap);
+                true
+            })
+        })
+        .or_else(|| {
+            free::<MsrSpace>(index, |space| {
+                release(space.bitmap);
+                true
+            })
+        })
         .or_else(|| free::<Sc>(index, |sc| sc.ec.drop_use()))
         .or_else(|| free::<Pt>(index, |pt| pt.ec.drop_use()))
         .or_else(|| free::<Sm>(index, |_| true))
         .or_else(|| free::<Pd>(index, Pd::return_allowance));
-    if all == Some(false) { Left::More } else { Left::Nothing }
+    if all == Some(false) { Next::Step } else { Next::End }
 }
 
 /// Frees the object of header `index` if it is a `T`, when `clear` says that nothing of it remains, which it returns.
@@ -346,12 +382,16 @@ fn free<T: Object>(index: u32, clear: impl FnOnce(&'static T) -> bool) -> Option
     Some(all)
 }
 
-fn sweep_ec(index: u32, ec: &'static Ec) -> Left {
+fn sweep_ec(index: u32, ec: &'static Ec, work: &Work) -> Next {
     if ec.mail.is_pending() || ec.link.is_linked() {
-        return Left::Round;
+        return Next::Round;
     }
-    if ec.changes.forget() {
-        return Left::More;
+    if index == work.target {
+        // Alone: its host space remains.
+        ec.space.memory.generation.complete(work.unmapped);
+        if ec.space.memory.free_table() {
+            return Next::Step;
+        }
     }
     release(ec.utcb);
     if let Some(area) = ec.fpu_state {
@@ -363,5 +403,5 @@ fn sweep_ec(index: u32, ec: &'static Ec) -> Left {
         release_small(core::ptr::from_ref(guest).cast_mut().cast(), size_of::<GuestState>());
     }
     object::free(index, ec);
-    Left::Nothing
+    Next::End
 }

@@ -16,8 +16,9 @@ use kernel_core::slots::{Entry, Kind};
 use kernel_core::timeout::{TimeoutNode, TimeoutNodes};
 
 use crate::cpu::{Cpu, Owned};
+use crate::destroy::Errand;
 use crate::guest::GuestState;
-use crate::memory::{Changes, Frame};
+use crate::memory::Frame;
 use crate::object::{Object, Ref, by_id};
 use crate::pd::Pd;
 use crate::sched::Sc;
@@ -147,8 +148,8 @@ pub struct Ec {
     pub progress: Cell<u64>,
     /// The space that this ctrl_pd changes.
     pub destination: Cell<Entry>,
-    /// What that ctrl_pd took away so far.
-    pub changes: Changes,
+    /// What it wants destroyed.
+    pub errand: Cell<Errand>,
     /// What comes after the round that it waits for.
     pub after_round: Cell<Continuation>,
     /// Messages from other CPUs.
@@ -224,7 +225,7 @@ impl Ec {
             fault_address: Cell::new(0),
             progress: Cell::new(0),
             destination: Cell::new(Entry::NULL),
-            changes: Changes::none(),
+            errand: Cell::new(Errand::NONE),
             after_round: Cell::new(continuation),
             mail: MailCell::empty(),
             binding,

@@ -14,7 +14,7 @@ use crate::cpu::{Cpu, Owned};
 use crate::ec::{Continuation, Ec};
 use crate::memory::Frame;
 use crate::object::Ref;
-use crate::space::{GuestSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
+use crate::space::{GuestSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::svm::Svm;
 use crate::vcpu::{Exit, Gprs, Processor, Spaces, VcpuPages, VirtualCpu};
 use crate::vmx::Vmx;
@@ -112,7 +112,7 @@ impl GuestState {
         self.space.set(spaces.map(|(guest, ..)| guest));
         if let Some((guest, pio, msr)) = spaces {
             let spaces = Spaces {
-                nested_root: guest.memory().root(),
+                nested_root: guest.0.root(),
                 io_bitmap: pio.bitmap.physical(),
                 msr_bitmap: msr.bitmap.physical(),
             };
@@ -144,8 +144,8 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     fpu::acquire(cpu, ec);
     let vcpu = guest.vcpu();
     fpu::load_xcr0(cpu, vcpu.common().xcr0);
-    cpu.nested.enter(space.memory().root());
-    let generation = space.memory().generation.current();
+    cpu.nested.enter(space.0.root());
+    let generation = space.0.generation.current();
     if generation != guest.generation.replace(generation) {
         cpu.counters.count(counter::GUEST_FLUSH);
         vcpu.flush();

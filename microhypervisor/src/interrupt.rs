@@ -3,7 +3,7 @@
 //!
 //! Unsafe: reads the frame that the processor pushed.
 
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use abi::Status;
 use abi::hypercall::flag;
@@ -28,7 +28,6 @@ static SEMAPHORES: [Once<Ref<Sm>>; ioapic::MAX_PINS as usize] = [const { Once::n
 static STATES: [AtomicU8; ioapic::MAX_PINS as usize] =
     [const { AtomicU8::new(STATE_MASKED) }; ioapic::MAX_PINS as usize];
 static CONSOLE: Once<Ref<Sm>> = Once::new();
-static UNEXPECTED: AtomicU32 = AtomicU32::new(0);
 
 /// Binds the semaphore of a global system interrupt.
 pub fn bind(gsi: u32, semaphore: Ref<Sm>) {
@@ -106,7 +105,6 @@ pub fn handle(cpu: &'static Cpu, vector: u8) {
         // Spurious, or a vector that nobody programmed: only the former needs no end of interrupt.
         if vector != 0xff {
             lapic::end_of_interrupt();
-            UNEXPECTED.fetch_add(1, Ordering::Relaxed);
         }
         return;
     };

@@ -9,12 +9,13 @@
 //!
 //! Lock order: an account's slabs, then the pool.
 
-use core::cell::{Cell, UnsafeCell};
+use core::cell::UnsafeCell;
 use core::ptr;
 
 use abi::Status;
 use kernel_core::account::Account as Balance;
 use kernel_core::frames::{FrameMeta, FrameNumber, Frames};
+use kernel_core::shootdown::Generation;
 use spin::Mutex;
 
 /// Size of a frame in bytes.
@@ -132,7 +133,6 @@ pub fn release(frame: Frame) {
     // SAFETY: the frames were allocated with this order and nobody refers to them any more.
     unsafe { ptr::write_bytes(frame.pointer(), 0, FRAME << order) };
     if let Some(frames) = FRAMES.lock().as_mut() {
-        // The account that pays is there as long as the pool is locked, see `inherit`.
         let Some(owner) = frames.meta_mut(number).map(|meta| meta.owner) else { return };
         let _ = frames.free(number);
         Account::by_id(owner).balance.credit(1 << order);
@@ -297,15 +297,6 @@ pub fn release_small(object: *mut u8, size: usize) {
     }
 }
 
-/// The account `from` ends. What it still pays for, page tables that an interrupted call took out, falls to `to`.
-pub fn inherit(from: &Account, to: &Account) {
-    let mut frames = FRAMES.lock();
-    for number in 0..POOL_FRAMES as u32 {
-        let meta = frames.as_mut().and_then(|frames| frames.meta_mut(FrameNumber(number)));
-        meta.into_iter().filter(|meta| meta.owner == from.id()).for_each(|meta| meta.owner = to.id());
-    }
-}
-
 /// See [`Account::draft`].
 pub struct Draft {
     /// The first frame.
@@ -330,48 +321,51 @@ impl Drop for Draft {
 /// The kernel's own allowance: everything that no protection domain pays for.
 pub static KERNEL_ACCOUNT: Account = Account::new(POOL_FRAMES as u32);
 
-/// What was taken out of page tables: not over before no processor can have it cached any more.
-pub struct Changes {
-    /// An entry that processors can have cached was replaced.
-    stale: Cell<bool>,
-    /// First of the page tables that became empty, linked through their first words.
-    tables: Cell<Option<Frame>>,
+/// Page tables that were taken out of a space, the oldest first: processors may still walk them. Behind the space's
+/// lock.
+pub struct Retired {
+    first: Option<Frame>,
+    last: Option<Frame>,
 }
 
-impl Changes {
-    /// Nothing.
+impl Retired {
+    /// None.
     pub const fn none() -> Self {
-        Self { stale: Cell::new(false), tables: Cell::new(None) }
+        Self { first: None, last: None }
     }
 
-    /// Whether there is something that processors can have cached.
-    pub fn any(&self) -> bool {
-        self.stale.get() || self.tables.get().is_some()
-    }
-
-    fn detach(&self, table: Frame) {
-        let next = self.tables.replace(Some(table)).map_or(0, |next| (next.0 as u64 + 1) << 12);
-        // SAFETY: only processors that still walk the table look into it; with its low bits clear the entry is not
-        // present for them.
-        unsafe { table.pointer().cast::<u64>().write_volatile(next) };
-    }
-
-    /// No processor has them cached any more: frees some of the tables. False if none are left.
-    pub fn forget(&self) -> bool {
-        self.stale.set(false);
-        for _ in 0..16 {
-            let Some(table) = self.tables.get() else { break };
-            // SAFETY: what `detach` wrote.
-            let next = unsafe { table.pointer().cast::<u64>().read_volatile() } >> 12;
-            self.tables.set(next.checked_sub(1).map(|next| Frame(next as u32)));
-            release(table);
+    /// Adds `table`, which no processor walks any more when all have seen `generation`. That and the next table's
+    /// address stand in its first entries, which have their low bits clear: not present for who still walks it.
+    fn add(&mut self, table: Frame, generation: u64) {
+        write_entry(table.physical(), 0, 0);
+        write_entry(table.physical(), 1, generation << 12);
+        match self.last.replace(table) {
+            Some(last) => write_entry(last.physical(), 0, table.physical()),
+            None => self.first = Some(table),
         }
-        self.tables.get().is_some()
+    }
+
+    /// Frees one that no processor walks after all have seen generation `completed`; false if there is none.
+    pub fn free_one(&mut self, completed: u64) -> bool {
+        let Some(table) = self.first.filter(|table| read_entry(table.physical(), 1) >> 12 <= completed) else {
+            return false;
+        };
+        self.first = Frame::from_physical(read_entry(table.physical(), 0));
+        self.last = self.last.filter(|_| self.first.is_some());
+        release(table);
+        true
     }
 }
 
-/// Memory for the page-table walker, paid from an account. What the walker takes away is noted.
-pub struct Tables<'a>(pub &'a Account, pub &'a Changes);
+/// Memory for the page-table walker.
+pub struct Tables<'a> {
+    /// Pays.
+    pub account: &'a Account,
+    /// Gets what is taken out.
+    pub retired: &'a mut Retired,
+    /// Counts what is taken away.
+    pub generation: &'a Generation,
+}
 
 fn entry(table: u64, index: usize) -> *mut u64 {
     // SAFETY: tables are pool frames or frames of the image, all mapped; the index is below 512.
@@ -392,12 +386,12 @@ pub fn write_entry(table: u64, index: usize, value: u64) {
 
 impl kernel_core::paging::Tables for Tables<'_> {
     fn alloc(&mut self) -> Option<u64> {
-        self.0.frames(0).map(Frame::physical)
+        self.account.frames(0).map(Frame::physical)
     }
 
     fn free(&mut self, table: u64) {
         if let Some(frame) = Frame::from_physical(table) {
-            self.1.detach(frame);
+            self.retired.add(frame, self.generation.current());
         }
     }
 
@@ -411,7 +405,15 @@ impl kernel_core::paging::Tables for Tables<'_> {
         write_entry(table, index, value);
         // Processors cache present entries only (Intel SDM vol. 3A, 4.10.2.3; vol. 3C, 29.4.2).
         if old != 0 && old != value {
-            self.1.stale.set(true);
+            self.generation.bump();
+        }
+    }
+
+    fn fill(&mut self, table: u64, first: u64, step: u64) {
+        let mut value = first;
+        for index in 0..512 {
+            write_entry(table, index, value);
+            value = value.wrapping_add(step);
         }
     }
 

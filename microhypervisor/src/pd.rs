@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use kernel_core::slots::Kind;
 use spin::{Mutex, Once};
 
-use crate::memory::{self, Account};
+use crate::memory::Account;
 use crate::object::{Object, Ref};
 use crate::space::{HostSpace, ObjectSpace, PioSpace};
 
@@ -56,7 +56,6 @@ impl Pd {
 
     /// Gives its own allowance back to who created it.
     pub fn return_allowance(&self) -> bool {
-        let _ = self.has_own.load(Ordering::Acquire).then(|| memory::inherit(&self.own_account, self.payer));
         self.own_account.transfer(self.payer, self.own_account.balance())
     }
 

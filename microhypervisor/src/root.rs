@@ -17,13 +17,13 @@ use kernel_core::slots::Entry;
 use crate::boot::HandOver;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, EcKind};
-use crate::memory::{Changes, KERNEL_ACCOUNT, StaticFrame, kernel_range};
+use crate::memory::{KERNEL_ACCOUNT, StaticFrame, kernel_range};
 use crate::object::{self, Ref};
 use crate::panic::fatal;
 use crate::pd::Pd;
 use crate::sched::{self, Sc};
 use crate::semaphore::Sm;
-use crate::space::{HostSpace, MemorySpace, MsrSpace, ObjectSpace, PioSpace};
+use crate::space::{HostSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::vcpu::Processor;
 use crate::{console, create, ctrl_pd, interrupt, observation, platform, rounds, timer};
 
@@ -78,7 +78,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
 
     let all = Permissions::GRANT | Permissions::TAKE;
     let take = Permissions::TAKE;
-    let put = |selector, entry| must(nova_objects.0.set(selector, entry));
+    let put = |selector, entry| must(nova_objects.0.set(selector, &|| entry));
     let console = semaphore(Sm::new(0));
     interrupt::bind_console(console);
     put(nova::CONSOLE_SEMAPHORE, console.capability(Permissions::UP | Permissions::DOWN));
@@ -99,11 +99,10 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
 
     map_image(host.0, image);
     write_hip(image, hand_over, pins);
-    let changes = Changes::none();
-    must(host.0.map_kernel_page(&changes, HIP_ADDRESS, HIP.physical(), Permissions::READ));
+    must(host.0.map_kernel_page(HIP_ADDRESS, HIP.physical(), Permissions::READ));
     let page = ROOT_UTCB_ADDRESS >> 12;
     let (ec, ec_reference) =
-        must(create::host_or_guest(&changes, cpu, pd, objects.0, host.0, EcKind::Global, false, page, HIP_ADDRESS, 0));
+        must(create::host_or_guest(cpu, pd, objects.0, host.0, EcKind::Global, false, page, HIP_ADDRESS, 0));
     ec.rip.set(image.elf.entry);
     ec.set_gpr(gpr::RDI, hand_over.magic as u64);
     ec.set_gpr(gpr::RSI, hand_over.information as u64);
@@ -120,7 +119,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
         put(cpu.number as u64, reference.capability(Permissions::CTRL));
     }
     ec.bound.store(sc_reference.index() + 1, core::sync::atomic::Ordering::Relaxed);
-    let put = |selector, entry: Entry| must(objects.0.set(selector, entry));
+    let put = |selector, entry: Entry| must(objects.0.set(selector, &|| entry));
     put(root::NOVA_OBJECT_SPACE, nova_objects.1.capability(take));
     put(root::OBJECT_SPACE, objects.1.capability(all));
     put(root::PROTECTION_DOMAIN, pd_reference.capability(Permissions::all()));
@@ -137,19 +136,19 @@ fn semaphore(sm: Sm) -> Ref<Sm> {
 /// All ports but the protected ones; the registers that may be passed through.
 fn open_nova_spaces(pio: &PioSpace, msr: &MsrSpace) {
     for port in 0..=u16::MAX {
-        must(pio.set(port as u64, !platform::protected_ports().any(|protected| protected == port)));
+        let protected = platform::protected_ports().any(|protected| protected == port);
+        must(pio.set(port as u64, 1 << (port & 63), &|| if protected { 0 } else { u64::MAX }));
     }
     for register in MSR_READ_WRITE {
-        msr.set(register, Permissions::READ | Permissions::WRITE);
+        msr.set(register, &|| Permissions::READ | Permissions::WRITE);
     }
     for register in MSR_READ {
-        msr.set(register, Permissions::READ);
+        msr.set(register, &|| Permissions::READ);
     }
 }
 
 /// Maps the segments of the root image where the boot loader put them.
 fn map_image(host: &HostSpace, image: &Image) {
-    let changes = Changes::none();
     for segment in image.elf.segments() {
         let mut done = 0;
         while done < segment.pages {
@@ -160,7 +159,7 @@ fn map_image(host: &HostSpace, image: &Image) {
                 permissions: segment.permissions,
                 cacheability: Cacheability::WriteBack,
             };
-            done += must(host.memory().step(&changes, piece)).max(1);
+            done += must(host.memory.step(piece, &|| true));
         }
     }
 }

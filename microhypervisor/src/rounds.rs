@@ -101,14 +101,19 @@ fn launch(cpu: &Cpu) {
     }
 }
 
+/// This CPU drops its translations of the current host space. Those of guests go before the next entry, see
+/// `Memory::generation`.
+pub fn flush(cpu: &Cpu) {
+    // SAFETY: the tables are loaded already; loading them again drops stale translations.
+    unsafe { registers::set_cr3(cpu.space.root()) };
+}
+
 /// Answers all CPUs that `asked`; false if there is none.
 fn answer(cpu: &Cpu, asked: Taken<WORDS>) -> bool {
     let mut flushed = false;
     for other in asked.filter_map(Cpu::by_number) {
         if !core::mem::replace(&mut flushed, true) {
-            // SAFETY: the tables are loaded already; loading them again drops stale translations. Those of guests go
-            // before the next entry, see `GuestSpace::generation`.
-            unsafe { registers::set_cr3(cpu.space.root()) };
+            flush(cpu);
         }
         cpu.counters.count(counter::ANSWER);
         trace(cpu, Traced::Answer, 0, 0, 0);
@@ -199,7 +204,7 @@ fn deliver(cpu: &'static Cpu, id: u32, message: u32) {
 }
 
 /// Messages handled between two looks at pending interrupts.
-const BATCH: u32 = 32;
+const BATCH: u32 = 8;
 
 /// Does what other CPUs want of this one. Callers hold no reference to any object afterwards, not even to an EC that
 /// they were about to run. False if there was nothing to do.

@@ -16,7 +16,7 @@ use crate::cpu::{Cpu, now};
 use crate::ec::{Continuation, Ec, EcTimeouts};
 use crate::object::{self, Object, Ref, by_id};
 use crate::observation::trace;
-use crate::{destroy, rounds, run, semaphore, timer};
+use crate::{rounds, run, semaphore, timer};
 
 /// A scheduling context.
 #[repr(C, align(64))]
@@ -148,10 +148,6 @@ pub fn remove(cpu: &Cpu, sc: &Sc) {
         cpu.reschedule.set(true);
     } else if let Some(ec) = sc.parked_at.take() {
         ec.parked.get().remove(&ScLinks, object::id(sc));
-        // Whose turn to destroy comes must have time for it, or nobody's ever comes again.
-        if ec.waits_on.get().is_some_and(|sm| core::ptr::eq(sm, &destroy::TOKEN)) {
-            inherit(cpu, ec, Some((sc.priority.get(), sc.budget.get())));
-        }
     } else {
         cpu.ready.get().remove(&ScLinks, sc.priority.get(), object::id(sc));
     }
@@ -228,6 +224,10 @@ pub fn schedule(cpu: &'static Cpu) -> ! {
             if let Some(ec) = follow(cpu, sc) {
                 run::run(cpu, ec);
             }
+            continue;
+        }
+        // An interrupt came while it attended.
+        if cpu.reschedule.get() {
             continue;
         }
         cpu.slice_end.set(u64::MAX);

@@ -15,7 +15,7 @@ use spin::Mutex;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcLinks, EcTimeouts};
 use crate::object::{self, Object, by_id};
-use crate::{destroy, rounds, run, sched, timer};
+use crate::{rounds, run, sched, timer};
 
 /// Value of [`Sm::interrupt`] for an ordinary semaphore.
 const NO_INTERRUPT: u32 = u32::MAX;
@@ -138,11 +138,8 @@ fn wake(cpu: &Cpu, ec: &Ec, status: Status) {
     if ec.timeout.deadline().is_some() {
         cpu.timeouts.get().remove(&EcTimeouts, object::id(ec));
     }
-    match ec.waits_on.take() {
-        // Its call, which the registers still hold, only begins.
-        Some(sm) if core::ptr::eq(sm, &destroy::TOKEN) => ec.continuation.set(Continuation::ResumeDestroy),
-        _ => run::finish(ec, status),
-    }
+    ec.waits_on.set(None);
+    run::finish(ec, status);
     sched::unpark(cpu, ec);
 }
 

@@ -3,13 +3,14 @@
 //!
 //! Unsafe: reads and writes tables in pool frames.
 //!
-//! Object spaces are read without locks; every space has one lock for writers. Lock order: a space, then an account's
-//! slabs, then the pool. No two spaces are locked at once.
+//! Every space has one lock for writers. What a delegation takes it reads under the lock of the destination: a right
+//! that is revoked in the source and then in the destination does not come back. Hence the source is read without its
+//! lock, or read again if it changed. Lock order: a PIO space, a space of memory, an account's slabs, the pool.
 
 mod kernel;
 mod memory;
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use abi::Status;
 use abi::capability::{Permissions, SELECTOR_COUNT};
@@ -18,7 +19,7 @@ use kernel_core::slots::{Entry, Kind};
 use spin::Mutex;
 
 pub use self::kernel::{CPUS, DEVICES, build_kernel, map_cpu, map_device, master, unmap_device};
-pub use self::memory::{GuestSpace, HostSpace, MemorySpace, set_largest_page};
+pub use self::memory::{GuestSpace, HostSpace, Memory, set_largest_page};
 use crate::cpu::Cpu;
 use crate::memory::{Frame, release};
 use crate::object::{self, Object, Ref, resolve};
@@ -90,9 +91,10 @@ impl ObjectSpace {
         false
     }
 
-    /// Puts `entry` at `selector`, whatever was there.
-    pub fn set(&self, selector: u64, entry: Entry) -> Result<(), Status> {
+    /// Puts what `entry` then is at `selector`, whatever was there.
+    pub fn set(&self, selector: u64, entry: &dyn Fn() -> Entry) -> Result<(), Status> {
         let _guard = self.lock.lock();
+        let entry = entry();
         if entry != Entry::NULL {
             self.provide(selector)?;
         }
@@ -145,6 +147,7 @@ impl ObjectSpace {
 pub struct PioSpace {
     /// Its frames.
     pub bitmap: Frame,
+    lock: Mutex<()>,
     pd: &'static Pd,
     /// The bitmap governs the host ECs of its protection domain.
     pub first: bool,
@@ -160,13 +163,7 @@ impl PioSpace {
         let bitmap = pd.account().draft(2)?.keep();
         // SAFETY: four fresh frames.
         unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, 4 * 4096) };
-        Ok(Self { bitmap, pd, first })
-    }
-
-    /// Destruction: frees its frames.
-    pub fn clear(&self) -> bool {
-        release(self.bitmap);
-        true
+        Ok(Self { bitmap, lock: Mutex::new(()), pd, first })
     }
 
     fn word(&self, port: u64) -> &AtomicU64 {
@@ -174,38 +171,30 @@ impl PioSpace {
         unsafe { &(*self.bitmap.pointer().cast::<[AtomicU64; 1024]>())[(port >> 6) as usize & 1023] }
     }
 
-    /// Whether `port` is accessible.
-    pub fn allows(&self, port: u64) -> bool {
-        self.word(port).load(Ordering::Relaxed) & 1 << (port & 63) == 0
+    /// Which of the 64 ports around `port` are accessible: a bit each, from the one whose number 64 divides.
+    pub fn access(&self, port: u64) -> u64 {
+        !self.word(port).load(Ordering::Relaxed)
     }
 
-    /// Sets access to `port`.
-    pub fn set(&self, port: u64, access: bool) -> Result<(), Status> {
-        if access
+    /// Sets access to those of the 64 ports around `port` that have a bit in `ports`, to what `access` then is. Returns
+    /// those that are accessible.
+    pub fn set(&self, port: u64, ports: u64, access: &dyn Fn() -> u64) -> Result<u64, Status> {
+        let _guard = self.lock.lock();
+        let access = access() & ports;
+        if access != 0
             && self.first
             && let Some(host) = self.pd.host.get()
         {
             host.open_window([0, 4096].map(|page| self.bitmap.physical() + page))?;
         }
-        let bit = 1 << (port & 63);
-        if access {
-            self.word(port).fetch_and(!bit, Ordering::Relaxed);
-        } else {
-            self.word(port).fetch_or(bit, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Rights were changed: this CPU drops its translation of the window without bitmap, if it had one.
-    pub fn flush(&self, cpu: &Cpu) {
-        if self.first {
-            self.pd.host.get().inspect(|host| host.flush(cpu));
-        }
+        let word = self.word(port);
+        word.store((word.load(Ordering::Relaxed) | ports) & !access, Ordering::Relaxed);
+        Ok(access)
     }
 
     /// Whether `cpu` may have cached the window without bitmap, or runs a guest that may still use a port.
     pub fn cached_by(&self, cpu: &Cpu) -> bool {
-        let host = self.first && self.pd.host.get().is_some_and(|host| host.cached_by(cpu));
+        let host = self.first && self.pd.host.get().is_some_and(|host| host.memory.cached_by(cpu));
         host || cpu.nested.root() != Use::NONE
     }
 }
@@ -232,32 +221,27 @@ impl MsrSpace {
         Ok(Self { bitmap, lock: Mutex::new(()) })
     }
 
-    /// Destruction: frees its frames.
-    pub fn clear(&self) -> bool {
-        release(self.bitmap);
-        true
-    }
-
     /// Where what was granted for `msr` is noted: byte and shift. `None` for registers that no bitmap covers.
-    fn granted(&self, msr: u32) -> Option<(*mut u8, u32)> {
+    fn granted(&self, msr: u32) -> Option<(&AtomicU8, u32)> {
         let index = match msr {
             0..0x2000 => msr,
             0xc000_0000..0xc000_2000 => msr - 0xc000_0000 + 0x2000,
             _ => return None,
         };
         // SAFETY: the index is below 2^14, two bits each: inside the third frame.
-        Some((unsafe { self.bitmap.pointer().add(2 * 4096 + index as usize / 4) }, index % 4 * 2))
+        let byte = unsafe { AtomicU8::from_ptr(self.bitmap.pointer().add(2 * 4096 + index as usize / 4)) };
+        Some((byte, index % 4 * 2))
     }
 
-    /// Sets what may be done with `msr`.
-    pub fn set(&self, msr: u32, permissions: Permissions) {
+    /// Sets what may be done with `msr` to what `permissions` then are.
+    pub fn set(&self, msr: u32, permissions: &dyn Fn() -> Permissions) {
         let _guard = self.lock.lock();
         let Some((byte, shift)) = self.granted(msr) else { return };
-        // SAFETY: inside the space's frames, and the lock makes this the only writer.
-        let bitmap = unsafe {
-            byte.write(byte.read() & !(3 << shift) | (permissions.bits() & 3) << shift);
-            core::slice::from_raw_parts_mut(self.bitmap.pointer(), 2 * 4096)
-        };
+        let permissions = permissions();
+        let others = byte.load(Ordering::Relaxed) & !(3 << shift);
+        byte.store(others | (permissions.bits() & 3) << shift, Ordering::Relaxed);
+        // SAFETY: the space's first two frames, and the lock makes this the only writer.
+        let bitmap = unsafe { core::slice::from_raw_parts_mut(self.bitmap.pointer(), 2 * 4096) };
         if let Some(processor) = crate::cpu::BOOT_CPU.cpu.processor.get() {
             let (read, write) = (permissions.contains(Permissions::READ), permissions.contains(Permissions::WRITE));
             processor.set_msr(bitmap, msr, read, write);
@@ -266,9 +250,7 @@ impl MsrSpace {
 
     /// What may be done with `msr`.
     pub fn get(&self, msr: u32) -> Permissions {
-        let _guard = self.lock.lock();
         let Some((byte, shift)) = self.granted(msr) else { return Permissions::empty() };
-        // SAFETY: as for `set`.
-        Permissions::from_bits_retain(unsafe { byte.read() } >> shift & 3)
+        Permissions::from_bits_retain(byte.load(Ordering::Relaxed) >> shift & 3)
     }
 }

@@ -13,14 +13,15 @@
  * and no walker can reach a table that was freed. Every call returns: one that hangs is an invalid end state.
  *
  * What stands for what, in microhypervisor/src and microhypervisor/core/src:
- *   take_away           ctrl_pd::memory: HostSpace::step and GuestSpace::step under the space's lock, then settle
+ *   take_away           ctrl_pd::memory: Memory::step under the space's lock, then conclude
  *   generation          shootdown::Generation: bump, due, complete
- *   detached            ec.changes: tables that the call took out, freed by ctrl_pd::free_tables
+ *   retired, since      memory::Retired: tables that were taken out of the space, and the generation that all CPUs must
+ *                       have seen before Memory::free_table frees them
  *   ask, missing        rounds::start and launch; shootdown::Round and Requests
  *   attend              rounds::attend: answer, then finish; an interrupt is lapic::call_attention
  *   enter, host         run::switch_space: Use::announce, then CR3
  *   enter, guest        guest::enter: Use::enter, then the generation is compared
- *   the EC is killed    destroy::stop of an EC whose ctrl_pd was preempted: what it took out stays in ec.changes
+ *   the EC is killed    destroy::stop of an EC whose ctrl_pd was preempted: what it took out stays with the space
  *
  * `cargo xtask models` checks all interleavings of these sizes, and that each fault is found:
  * run USERS=4 GUESTS=4
@@ -33,7 +34,7 @@
  * long USERS=7 GUESTS=0
  * fault 1 USERS=4 GUESTS=0: an acknowledgement before the flush
  * fault 2 USERS=4 GUESTS=0: tables are freed before the round
- * fault 3 USERS=4 GUESTS=0: a round also frees the tables of another call
+ * fault 3 USERS=4 GUESTS=0: a round also frees the tables that another call took out later
  * fault 4 USERS=4 GUESTS=0: a call that changed nothing itself does not wait
  * fault 5 USERS=4 GUESTS=0: CR3 is loaded before the use is announced
  * fault 6 USERS=4 GUESTS=4: no barrier between announcing the use and looking at the generation
@@ -67,6 +68,8 @@
 /* The space: a bit for each page. */
 byte pages = 3;         /* leaf entries */
 byte tables = 3;        /* upper entries */
+byte retired;           /* tables that were taken out and not freed yet */
+byte since[2];          /* generation in which that was done */
 byte freed;             /* tables that were freed */
 byte gone;              /* pages that were taken away by calls that have returned */
 bit lock;
@@ -86,7 +89,6 @@ byte missing[CPUS];     /* acknowledgements of the round under way */
 bit waits[CPUS];        /* the EC is parked */
 byte page[CPUS];        /* what the call takes away */
 byte due[CPUS];         /* generation that its round completes */
-byte detached[CPUS];    /* tables that the call took out */
 byte returned;          /* calls that are over */
 
 inline inspect() {
@@ -141,18 +143,28 @@ inline enter(c) {
     fi
 }
 
+inline free_retired(t) {
+    if
+#if FAULT == 3
+    :: retired & BIT(t) ->
+#else
+    :: (retired & BIT(t)) && since[t] <= completed ->
+#endif
+        freed = freed | BIT(t);
+        retired = retired & ~BIT(t)
+    :: else
+    fi
+}
+
 /* The round of CPU c has ended. */
 inline finish(c) {
     if
     :: completed < due[c] -> completed = due[c]
     :: else
     fi;
-#if FAULT == 3
-    freed = freed | detached[0] | detached[1];
-#endif
-    freed = freed | detached[c];
+    free_retired(0);
+    free_retired(1);
     gone = gone | BIT(page[c]);
-    detached[c] = 0;
     due[c] = 0;
     page[c] = 0;
     waits[c] = 0;
@@ -248,12 +260,12 @@ inline take_away(c) {
     if
     :: pages & BIT(page[c]) ->
         pages = pages & ~BIT(page[c]);
-        atomic { tables = tables & ~BIT(page[c]); detached[c] = BIT(page[c]) }
+        tables = tables & ~BIT(page[c]);
 #if FAULT == 9
-        lock = 0;
+        atomic { retired = retired | BIT(page[c]); since[page[c]] = generation; lock = 0 }
         atomic { generation++; g = 1 }
 #else
-        atomic { generation++; g = 1; lock = 0 }
+        atomic { generation++; g = 1; retired = retired | BIT(page[c]); since[page[c]] = generation; lock = 0 }
 #endif
     :: else -> lock = 0
     fi;
@@ -276,7 +288,8 @@ inline take_away(c) {
             fi;
 #endif
 #if FAULT == 2
-            freed = freed | detached[c];
+            freed = freed | retired;
+            retired = 0;
             inspect();
 #endif
             missing[c] = 1

@@ -110,6 +110,8 @@ pub trait Tables {
     fn read(&self, table: u64, index: usize) -> u64;
     /// Replaces entry `index`, below 512, of a table, by one 64-bit store.
     fn write(&mut self, table: u64, index: usize, entry: u64);
+    /// Sets all entries of a table that nothing refers to yet: `first`, and each `step` more than the one before.
+    fn fill(&mut self, table: u64, first: u64, step: u64);
     /// Adds `delta` to a table's number of entries in use and returns the result.
     fn live(&mut self, table: u64, delta: i32) -> u32;
 }
@@ -205,9 +207,10 @@ impl Space {
     }
 
     /// Maps the first page of a piece, and as many behind it as one leaf can, replacing what was there; or unmaps them.
-    /// Returns how many pages are done, at least one; the caller goes on behind them.
+    /// Returns how many pages are done; the caller goes on behind them. That is 0 if a leaf was split first.
     ///
-    /// Takes bounded time: at most one table is split or cleared. Tables that become empty are freed, except the root.
+    /// Takes bounded time: at most one leaf is split or one table of leaves taken out. Tables that become empty are
+    /// freed, except the root.
     pub fn map_step(&self, tables: &mut impl Tables, piece: Piece) -> Result<u64, MapError> {
         let Piece { va, pa, count, permissions, cacheability } = piece;
         let (page, frame) = (va >> abi::PAGE_BITS, pa >> abi::PAGE_BITS);
@@ -224,32 +227,36 @@ impl Space {
 
         let mut path = [self.root; ROOT_LEVEL as usize + 1];
         let (mut table, mut level) = (self.root, ROOT_LEVEL);
-        while level > target {
-            let entry = tables.read(table, index(page, level));
+        let mut entry = tables.read(table, index(page, level));
+        // Of a table only those are replaced that hold leaves: one after the other.
+        while level > target || (level > 1 && is_table(entry, level)) {
             if entry == 0 && !mapping {
                 return Ok(count.min(pages(level) - (page & (pages(level) - 1))));
             }
-            let below = match is_table(entry, level) {
-                true => Some(entry & ADDRESS),
-                false => self.insert_table(tables, table, index(page, level), entry, level),
-            };
-            let Some(below) = below else {
-                self.prune(tables, &path, page, level);
-                return Err(MapError::OutOfTables);
-            };
+            let mut below = entry & ADDRESS;
+            if !is_table(entry, level) {
+                let Some(new) = self.insert_table(tables, table, index(page, level), entry, level) else {
+                    self.prune(tables, &path, page, level);
+                    return Err(MapError::OutOfTables);
+                };
+                if entry != 0 {
+                    return Ok(0);
+                }
+                below = new;
+            }
             (table, level) = (below, level - 1);
-            path[usize::from(level)] = table;
+            path[usize::from(level) % path.len()] = table;
+            entry = tables.read(table, index(page, level));
         }
-        let new =
-            if mapping { self.format.leaf(frame << abi::PAGE_BITS, target, permissions, cacheability) } else { 0 };
-        let old = replace(tables, table, index(page, target), new);
-        if is_table(old, target) {
-            free_tree(tables, old & ADDRESS, target - 1);
+        let new = if mapping { self.format.leaf(frame << abi::PAGE_BITS, level, permissions, cacheability) } else { 0 };
+        replace(tables, table, index(page, level), new);
+        if is_table(entry, level) {
+            tables.free(entry & ADDRESS);
         }
         if !mapping {
-            self.prune(tables, &path, page, target);
+            self.prune(tables, &path, page, level);
         }
-        Ok(pages(target))
+        Ok(pages(level))
     }
 
     /// Makes an entry of a table of level `level` that is absent or a leaf refer to a table that maps the same.
@@ -257,10 +264,9 @@ impl Space {
         let below = tables.alloc()?;
         if entry != 0 {
             let (permissions, cacheability) = (permissions(entry), self.format.cacheability(entry, level));
-            for part in 0..ENTRIES {
-                let address = leaf_address(entry, level) + ((part as u64 * pages(level - 1)) << abi::PAGE_BITS);
-                replace(tables, below, part, self.format.leaf(address, level - 1, permissions, cacheability));
-            }
+            let first = self.format.leaf(leaf_address(entry, level), level - 1, permissions, cacheability);
+            tables.fill(below, first, pages(level - 1) << abi::PAGE_BITS);
+            tables.live(below, ENTRIES as i32);
         }
         replace(tables, table, index, below | self.format.table);
         Some(below)
@@ -320,28 +326,14 @@ impl Format {
     }
 }
 
-/// Writes an entry, keeps the table's count of entries in use and returns the entry that was there.
-fn replace(tables: &mut impl Tables, table: u64, index: usize, entry: u64) -> u64 {
+/// Writes an entry and keeps the table's count of entries in use.
+fn replace(tables: &mut impl Tables, table: u64, index: usize, entry: u64) {
     let old = tables.read(table, index);
     tables.write(table, index, entry);
     let delta = i32::from(entry != 0) - i32::from(old != 0);
     if delta != 0 {
         tables.live(table, delta);
     }
-    old
-}
-
-/// Frees a table of level `level`, at most 1, that no entry refers to any more, and the tables below it.
-fn free_tree(tables: &mut impl Tables, table: u64, level: u8) {
-    if level != 0 {
-        for index in 0..ENTRIES {
-            let entry = tables.read(table, index);
-            if is_table(entry, level) {
-                tables.free(entry & ADDRESS);
-            }
-        }
-    }
-    tables.free(table);
 }
 
 #[cfg(test)]

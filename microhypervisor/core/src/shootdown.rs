@@ -49,7 +49,12 @@ impl Generation {
     pub fn due(&self) -> Option<u64> {
         let current = self.current.load(Acquire);
         fence(SeqCst);
-        (self.completed.load(Acquire) < current).then_some(current)
+        (self.completed() < current).then_some(current)
+    }
+
+    /// The last generation that every CPU is known to have seen.
+    pub fn completed(&self) -> u64 {
+        self.completed.load(Acquire)
     }
 
     /// A round for `generation`, as [`Generation::due`] gave it, has ended.

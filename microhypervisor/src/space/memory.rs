@@ -14,7 +14,7 @@ use spin::{Mutex, Once};
 
 use super::kernel::{PRESENT, WRITE, fill_window, master};
 use crate::cpu::Cpu;
-use crate::memory::{Changes, Frame, Tables, read_entry, release, write_entry};
+use crate::memory::{Frame, Retired, Tables, read_entry, release, write_entry};
 use crate::object::Object;
 use crate::pd::Pd;
 use crate::vcpu::Processor;
@@ -30,17 +30,19 @@ pub fn set_largest_page(level: u8) {
 /// Page tables, who pays for them, and what CPUs have seen of their changes.
 pub struct Memory {
     tree: Space,
-    lock: Mutex<()>,
+    lock: Mutex<Retired>,
     pd: &'static Pd,
+    /// Number of selectors, a power of two.
+    pub selectors: u64,
     /// Counts changes that took rights away: vCPUs flush when theirs differs.
     pub generation: Generation,
 }
 
 impl Memory {
-    fn new(pd: &'static Pd, format: &'static Format, largest: u8) -> Result<Self, Status> {
+    fn new(pd: &'static Pd, format: &'static Format, largest: u8, selectors: u64) -> Result<Self, Status> {
         let root = pd.account().draft(0)?.keep().physical();
         let tree = Space::new(format, root, largest.min(LARGEST.get().copied().unwrap_or(1)));
-        Ok(Self { tree, lock: Mutex::new(()), pd, generation: Generation::first() })
+        Ok(Self { tree, lock: Mutex::new(Retired::none()), pd, selectors, generation: Generation::first() })
     }
 
     /// Physical address of the root table.
@@ -49,25 +51,55 @@ impl Memory {
         self.tree.root()
     }
 
-    /// Maps or unmaps as much of `piece` as one entry covers. Returns the number of pages done; what it took away is
-    /// added to `changes`.
-    pub fn step(&self, changes: &Changes, piece: Piece) -> Result<u64, Status> {
-        let _guard = self.lock.lock();
-        let done = self.tree.map_step(&mut Tables(self.pd.account(), changes), piece);
-        if changes.any() {
-            self.generation.bump();
+    fn tables<'a>(&'a self, retired: &'a mut Retired) -> Tables<'a> {
+        Tables { account: self.pd.account(), retired, generation: &self.generation }
+    }
+
+    /// Maps or unmaps as much of `piece` as one entry covers, if `may` still holds when nobody else changes the space.
+    /// Returns the number of pages done, 0 if it must be tried again.
+    pub fn step(&self, piece: Piece, may: &dyn Fn() -> bool) -> Result<u64, Status> {
+        let mut retired = self.lock.lock();
+        if !may() {
+            return Ok(0);
         }
-        done.map_err(|error| match error {
+        self.tree.map_step(&mut self.tables(&mut retired), piece).map_err(|error| match error {
             MapError::OutOfTables => Status::MemCap,
             MapError::OutOfRange => Status::BadPar,
         })
     }
 
+    /// Frees one of the tables that no processor can reach any more; false if there is none.
+    pub fn free_table(&self) -> bool {
+        self.lock.lock().free_one(self.generation.completed())
+    }
+
     /// The capability at `address` and how many pages of the same piece follow, or how many pages are not mapped.
     pub fn lookup(&self, address: u64) -> (Option<Leaf>, u64) {
         // Else a table on the way could be freed.
-        let _guard = self.lock.lock();
-        self.tree.lookup_run(&Tables(self.pd.account(), &Changes::none()), address)
+        let mut retired = self.lock.lock();
+        self.tree.lookup_run(&self.tables(&mut retired), address)
+    }
+
+    /// Whether `cpu` may have cached what the space held.
+    pub fn cached_by(&self, cpu: &Cpu) -> bool {
+        cpu.space.root() == self.root() || cpu.nested.root() == self.root()
+    }
+
+    /// Destruction: frees some more of its tables; `done` counts pages. True when all are gone.
+    pub fn clear(&self, done: &mut u64) -> bool {
+        // No processor uses it any more.
+        self.generation.complete(u64::MAX);
+        if self.free_table() {
+            return false;
+        }
+        let left = self.selectors.saturating_sub(*done);
+        if left == 0 {
+            release_table(self.root());
+            return true;
+        }
+        let step = self.step(Piece::unmap(*done << 12, left), &|| true).unwrap_or(1);
+        *done = done.saturating_add(step);
+        false
     }
 }
 
@@ -77,37 +109,11 @@ fn release_table(physical: u64) {
     }
 }
 
-/// A space that holds memory capabilities: the destination of a delegation from a host space.
-pub trait MemorySpace {
-    /// Its tables.
-    fn memory(&self) -> &Memory;
-    /// Number of selectors, a power of two.
-    fn selectors(&self) -> u64;
-    /// Whether `cpu` may have cached what the space held.
-    fn cached_by(&self, cpu: &Cpu) -> bool;
-    /// This CPU drops what it has cached. Before it enters a guest it does so anyway.
-    fn flush(&self, _: &Cpu) {}
-    /// Destruction: frees the tables that the space has beside those for its capabilities.
-    fn clear_rest(&self) {}
-
-    /// Destruction: clears some more of its tables, which go to `changes`; `done` counts pages. True when all are.
-    fn clear(&self, changes: &Changes, done: &mut u64) -> bool {
-        let (memory, left) = (self.memory(), self.selectors().saturating_sub(*done));
-        if left == 0 {
-            self.clear_rest();
-            release_table(memory.root());
-            return true;
-        }
-        let step = memory.step(changes, Piece::unmap(*done << 12, left)).unwrap_or(1).max(1);
-        *done = done.saturating_add(step);
-        false
-    }
-}
-
 /// Memory of host ECs.
 #[repr(C, align(64))]
 pub struct HostSpace {
-    memory: Memory,
+    /// Its capabilities.
+    pub memory: Memory,
     ports: AtomicBool,
 }
 
@@ -115,42 +121,10 @@ impl Object for HostSpace {
     const KIND: Kind = Kind::HostSpace;
 }
 
-impl MemorySpace for HostSpace {
-    fn memory(&self) -> &Memory {
-        &self.memory
-    }
-
-    fn selectors(&self) -> u64 {
-        abi::USER_END >> 12
-    }
-
-    fn cached_by(&self, cpu: &Cpu) -> bool {
-        cpu.space.root() == self.root()
-    }
-
-    fn flush(&self, cpu: &Cpu) {
-        if self.cached_by(cpu) {
-            // SAFETY: the tables are loaded already; loading them again drops stale translations.
-            unsafe { crate::registers::set_cr3(self.root()) };
-        }
-    }
-
-    fn clear_rest(&self) {
-        let address = |entry: u64| entry & 0xf_ffff_ffff_f000;
-        if self.has_ports() {
-            let pdpt = address(read_entry(self.root(), 510));
-            let pd = address(read_entry(pdpt, 0));
-            for table in [address(read_entry(pd, 0)), pd, pdpt] {
-                release_table(table);
-            }
-        }
-    }
-}
-
 impl HostSpace {
     /// An empty host space of `pd`, with the kernel's half.
     pub fn new(pd: &'static Pd) -> Result<Self, Status> {
-        let memory = Memory::new(pd, &HOST, u8::MAX)?;
+        let memory = Memory::new(pd, &HOST, u8::MAX, abi::USER_END >> 12)?;
         for index in [510, 511] {
             write_entry(memory.root(), index, read_entry(master(), index));
         }
@@ -170,20 +144,33 @@ impl HostSpace {
     }
 
     /// Maps one frame of the kernel's pool or image, as UTCBs and the information page are.
-    pub fn map_kernel_page(&self, changes: &Changes, va: u64, pa: u64, permissions: Permissions) -> Result<(), Status> {
+    pub fn map_kernel_page(&self, va: u64, pa: u64, permissions: Permissions) -> Result<(), Status> {
         let piece = Piece { va, pa, count: 1, permissions, cacheability: Cacheability::WriteBack };
-        self.memory.step(changes, piece).map(drop).map_err(|_| Status::MemObj)
+        // Again if a large page had to be split.
+        while self.memory.step(piece, &|| true).map_err(|_| Status::MemObj)? == 0 {}
+        Ok(())
     }
 
     /// Unmaps the kernel's page `physical` at `address`, if it is still there.
-    pub fn unmap_kernel_page(&self, changes: &Changes, address: u64, physical: u64) {
-        let Memory { tree, lock, pd, .. } = &self.memory;
-        let _guard = lock.lock();
-        let mut tables = Tables(pd.account(), changes);
-        if tree.lookup_run(&tables, address).0.is_some_and(|leaf| leaf.address == physical) {
+    pub fn unmap_kernel_page(&self, address: u64, physical: u64) {
+        let memory = &self.memory;
+        let mut retired = memory.lock.lock();
+        let mut tables = memory.tables(&mut retired);
+        if memory.tree.lookup_run(&tables, address).0.is_some_and(|leaf| leaf.address == physical) {
             // Unmapping needs no memory but where a large page is split; this is a small one.
-            let _ = tree.map_step(&mut tables, Piece::unmap(address, 1));
+            let _ = memory.tree.map_step(&mut tables, Piece::unmap(address, 1));
         }
+    }
+
+    /// Destruction: frees some more of its tables. True when all are gone.
+    pub fn clear(&self, done: &mut u64) -> bool {
+        if self.ports.swap(false, Ordering::Relaxed) {
+            let address = |entry: u64| entry & 0xf_ffff_ffff_f000;
+            let pdpt = address(read_entry(self.root(), 510));
+            let pd = address(read_entry(pdpt, 0));
+            [address(read_entry(pd, 0)), pd, pdpt].into_iter().for_each(release_table);
+        }
+        self.memory.clear(done)
     }
 
     /// Gives the space a window with the I/O bitmap `bitmap` of its own.
@@ -205,24 +192,10 @@ impl HostSpace {
 
 /// Guest-physical memory of vCPUs.
 #[repr(C, align(64))]
-pub struct GuestSpace(Memory);
+pub struct GuestSpace(pub Memory);
 
 impl Object for GuestSpace {
     const KIND: Kind = Kind::GuestSpace;
-}
-
-impl MemorySpace for GuestSpace {
-    fn memory(&self) -> &Memory {
-        &self.0
-    }
-
-    fn selectors(&self) -> u64 {
-        1 << (48 - 12)
-    }
-
-    fn cached_by(&self, cpu: &Cpu) -> bool {
-        cpu.nested.root() == self.0.root()
-    }
 }
 
 impl GuestSpace {
@@ -233,6 +206,6 @@ impl GuestSpace {
             Processor::Svm(_) => &HOST,
             Processor::Vmx(_) => &EPT,
         };
-        Memory::new(pd, format, processor.max_leaf_level()).map(Self)
+        Memory::new(pd, format, processor.max_leaf_level(), 1 << (48 - 12)).map(Self)
     }
 }

@@ -132,27 +132,29 @@ fn stale() -> Outcome {
 
 /// A protection domain whose destruction takes a while.
 #[derive(Clone, Copy)]
-struct Many {
-    pd: Selector,
+pub struct Many {
+    /// The protection domain.
+    pub pd: Selector,
     first: Selector,
 }
 
 impl Many {
     const OBJECTS: u64 = 1000;
 
-    fn new() -> Self {
+    /// Its selectors; nothing is there yet.
+    pub fn new() -> Self {
         Self { pd: selectors(1), first: selectors(Self::OBJECTS) }
     }
 
     /// Creates it; `last` is created in it before all others, and so destroyed after them.
-    fn create(self, last: impl Fn(Selector) -> Outcome) -> Outcome {
+    pub fn create(self, last: impl Fn(Selector) -> Outcome) -> Outcome {
         must(create_pd(self.pd, root::pd(), create::PD))?;
         last(self.pd)?;
         (self.first..self.first + Self::OBJECTS).try_for_each(|selector| must(create_sm(selector, self.pd, 0)))
     }
 
     /// How long its destruction takes.
-    fn duration(self) -> Result<u64, Stop> {
+    pub fn duration(self) -> Result<u64, Stop> {
         self.create(|_| Ok(()))?;
         let start = time::now();
         must(destroy(self.pd, root::pd()))?;

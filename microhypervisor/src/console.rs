@@ -9,7 +9,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Mutex;
 use x86_64::instructions::port::Port;
 
+use crate::cpu::Cpu;
 use crate::memory::{KERNEL, Shared};
+use crate::registers;
 
 /// First I/O port of COM1.
 pub const UART: u16 = 0x3f8;
@@ -74,7 +76,8 @@ pub fn drain() {
     }
 }
 
-struct Writer<'a>(&'a mut u32);
+/// Where it writes next, and whether it looks at pending interrupts meanwhile: a line takes time.
+struct Writer<'a>(&'a mut u32, bool);
 
 impl Writer<'_> {
     fn put(&mut self, byte: u8) {
@@ -103,6 +106,9 @@ impl Write for Writer<'_> {
             }
             self.put(byte);
         }
+        if self.1 {
+            registers::interrupt_window();
+        }
         Ok(())
     }
 }
@@ -111,7 +117,7 @@ impl Write for Writer<'_> {
 pub fn line(arguments: fmt::Arguments) {
     {
         let mut position = WRITER.lock();
-        let mut writer = Writer(&mut position);
+        let mut writer = Writer(&mut position, Cpu::this().sc.get().is_some());
         let _ = writer.write_fmt(format_args!("kilonova: {arguments}\n"));
     }
     crate::interrupt::signal_console();
@@ -121,7 +127,7 @@ pub fn line(arguments: fmt::Arguments) {
 pub fn last_words(arguments: fmt::Arguments) {
     UART_OURS.store(true, Ordering::Relaxed);
     let mut position = WRITER.try_lock().map_or(0, |guard| *guard);
-    let _ = Writer(&mut position).write_fmt(format_args!("\nkilonova: fatal: {arguments}\n"));
+    let _ = Writer(&mut position, false).write_fmt(format_args!("\nkilonova: fatal: {arguments}\n"));
     drain();
 }
 

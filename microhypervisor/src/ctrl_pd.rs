@@ -19,7 +19,7 @@ use crate::space::{GuestSpace, HostSpace, Memory, MsrSpace, ObjectSpace, PioSpac
 use crate::{destroy, registers, rounds, run, sched};
 
 /// Entries changed between two looks at pending interrupts.
-const BATCH: u32 = 8;
+const BATCH: u32 = 3;
 
 /// What the call asks for, from the registers.
 struct Request {

@@ -18,7 +18,7 @@ use kernel_core::mailbox::{Inbox, MailCell, MailCells, Mailbox};
 use kernel_core::ready::Fifo;
 use kernel_core::shootdown::{Requests, Round, Taken};
 
-use crate::cpu::{CPUS_MAX, Cpu, Owned};
+use crate::cpu::{CPUS_MAX, Cpu, Owned, count};
 use crate::ec::{Continuation, Ec, EcLinks};
 use crate::object::{self, by_id};
 use crate::observation::trace;
@@ -211,7 +211,7 @@ const BATCH: u32 = 8;
 pub fn attend(cpu: &'static Cpu) -> bool {
     let rounds = &cpu.rounds;
     // Before the mail, so that all mail that was sent before a request is handled before its answer.
-    let asked = rounds.requests.take();
+    let asked = rounds.requests.take(count());
     let mut handled = 0_u32;
     while let Some((id, message)) = rounds.inbox.get().take(&rounds.mailbox, &Cells) {
         cpu.counters.count(counter::MESSAGE);

@@ -285,7 +285,8 @@ fn follow(cpu: &Cpu, sc: &Sc) -> Option<&'static Ec> {
 /// Wakes every EC whose timeout has passed and ends a used-up budget. For the timer interrupt.
 pub fn expire(cpu: &'static Cpu) {
     let now = now();
-    while let Some(id) = cpu.timeouts.get().pop_expired(&EcTimeouts, now) {
+    // As many as take little time: the timer, programmed for what has passed, comes again for the others.
+    for id in (0..8).map_while(|_| cpu.timeouts.get().pop_expired(&EcTimeouts, now)) {
         semaphore::timed_out(cpu, by_id::<Ec>(id));
     }
     if now >= cpu.slice_end.get() {

@@ -1,6 +1,6 @@
 //! Reads the kernel's counters and its trace (`abi::observation`) while it writes them.
 
-use abi::observation::{COUNTERS, RECORDS_PER_PAGE, Record, Traced, counter};
+use abi::observation::{COUNTERS, RECORDS_PER_PAGE, Traced, counter};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use plan::observation::{self as told, Message};
@@ -15,6 +15,14 @@ pub struct Frames<'a> {
     pub counters: &'a [AtomicU64; COUNTERS],
     /// The others: four words each record.
     pub records: &'a [[AtomicU64; 4]],
+}
+
+/// A record of the trace, see [`Traced`].
+struct Record {
+    time: u64,
+    what: u64,
+    first: u64,
+    second: u64,
 }
 
 /// How far a CPU's trace has been read.

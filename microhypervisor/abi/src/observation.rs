@@ -2,7 +2,7 @@
 //!
 //! The kernel writes them into frames of its own, whose place the information page names (see
 //! [`Announcement`](crate::extension::Announcement)): for each CPU a page of [`COUNTERS`] 64-bit counters, and behind it
-//! pages of [`Record`]s. Whoever can take from the NOVA host space can map these frames, to read.
+//! pages of records. Whoever can take from the NOVA host space can map these frames, to read.
 //!
 //! Records are written round and round while the trace is on; the one with number `n` stands at `n` modulo the number
 //! of records that fit. A reader that reads the number of the next record, [`counter::RECORDS`], before and after the
@@ -11,7 +11,7 @@
 /// Number of counters of a CPU; one page.
 pub const COUNTERS: usize = 512;
 /// Number of records in a page.
-pub const RECORDS_PER_PAGE: u64 = 128;
+pub const RECORDS_PER_PAGE: u64 = crate::PAGE_SIZE as u64 / 32;
 
 /// Places of the counters.
 pub mod counter {
@@ -53,7 +53,8 @@ pub mod counter {
     pub const RECORDS: usize = 511;
 }
 
-/// What a record tells.
+/// What a record tells. Its four words are the system time, the kind in bits 7:0 with a detail in bits 31:16, and two
+/// words that belong to the kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Traced {
@@ -74,42 +75,7 @@ pub enum Traced {
     Answer = 7,
 }
 
-impl Traced {
-    /// The kind with number `raw`, or `None` for a number that this version does not define.
-    pub fn from_raw(raw: u8) -> Option<Self> {
-        use Traced::*;
-        [Switch, Idle, Hypercall, Event, Interrupt, Round, Answer].get(usize::from(raw).wrapping_sub(1)).copied()
-    }
-}
-
-/// A record of the trace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Record {
-    /// System time.
-    pub time: u64,
-    /// Bits 7:0 the [`Traced`], bits 31:16 the detail.
-    pub what: u64,
-    /// See [`Traced`].
-    pub first: u64,
-    /// See [`Traced`].
-    pub second: u64,
-}
-
 const _: () = {
-    assert!(size_of::<Record>() as u64 * RECORDS_PER_PAGE == crate::PAGE_SIZE as u64);
     assert!(counter::HOST_EVENT + (crate::event::HOST_ARCH + crate::event::HOST_NOVA) as usize <= counter::GUEST_EVENT);
     assert!(counter::GUEST_EVENT + (crate::event::GUEST_ARCH + crate::event::GUEST_NOVA) as usize <= counter::RECORDS);
 };
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kinds_have_their_numbers() {
-        for raw in 0..=u8::MAX {
-            assert_eq!(Traced::from_raw(raw).map(|kind| kind as u8), Some(raw).filter(|raw| (1..8).contains(raw)));
-        }
-    }
-}

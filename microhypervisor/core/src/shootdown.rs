@@ -113,22 +113,30 @@ impl<const WORDS: usize> Requests<WORDS> {
         word.is_some_and(|word| word.fetch_or(1 << (from % 64), AcqRel) == 0)
     }
 
-    /// All requests, by the owner when it was interrupted; it flushes, and then acknowledges each.
+    /// All requests of the first `cpus` CPUs, by the owner when it was interrupted; it flushes, and then acknowledges
+    /// each.
     #[must_use = "each CPU in it waits"]
-    pub fn take(&self) -> Taken<WORDS> {
-        Taken(self.0.each_ref().map(|word| if word.load(Relaxed) == 0 { 0 } else { word.swap(0, AcqRel) }))
+    pub fn take(&self, cpus: u16) -> Taken<WORDS> {
+        let mut taken = Taken { words: [0; WORDS], used: usize::from(cpus).div_ceil(64) };
+        for (to, word) in taken.words.iter_mut().zip(&self.0).take(taken.used) {
+            *to = if word.load(Relaxed) == 0 { 0 } else { word.swap(0, AcqRel) };
+        }
+        taken
     }
 }
 
 /// The CPUs that wait for an acknowledgement.
 #[derive(Debug)]
-pub struct Taken<const WORDS: usize>([u64; WORDS]);
+pub struct Taken<const WORDS: usize> {
+    words: [u64; WORDS],
+    used: usize,
+}
 
 impl<const WORDS: usize> Iterator for Taken<WORDS> {
     type Item = u16;
 
     fn next(&mut self) -> Option<u16> {
-        let (index, word) = self.0.iter_mut().enumerate().find(|(_, word)| **word != 0)?;
+        let (index, word) = self.words.iter_mut().take(self.used).enumerate().find(|(_, word)| **word != 0)?;
         let bit = word.trailing_zeros();
         *word &= *word - 1;
         Some((index as u32 * 64 + bit) as u16)

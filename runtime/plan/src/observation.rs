@@ -73,7 +73,7 @@ pub enum Message {
     End,
 }
 
-/// A record of the trace: `abi::observation::Record` with the time since the one before, as most numbers are small.
+/// A record of the trace, see `abi::observation::Traced`, with the time since the one before, as most numbers are small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Ticks since the record before in the same message; 0 for the first.

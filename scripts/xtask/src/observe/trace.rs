@@ -17,6 +17,12 @@ const PROGRAMS: u64 = 1000;
 /// In the detail of an event: it is a guest's.
 const GUEST: u16 = 1 << 15;
 
+/// The kind of record with number `raw`, or `None` for a number that this version does not define.
+fn kind_of(raw: u8) -> Option<Traced> {
+    use Traced::*;
+    [Switch, Idle, Hypercall, Event, Interrupt, Round, Answer].into_iter().find(|kind| *kind as u8 == raw)
+}
+
 /// One event of the format.
 #[derive(Serialize)]
 struct Event {
@@ -126,7 +132,7 @@ impl Writer<'_> {
                 self.instant(cpu, last, "lost".into(), args);
             }
             last = record.time;
-            let kind = Traced::from_raw(record.kind);
+            let kind = kind_of(record.kind);
             if matches!(kind, Some(Traced::Switch | Traced::Idle))
                 && let Some(switch) = running.take()
             {

@@ -85,7 +85,7 @@ impl<const CPUS: usize> Machine<CPUS> {
             return;
         }
         own.interrupted.store(0, Release);
-        let taken = own.requests.take();
+        let taken = own.requests.take(u16::MAX);
         let guest = own.seen.load(Relaxed) != 0;
         if guest {
             // The exit has happened. What is cached stays.

@@ -197,7 +197,11 @@ fn timeless() -> Outcome {
     let duration = many.duration()?;
     let (go, pause, alarm) = (Semaphore::new(0)?, Semaphore::new(0)?, lab::number(0));
     let mut waited = 0;
-    for eighth in 0..8 {
+    // It must wake while the first half of the destruction is under way, before its own time is taken away.
+    for sixteenth in (0..8).cycle().take(64) {
+        if waited > 0 {
+            break;
+        }
         must(create_sm(victim, root::pd(), 0))?;
         must(create_sm(other, root::pd(), 0))?;
         // Its scheduling context goes with the protection domain.
@@ -208,7 +212,7 @@ fn timeless() -> Outcome {
         })?;
         many.create(|pd| must(create_sc(late.sc, pd, late.ec, scd(10, 100, 0))))?;
         let thread = thread::spawn(50, move |_| {
-            alarm.store(time::now() + duration * eighth / 8, SeqCst);
+            alarm.store(time::now() + duration * sixteenth / 16, SeqCst);
             go.up();
             destroy(many.pd, root::pd());
             destroy(other, root::pd());

@@ -25,7 +25,7 @@ use runtime::{STACK_RESERVE, STACK_SIZE, STACK_SLOT};
 
 /// Addresses in a child beside those of [`layout`].
 const MANIFEST: u64 = 0x1000_0000;
-const CONFIG: u64 = MANIFEST + PAGE;
+const CONFIG: u64 = MANIFEST + 0x1_0000;
 const PULSES: u64 = 0x1100_0000;
 const RINGS: u64 = 0x3000_0000;
 /// Files, each in a slot of its own.
@@ -392,7 +392,7 @@ impl<'a> Builder<'a> {
         let bytes = unsafe {
             core::slice::from_raw_parts(core::ptr::from_ref(&self.manifest).cast::<u8>(), size_of::<Manifest>())
         };
-        let memory = self.allocate("the manifest", PAGE, PAGE)?;
+        let memory = self.allocate("the manifest", (bytes.len() as u64).next_multiple_of(PAGE), PAGE)?;
         window::fill(memory, bytes, 0).map_err(kernel("memory"))?;
         self.grant(memory, MANIFEST, Permissions::READ)?;
         let base = self.base;

@@ -30,15 +30,21 @@ const SERIAL: Shape =
 /// Kernel frames for a virtual CPU, with its handler, its portals and its alarm clock.
 const FRAMES_PER_VCPU: u64 = 64;
 
-/// A virtual machine's monitor: kernel frames for its objects, and for page tables as its memory needs them.
-fn monitor(config: &VmConfig) -> Shape {
+/// Kernel frames for a monitor itself: its objects, the tables of its address space.
+const FRAMES_PER_MONITOR: u64 = 44;
+
+/// A virtual machine's monitor: kernel frames for its objects, and for page tables as its memory and its `files` bytes of
+/// files need them.
+fn monitor(config: &VmConfig, files: u64) -> Shape {
     Shape {
         purpose: Purpose::Monitor,
         heap: 8 << 20,
         // Each virtual CPU has a handler and an alarm clock, which one more stack on each CPU starts.
         stacks: 4 + 3 * u64::from(config.vcpus),
         spaces: true,
-        kernel_frames: 448 + FRAMES_PER_VCPU * u64::from(config.vcpus) + config.memory / PAGE / 256,
+        kernel_frames: FRAMES_PER_MONITOR
+            + FRAMES_PER_VCPU * u64::from(config.vcpus)
+            + (config.memory + files) / PAGE / 256,
         priority: 60,
     }
 }
@@ -254,7 +260,8 @@ impl Workshop {
         let program = self.file(&plan::program_path(&vm.monitor));
         let kernel = self.file(&vm.kernel);
         let initrds: Vec<_> = vm.initrd.iter().map(|path| self.file(path)).collect();
-        let mut builder = Builder::new(place, &config.name, monitor(config), self.bounded, &mut self.free)?;
+        let files: u64 = initrds.iter().chain([&program, &kernel]).map(|file| file.len() as u64).sum();
+        let mut builder = Builder::new(place, &config.name, monitor(config, files), self.bounded, &mut self.free)?;
         config.cpus.iter().for_each(|&cpu| builder.cpu(cpu));
         builder.guest_memory(config.memory)?;
         builder.program(program)?;

@@ -1,4 +1,4 @@
-//! The manifest: one read-only page that tells a program what the root task gave it.
+//! The manifest: read-only pages that tell a program what the root task gave it.
 //!
 //! Its address is in RDI at the program's entry. It names shared-memory rings, memory regions, interrupts and I/O
 //! ports by short strings, so that programs and root task agree on words, not on numbers. Selectors that every
@@ -13,7 +13,7 @@ pub const VERSION: u32 = 2;
 /// Bytes in a name, padded with zeros.
 pub const NAME_LENGTH: usize = 28;
 /// Most rings of a program.
-pub const RINGS: usize = 32;
+pub const RINGS: usize = 200;
 /// Most memory regions of a program.
 pub const REGIONS: usize = 12;
 /// Most CPUs of a program beside the one that its main EC runs on.
@@ -226,7 +226,7 @@ pub struct Manifest {
     pub ports: [PortEntry; PORTS],
 }
 
-const _: () = assert!(core::mem::size_of::<Manifest>() <= abi::PAGE_SIZE);
+const _: () = assert!(core::mem::size_of::<Manifest>() <= 4 * abi::PAGE_SIZE);
 
 impl Manifest {
     /// A manifest that gives nothing.

@@ -20,7 +20,7 @@ pub const ARCHIVE_PATH: &str = "plan";
 /// Version of every type in this crate; a decoder accepts only its own.
 pub const VERSION: u32 = 4;
 /// Most virtual machines in one system.
-pub const VMS_MAX: usize = 8;
+pub const VMS_MAX: usize = 64;
 /// Most virtual CPUs of a virtual machine.
 pub const VCPUS_MAX: u32 = 16;
 /// Most CPUs that virtual machines run on, the one that the machine started on among them.
@@ -364,7 +364,7 @@ mod tests {
             system(vec![plan]).validate()
         };
         assert_eq!(system(vec![]).validate(), Err(PlanError::Empty));
-        assert_eq!(system(vec![vm("a"); 9]).validate(), Err(PlanError::TooMany(9)));
+        assert_eq!(system(vec![vm("a"); 65]).validate(), Err(PlanError::TooMany(65)));
         assert_eq!(system(vec![vm("a"), vm("a")]).validate(), Err(PlanError::SameName("a".to_string())));
         assert_eq!(with(|c| c.memory = 0), Err(PlanError::BadMemory("a".to_string(), 0)));
         assert_eq!(with(|c| c.memory = (5 << 20) + 4096), Err(PlanError::BadMemory("a".to_string(), 5246976)));

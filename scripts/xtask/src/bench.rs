@@ -170,7 +170,12 @@ fn print_line(figure: &Figure, measured: &Measured) {
         figure.unit,
         figure.method,
     );
+    if let Some(note) = &measured.note {
+        println!("{:<22} {note}", "");
+    }
     if let Some(counts) = &measured.counts {
-        println!("{:<22} {}", "", listing::summary(counts));
+        let over = figure.over(counts);
+        let over = if over.is_empty() { String::new() } else { format!("; too many: {}", over.join(", ")) };
+        println!("{:<22} {}{over}", "", listing::summary(counts));
     }
 }

@@ -80,6 +80,19 @@ impl Counts {
     }
 }
 
+impl Counts {
+    /// One count by its name. `lines` and `pages` are those of code and data, `vmload_vmsave` is both.
+    pub fn number(&self, name: &str) -> u64 {
+        let event = |name: &str| self.events.get(name).copied().unwrap_or_default();
+        match name {
+            "lines" => self.code_lines + self.data_lines,
+            "pages" => self.code_pages + self.data_pages,
+            "vmload_vmsave" => event("vmload") + event("vmsave"),
+            _ => event(name),
+        }
+    }
+}
+
 /// An instruction as the processor reads it.
 pub fn decode(step: &Step) -> Instruction {
     Decoder::with_ip(64, &step.code, step.address, DecoderOptions::NONE).decode()
@@ -151,4 +164,57 @@ fn event(instruction: &Instruction) -> Option<&'static str> {
         _ if instruction.has_lock_prefix() => "locked",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::window::Access;
+
+    const KERNEL: u64 = 0xffff_ffff_8020_0000;
+
+    fn window(steps: &[(u64, &[u8])]) -> Window {
+        let step = |(address, code): &(u64, &[u8])| Step {
+            address: *address,
+            place: 0,
+            code: code.to_vec(),
+            accesses: vec![Access { address: *address, place: address & 0xfff }],
+        };
+        Window { number: 0, steps: steps.iter().map(step).collect() }
+    }
+
+    #[test]
+    fn a_call_is_the_programs_and_the_kernels() {
+        let counts = Counts::of(&window(&[
+            (0x1000, &[0x0f, 0x05]),
+            (KERNEL, &[0x0f, 0x22, 0xd8]),
+            (KERNEL + 0x3e, &[0xf0, 0x48, 0xff, 0x00]),
+            (0x1002, &[0x90]),
+        ]));
+        assert_eq!((counts.kernel, counts.user, counts.guest), (2, 2, 0));
+        // The second one lies across two lines.
+        assert_eq!((counts.code_lines, counts.data_lines, counts.number("lines")), (2, 1, 3));
+        assert_eq!((counts.number("cr3"), counts.number("locked"), counts.number("wrmsr")), (1, 1, 0));
+    }
+
+    #[test]
+    fn an_exit_is_the_guests_and_the_kernels() {
+        for entry in [[0x0f, 0x01, 0xd8], [0x0f, 0x01, 0xc3]] {
+            let counts = Counts::of(&window(&[
+                (0x1000, &[0x0f, 0xa2]),
+                (KERNEL, &[0x90]),
+                (0x2000, &[0x0f, 0x05]),
+                (KERNEL, &entry),
+                (0x1002, &[0x90]),
+            ]));
+            assert_eq!((counts.kernel, counts.user, counts.guest), (2, 1, 2));
+            assert_eq!(counts.number("vmentry"), 1);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_program_is_no_guest() {
+        let counts = Counts::of(&window(&[(0x1000, &[0xee]), (KERNEL, &[0x90])]));
+        assert_eq!((counts.kernel, counts.user, counts.guest), (1, 1, 0));
+    }
 }

@@ -14,13 +14,17 @@ use super::figures::Figure;
 use super::runs::Runs;
 use super::window::Step;
 use crate::emulator::Emulator;
-use crate::programs::Programs;
 use crate::workspace;
 
 /// Functions by their first address.
-struct Symbols(Vec<(u64, u64, String)>);
+pub struct Symbols(Vec<(u64, u64, String)>);
 
 impl Symbols {
+    /// Those of the kernel that is measured.
+    pub fn of_kernel(runs: &Runs) -> Result<Self> {
+        Self::read(&workspace::read(&runs.kernel()?)?)
+    }
+
     fn read(file: &[u8]) -> Result<Self> {
         let elf = ElfBytes::<LittleEndian>::minimal_parse(file).map_err(|error| anyhow!("{error}"))?;
         let (table, names) = elf.symbol_table()?.context("the kernel has no symbols")?;
@@ -35,7 +39,7 @@ impl Symbols {
     }
 
     /// The one that holds `address`, and how far behind its begin that is.
-    fn find(&self, address: u64) -> (&str, u64) {
+    pub fn find(&self, address: u64) -> (&str, u64) {
         let next = self.0.partition_point(|(start, ..)| *start <= address);
         match next.checked_sub(1).map(|index| &self.0[index]) {
             Some((start, size, name)) if *size == 0 || address - start < *size => (name, address - start),
@@ -62,11 +66,8 @@ fn readable(name: &str) -> String {
 pub fn print(figure: &Figure, runs: &mut Runs) -> Result<()> {
     let name = figure.window().with_context(|| format!("{} is no operation between marks", figure.name))?;
     let window = runs.usual_window(figure.on.unwrap_or(Emulator::Qemu), name)?;
-    let kernel = match &runs.kernel {
-        Some(kernel) => kernel.clone(),
-        None => Programs::build(["microhypervisor"])?.file("microhypervisor"),
-    };
-    let symbols = Symbols::read(&workspace::read(&kernel)?)?;
+    let kernel = runs.kernel()?;
+    let symbols = Symbols::of_kernel(runs)?;
     let mut formatter = IntelFormatter::new();
     formatter.options_mut().set_hex_prefix("0x");
     formatter.options_mut().set_hex_suffix("");

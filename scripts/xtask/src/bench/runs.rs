@@ -1,7 +1,8 @@
 //! Runs of measuring programs. Each is made when a figure first needs it, and once.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
@@ -9,7 +10,7 @@ use super::count::Counts;
 use super::exits::{self, Costs, Host};
 use super::linux::{self, Linux};
 use super::scale::{self, Scale};
-use super::window::{self, Window};
+use super::window::{self, Span, Trace, Window};
 use crate::emulator::Emulator;
 use crate::programs::{self, Programs};
 use crate::test::{Report, Suite};
@@ -21,6 +22,7 @@ struct Operations {
     windows: BTreeMap<String, Vec<Window>>,
     /// What went wrong.
     failures: String,
+    off: Option<Span>,
 }
 
 /// How often the bench root task makes each operation.
@@ -77,8 +79,15 @@ impl Runs {
         self.exits[known].1.as_ref().map_err(|error| anyhow!("{error}"))
     }
 
-    /// All windows with this name.
-    pub fn windows(&mut self, on: Emulator, name: &str) -> Result<&[Window]> {
+    /// The kernel that is measured.
+    pub fn kernel(&self) -> Result<PathBuf> {
+        match &self.kernel {
+            Some(kernel) => Ok(kernel.clone()),
+            None => Ok(Programs::build(["microhypervisor"])?.file("microhypervisor")),
+        }
+    }
+
+    fn operations(&mut self, on: Emulator) -> Result<&Operations> {
         let known = match self.operations.iter().position(|(emulator, _)| *emulator == on) {
             Some(known) => known,
             None => {
@@ -87,7 +96,17 @@ impl Runs {
                 self.operations.len() - 1
             }
         };
-        let operations = self.operations[known].1.as_ref().map_err(|error| anyhow!("{error}"))?;
+        self.operations[known].1.as_ref().map_err(|error| anyhow!("{error}"))
+    }
+
+    /// The longest span of the kernel with interrupts off.
+    pub fn off(&mut self) -> Result<Span> {
+        self.operations(Emulator::Qemu)?.off.context("the plugin saw no span with interrupts off")
+    }
+
+    /// All windows with this name.
+    pub fn windows(&mut self, on: Emulator, name: &str) -> Result<&[Window]> {
+        let operations = self.operations(on)?;
         let windows = operations.windows.get(name).map(Vec::as_slice).unwrap_or_default();
         let (made, failures) = (windows.len(), &operations.failures);
         ensure!(made == ROUNDS, "the bench root task did this {made} times instead of {ROUNDS}{failures}");
@@ -115,26 +134,45 @@ impl Runs {
 }
 
 /// Runs the bench root task.
-fn operations(on: Emulator, kernel: Option<&std::path::Path>) -> Result<Operations> {
+fn operations(on: Emulator, kernel: Option<&Path>) -> Result<Operations> {
     setup::for_machine(on)?;
     let programs = Programs::build(["microhypervisor", "bench"])?;
     build_plugin()?;
     let kernel = kernel.map_or_else(|| programs.file("microhypervisor"), PathBuf::from);
     let name = format!("bench-{}", on.name());
-    let trace = workspace::folder(&format!("run/{name}"))?.join("trace");
-    let mut suite = Suite::new("bench");
-    suite.trace = Some(trace.clone());
-    let (report, ending) = suite.run(&programs, &kernel, on, &name)?;
+    let (report, trace) = traced(&programs, &kernel, on, ("bench", &name))?;
+    by_name(&report, trace)
+}
+
+/// The longest span of the kernel with interrupts off in a conformance suite, by which everything is called.
+pub fn off_in_conformance(kernel: Option<&Path>) -> Result<Span> {
+    let programs = Programs::build(["microhypervisor", "conformance"])?;
+    build_plugin()?;
+    let kernel = kernel.map_or_else(|| programs.file("microhypervisor"), PathBuf::from);
+    let (_, trace) = traced(&programs, &kernel, Emulator::Qemu, ("conformance", "bench-conformance"))?;
+    trace.off.context("the plugin saw no span with interrupts off")
+}
+
+/// Runs a root task to its end; its report, and what was written down.
+fn traced(programs: &Programs, kernel: &Path, on: Emulator, (suite, name): (&str, &str)) -> Result<(Report, Trace)> {
+    // Tests run side by side.
+    let name = format!("{name}-{}", std::process::id());
+    let folder = workspace::folder(&format!("run/{name}"))?;
+    let mut suite = Suite::new(suite);
+    suite.trace = Some(folder.join("trace"));
+    let (report, ending) = suite.run(programs, kernel, on, &name)?;
     if !report.complete() {
-        bail!("the bench root task came to no end: {:?} ({ending:?})", report.failures());
+        bail!("the root task came to no end: {:?} ({ending:?})", report.failures());
     }
-    let text = String::from_utf8_lossy(&workspace::read(&trace)?).into_owned();
-    let windows = if on == Emulator::Bochs { window::of_bochs(&text)? } else { window::of_qemu(&text)? };
-    by_name(&report, windows)
+    let text = String::from_utf8_lossy(&workspace::read(&folder.join("trace"))?).into_owned();
+    let trace = if on == Emulator::Bochs { window::of_bochs(&text)? } else { window::of_qemu(&text)? };
+    let _ = fs::remove_file(folder.with_extension("log"));
+    let _ = fs::remove_dir_all(folder);
+    Ok((report, trace))
 }
 
 /// The windows by the names that the root task told.
-fn by_name(report: &Report, windows: Vec<Window>) -> Result<Operations> {
+fn by_name(report: &Report, trace: Trace) -> Result<Operations> {
     let name = |remark: &str| {
         let (number, name) = remark.strip_prefix("window ")?.split_once(" is ")?;
         Some((number.parse().ok()?, name.to_string()))
@@ -142,8 +180,8 @@ fn by_name(report: &Report, windows: Vec<Window>) -> Result<Operations> {
     let names: BTreeMap<u8, String> = report.remarks.iter().filter_map(|remark| name(remark)).collect();
     ensure!(!names.is_empty(), "the bench root task named no windows");
     let failures = report.failures().iter().map(|(name, text)| format!("; {name}: {text}")).collect();
-    let mut operations = Operations { windows: BTreeMap::new(), failures };
-    for window in windows {
+    let mut operations = Operations { windows: BTreeMap::new(), failures, off: trace.off };
+    for window in trace.windows {
         let name = names.get(&window.number).with_context(|| format!("window {} has no name", window.number))?;
         operations.windows.entry(name.clone()).or_default().push(window);
     }

@@ -36,6 +36,26 @@ pub struct Access {
     pub place: u64,
 }
 
+/// What an emulator wrote down.
+#[derive(Default, PartialEq, Eq, Debug)]
+pub struct Trace {
+    /// In the order of their ends.
+    pub windows: Vec<Window>,
+    /// The longest span of the kernel with interrupts off, where the emulator tells it.
+    pub off: Option<Span>,
+}
+
+/// A span of the kernel with interrupts off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// In instructions.
+    pub length: u64,
+    /// Address of the first one.
+    pub begin: u64,
+    /// Address of the one behind the last.
+    pub end: u64,
+}
+
 /// What a mark's bytes say: the number of the window, and whether it begins here.
 fn mark(code: &[u8]) -> Option<(u8, bool)> {
     match *code {
@@ -48,14 +68,14 @@ fn mark(code: &[u8]) -> Option<(u8, bool)> {
 #[derive(Default)]
 struct Reader {
     open: BTreeMap<u64, Window>,
-    closed: Vec<Window>,
+    trace: Trace,
 }
 
 impl Reader {
     fn mark(&mut self, cpu: u64, number: u8, begins: bool) -> Result<()> {
         match (begins, self.open.remove(&cpu)) {
             (true, None) => _ = self.open.insert(cpu, Window { number, steps: Vec::new() }),
-            (false, Some(window)) if window.number == number => self.closed.push(window),
+            (false, Some(window)) if window.number == number => self.trace.windows.push(window),
             (true, Some(other)) => bail!("window {number} begins within window {}", other.number),
             (false, _) => bail!("window {number} ends, which did not begin"),
         }
@@ -75,8 +95,8 @@ impl Reader {
     }
 }
 
-/// The windows in what the QEMU plugin wrote. A last line may be cut short: QEMU is killed at the end.
-pub fn of_qemu(trace: &str) -> Result<Vec<Window>> {
+/// What the QEMU plugin wrote. A last line may be cut short: QEMU is killed at the end.
+pub fn of_qemu(trace: &str) -> Result<Trace> {
     let mut reader = Reader::default();
     for line in trace.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
         let mut words = line.split(' ');
@@ -86,6 +106,7 @@ pub fn of_qemu(trace: &str) -> Result<Vec<Window>> {
         let (cpu, first, second) = read().with_context(|| format!("the plugin wrote {line:?}"))?;
         match kind {
             "begin" | "end" => reader.mark(cpu, first as u8, kind == "begin")?,
+            "off" => reader.trace.off = Some(Span { length: cpu, begin: first, end: second }),
             "i" => {
                 let code = words.next().and_then(bytes).with_context(|| format!("the plugin wrote {line:?}"))?;
                 reader.step(cpu, Step { address: first, place: second, code, accesses: Vec::new() });
@@ -93,11 +114,11 @@ pub fn of_qemu(trace: &str) -> Result<Vec<Window>> {
             _ => reader.access(cpu, Access { address: first, place: second }),
         }
     }
-    Ok(reader.closed)
+    Ok(reader.trace)
 }
 
-/// The windows in what Bochs' debugger wrote.
-pub fn of_bochs(trace: &str) -> Result<Vec<Window>> {
+/// What Bochs' debugger wrote.
+pub fn of_bochs(trace: &str) -> Result<Trace> {
     let mut reader = Reader::default();
     for line in trace.lines() {
         if let Some((cpu, step)) = bochs_step(line) {
@@ -109,7 +130,7 @@ pub fn of_bochs(trace: &str) -> Result<Vec<Window>> {
             reader.access(cpu, access);
         }
     }
-    Ok(reader.closed)
+    Ok(reader.trace)
 }
 
 /// `(CPU).[TIME] [0xPLACE] CS:ADDRESS (SYMBOL): TEXT ; CODE`
@@ -145,4 +166,41 @@ fn bochs_access(line: &str) -> Option<(u64, Access)> {
 fn bytes(hexadecimal: &str) -> Option<Vec<u8>> {
     let byte = |at| u8::from_str_radix(hexadecimal.get(at..at + 2)?, 16).ok();
     (0..hexadecimal.len()).step_by(2).map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(address: u64, place: u64, code: &[u8], accesses: &[Access]) -> Step {
+        Step { address, place, code: code.into(), accesses: accesses.into() }
+    }
+
+    #[test]
+    fn what_qemu_wrote_is_read() {
+        let text = "off 5 ffff 10\nbegin 0 7\ni 0 1000 2000 0f05\nw 0 3000 4000\nend 0 7\noff 9 a b\ni 0 1";
+        let access = Access { address: 0x3000, place: 0x4000 };
+        let window = Window { number: 7, steps: vec![step(0x1000, 0x2000, &[0x0f, 0x05], &[access])] };
+        let off = Some(Span { length: 9, begin: 0xa, end: 0xb });
+        assert_eq!(of_qemu(text).expect("is read"), Trace { windows: vec![window], off });
+        assert!(of_qemu("begin 0 7\nbegin 0 8\n").is_err());
+        assert!(of_qemu("end 0 7\n").is_err());
+        assert!(of_qemu("nonsense\n").is_err());
+    }
+
+    #[test]
+    fn what_bochs_wrote_is_read() {
+        let text = "\
+(0).[1] [0x000000001000] 0023:0000000010001000 (unk. ctxt): nop dword ptr [rax+1] ; 0f1f80070 14b4d
+(0).[1] [0x000000001000] 0023:0000000010001000 (unk. ctxt): nop dword ptr [rax+1] ; 0f1f8007014b4d
+(0).[2] [0x000000001007] 0008:ffffffff80200000 (unk. ctxt): push rax ; 50
+[CPU0 WR]: LIN 0xffffffff80244ff0 PHY 0x000000244ff0 (len=8, WB): 0x0\t0x1
+[CPU0 RD]: LIN 0xffffffff80244ff0 PHY 0x000000245ff0 (len=8, WB): 0x1 ; PDE
+[CPU0 RD]: PHY 0x000000245ff0 (len=8): 0x1 ; VMCS
+(0).[3] [0x000000001008] 0023:0000000010001007 (unk. ctxt): nop dword ptr [rax+1] ; 0f1f8007024b4d
+";
+        let access = Access { address: 0xffff_ffff_8024_4ff0, place: 0x24_4ff0 };
+        let window = Window { number: 7, steps: vec![step(0xffff_ffff_8020_0000, 0x1007, &[0x50], &[access])] };
+        assert_eq!(of_bochs(text).expect("is read"), Trace { windows: vec![window], off: None });
+    }
 }

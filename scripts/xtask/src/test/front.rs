@@ -32,7 +32,7 @@ fn xtask(arguments: &[&str]) -> Result<Command> {
 }
 
 /// Runs the front door; gives status, standard output and standard error.
-fn call(arguments: &[&str]) -> Result<(i32, String, String)> {
+pub fn call(arguments: &[&str]) -> Result<(i32, String, String)> {
     let output = xtask(arguments)?.stdin(Stdio::null()).output()?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Ok((output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr)))

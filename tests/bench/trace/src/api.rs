@@ -19,6 +19,10 @@ unsafe impl Sync for Counter {}
 
 /// `QEMU_PLUGIN_CB_NO_REGS`.
 pub const CB_NO_REGISTERS: c_int = 0;
+/// `QEMU_PLUGIN_INLINE_ADD_U64`.
+pub const ADD: c_int = 0;
+/// `QEMU_PLUGIN_COND_EQ`.
+pub const COND_EQ: c_int = 2;
 /// `QEMU_PLUGIN_COND_NE`.
 pub const COND_NE: c_int = 3;
 /// `QEMU_PLUGIN_MEM_RW`.
@@ -47,6 +51,12 @@ unsafe extern "C" {
         word: Counter,
         value: u64,
         data: *mut c_void,
+    );
+    pub fn qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(
+        instruction: *mut c_void,
+        operation: c_int,
+        word: Counter,
+        value: u64,
     );
     pub fn qemu_plugin_register_vcpu_mem_cb(
         instruction: *mut c_void,

@@ -7,12 +7,15 @@
 //! - `begin CPU NUMBER` and `end CPU NUMBER`: the marks themselves;
 //! - `i CPU ADDRESS PLACE CODE`: an instruction by its linear address, a number of its place in memory, and its bytes;
 //! - `r CPU ADDRESS PLACE` and `w CPU ADDRESS PLACE`: a read or write of the instruction above, by its linear and
-//!   guest-physical addresses.
+//!   guest-physical addresses;
+//! - `off LENGTH BEGIN END`, whether in a window or not: the longest span up to now of the kernel with interrupts off, in
+//!   instructions, and where it begins and ends.
 //!
 //! All numbers are hexadecimal. Interface: QEMU's "TCG plugins" manual, version 3 or later (QEMU 9.1).
 #![allow(unsafe_code)] // Calls QEMU, and is called by it.
 
 mod api;
+mod interrupts;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -98,6 +101,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
     let _ = OUT.set(Mutex::new(BufWriter::new(file)));
     // SAFETY: an element is one 64-bit word.
     let _ = IN_WINDOW.set(Counter { scoreboard: unsafe { qemu_plugin_scoreboard_new(size_of::<u64>()) }, offset: 0 });
+    interrupts::install();
     // SAFETY: the callback has the type that QEMU calls.
     unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, translated) };
     0
@@ -119,10 +123,13 @@ extern "C" fn translated(_id: u64, block: *mut c_void) {
     // SAFETY: QEMU gives a block that is valid during the call, and so are its instructions; a buffer of the longest
     // instruction's size takes any. What is handed to QEMU lives for ever.
     unsafe {
+        let mut before: Option<&'static Instruction> = None;
         for index in 0..qemu_plugin_tb_n_insns(block) {
             let instruction = qemu_plugin_tb_get_insn(block, index);
             let known = known(instruction);
             let data = std::ptr::from_ref(known).cast_mut().cast();
+            interrupts::translated(instruction, known, before.map(Instruction::code));
+            before = Some(known);
             if known.mark().is_some() {
                 qemu_plugin_register_vcpu_insn_exec_cb(instruction, marked, CB_NO_REGISTERS, data);
             } else {

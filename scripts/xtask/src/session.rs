@@ -231,7 +231,7 @@ impl Session {
             if finish.is_some_and(|deadline| now >= deadline) {
                 return Ok(Ending::Finished);
             }
-            if !seen_anything && start.elapsed() >= self.patience {
+            if !seen_anything && self.should_have_spoken(start.elapsed()) {
                 return Ok(Ending::Silent(self.patience));
             }
             if let Some(limit) = timeout
@@ -241,6 +241,13 @@ impl Session {
                 return Ok(Ending::TimedOut(limit));
             }
         }
+    }
+
+    /// Whether a machine that has said nothing in this time is taken for dead. Where the host has other work it may not
+    /// have run much.
+    fn should_have_spoken(&self, elapsed: Duration) -> bool {
+        let starved = || cpu_time(self.process.id()).is_some_and(|used| used < self.patience / 2);
+        elapsed >= self.patience && (elapsed >= 4 * self.patience || !starved())
     }
 
     /// The last lines of the console, and what the emulator itself said.
@@ -260,6 +267,19 @@ impl Drop for Session {
     fn drop(&mut self) {
         end(&mut self.process);
     }
+}
+
+/// What a process has used of CPUs.
+fn cpu_time(process: u32) -> Option<Duration> {
+    used(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)
+}
+
+/// The same from its line in /proc (proc(5)): fields 14 and 15, in hundredths of a second, counted from behind the name,
+/// which may have blanks.
+fn used(line: &str) -> Option<Duration> {
+    let mut fields = line.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(Duration::from_millis(10 * (next()? + next()?)))
 }
 
 /// Bochs tells which plugins it loads: lines marked `i` for information after eleven digits of its clock.
@@ -360,6 +380,14 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_that_a_process_used() {
+        let line = "71 (a b) c) S 1 2 3 0 -1 4194560 94 5 6 7 200 50 8 9 20 0 3 0 3009 1 2";
+        assert_eq!(used(line), Some(Duration::from_millis(2500)));
+        assert_eq!(used("71 (short) S 1 2"), None);
+        assert!(cpu_time(std::process::id()).is_some());
+    }
 
     #[test]
     fn only_ends_that_nothing_followed_are_bad() {

@@ -8,6 +8,8 @@ const PM_TIMER: u16 = 0x608;
 const PM_HERTZ: u64 = 3_579_545;
 /// It may have as few bits.
 const PM_MASK: u32 = 0xff_ffff;
+/// Readings of both clocks for one.
+const READINGS: u32 = 4;
 /// Calibration time, in milliseconds.
 const WINDOW: u64 = 50;
 
@@ -30,11 +32,23 @@ pub fn per_millisecond() -> u64 {
     }
 }
 
+/// Both clocks at one moment: of several readings the one that took least, for something else may run in between.
+fn both() -> (u32, u64) {
+    let reading = || {
+        let tsc = cpu::tsc();
+        let timer = pm_timer();
+        (cpu::tsc() - tsc, timer, tsc)
+    };
+    let (_, timer, tsc) = (1..READINGS).fold(reading(), |best, _| best.min(reading()));
+    (timer, tsc)
+}
+
 fn calibrate() -> u64 {
-    let (start, tsc) = (pm_timer(), cpu::tsc());
+    let (start, tsc) = both();
     loop {
-        let passed = u64::from(pm_timer().wrapping_sub(start) & PM_MASK);
-        let ticks = cpu::tsc() - tsc;
+        let (timer, now) = both();
+        let passed = u64::from(timer.wrapping_sub(start) & PM_MASK);
+        let ticks = now - tsc;
         if passed >= PM_HERTZ * WINDOW / 1000 {
             return (ticks as u128 * PM_HERTZ as u128 / (passed as u128 * 1000)).max(1) as u64;
         }

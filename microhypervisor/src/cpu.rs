@@ -5,7 +5,7 @@
 
 use core::cell::{Cell, UnsafeCell};
 use core::mem::size_of;
-use core::sync::atomic::{AtomicU16, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use kernel_core::ready::ReadyQueue;
 use kernel_core::shootdown::Use;
@@ -46,6 +46,30 @@ impl<T> Owned<T> {
     }
 }
 
+/// Circumstances in which a switch from one EC to another has more to do than the usual: the fast path wants all zero.
+#[repr(C, align(4))]
+pub struct Unusual {
+    /// The current SC runs a chain that it only helps: a reply must walk the chain again.
+    pub helping: Cell<bool>,
+    /// CR0.TS is clear in the kernel.
+    pub ts_clear: Cell<bool>,
+    /// A guest ran since a host program did.
+    pub guest: Cell<bool>,
+    /// The trace is on.
+    pub tracing: AtomicBool,
+}
+
+impl Unusual {
+    const fn none() -> Self {
+        Self {
+            helping: Cell::new(false),
+            ts_clear: Cell::new(false),
+            guest: Cell::new(false),
+            tracing: AtomicBool::new(false),
+        }
+    }
+}
+
 /// Per-CPU state. Other CPUs touch what is atomic only.
 #[repr(C, align(64))]
 pub struct Cpu {
@@ -59,8 +83,8 @@ pub struct Cpu {
     pub sc: Cell<Option<&'static Sc>>,
     /// Tells the time that the CPU was idle. It never competes.
     pub idle: Once<&'static Sc>,
-    /// The current SC runs a chain that it only helps: a reply must walk the chain again.
-    pub helping: Cell<bool>,
+    /// What keeps calls and replies off the fast path.
+    pub unusual: Unusual,
     /// A more urgent SC became ready, or another CPU wants something: look before returning to user or guest mode.
     pub reschedule: Cell<bool>,
     /// Ready SCs.
@@ -77,13 +101,11 @@ pub struct Cpu {
     pub fpu_owner: Cell<*const Ec>,
     /// Value of XCR0.
     pub xcr0: Cell<u64>,
-    /// CR0.TS is clear in the kernel.
-    pub ts_clear: Cell<bool>,
     /// What this CPU has for running guests.
     pub processor: Once<Processor>,
     /// The guest that ran last, if its state is in registers that host programs depend on.
     pub guest: Cell<Option<&'static GuestState>>,
-    /// A guest ran since the task register was loaded: VMX exits cut its limit.
+    /// A guest ran since the task register was loaded: VMX exits cut its limit, so that all ports fault.
     pub task_register_stale: Cell<bool>,
     /// Task state segment.
     pub task: Cell<Option<&'static TaskState>>,
@@ -166,6 +188,7 @@ impl CpuBlock {
         let tops = [1, 2, 3, 4].map(|n| ist + (n * size_of::<InterruptStack>()) as u64);
         // SAFETY: called once, by the CPU that owns the block; the window is mapped by then.
         let task = unsafe { crate::descriptors::load(self.cpu.number as usize, &mut *self.gdt.get(), tops) };
+        task.set_rsp0(core::ptr::from_ref(&self.cpu) as u64);
         self.cpu.task.set(Some(task));
         self.cpu.gdt.set(self.gdt.get());
     }
@@ -188,7 +211,7 @@ impl Cpu {
             apic_id: Cell::new(0),
             sc: Cell::new(None),
             idle: Once::new(),
-            helping: Cell::new(false),
+            unusual: Unusual::none(),
             reschedule: Cell::new(false),
             ready: Owned::new(ReadyQueue::empty()),
             timeouts: Owned::new(TimeoutQueue::empty()),
@@ -197,7 +220,6 @@ impl Cpu {
             space: Use::none(),
             fpu_owner: Cell::new(core::ptr::null()),
             xcr0: Cell::new(0),
-            ts_clear: Cell::new(false),
             processor: Once::new(),
             guest: Cell::new(None),
             task_register_stale: Cell::new(false),

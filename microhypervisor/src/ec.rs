@@ -23,7 +23,7 @@ use crate::object::{Object, Ref, by_id};
 use crate::pd::Pd;
 use crate::sched::Sc;
 use crate::semaphore::Sm;
-use crate::space::{HostSpace, ObjectSpace};
+use crate::space::{HostSpace, ObjectSpace, Selectors};
 use crate::vcpu::Gprs;
 
 /// What an EC does when it next gets the CPU, or what it waits for.
@@ -121,14 +121,20 @@ pub struct Ec {
 
     /// What comes next.
     pub continuation: Cell<Continuation>,
+    /// A recall is pending. The fast path looks at both at once.
+    pub recall: AtomicBool,
     /// The event that it sends.
     pub event: Cell<u16>,
-    /// A recall is pending.
-    pub recall: AtomicBool,
     /// Who called this local thread and waits for its reply.
     pub caller: Cell<Option<&'static Ec>>,
     /// The local thread whose reply this EC waits for.
     pub callee: Cell<Option<&'static Ec>>,
+    /// Its capabilities, message words and page tables: what `binding` leads to, close at hand for the fast path.
+    pub selectors: &'static Selectors,
+    /// See above.
+    pub message: *mut u64,
+    /// See above.
+    pub tables: u64,
     /// The busy local thread that it helps until it can call it.
     pub helps: Cell<Option<Ref<Ec>>>,
     /// Header of the scheduling context that was bound to it, plus one; while that is created [`u32::MAX`].
@@ -182,7 +188,8 @@ const _: () = {
     assert!(offset_of!(Ec, vector) == 136);
     assert!(offset_of!(Ec, rip) == 152);
     assert!(offset_of!(Ec, rsp) == 176);
-    assert!(offset_of!(Ec, continuation) == FRAME_END);
+    assert!(offset_of!(Ec, continuation) == FRAME_END && offset_of!(Ec, recall) == FRAME_END + 1);
+    assert!(offset_of!(Ec, tables) < FRAME_END + 64);
     assert!(size_of::<Ec>() <= 1024);
 };
 
@@ -210,10 +217,13 @@ impl Ec {
             rsp: Cell::new(rsp),
             ss: Cell::new(crate::descriptors::USER_SS as u64),
             continuation: Cell::new(continuation),
-            event: Cell::new(0),
             recall: AtomicBool::new(false),
+            event: Cell::new(0),
             caller: Cell::new(None),
             callee: Cell::new(None),
+            selectors: binding.objects.selectors(),
+            message: binding.utcb.pointer().cast(),
+            tables: binding.space.root(),
             helps: Cell::new(None),
             orphan: Sc::inherited(binding.reference, binding.cpu),
             share: Cell::new(None),

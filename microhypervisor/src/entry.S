@@ -27,19 +27,15 @@ interrupt_stubs:
     push $0
     .endif
     pushq $vector
-    .if vector == 1 || vector == 2 || vector == 8 || vector == 18
-    jmp interrupt_ist
-    .else
     jmp interrupt_common
-    .endif
     .set vector, vector + 1
 .endr
 
-# #DB, NMI, #DF, #MC come on stacks of their own, because they can hit the kernel before it has one. From user mode
-# their frame moves to the EC, and then they are like all others.
+# #DB, NMI, #DF, #MC come on stacks of their own, because they can hit the kernel before it has one, the others on the
+# CPU's. From user mode the frame moves to the EC.
 .balign 16
-interrupt_ist:
-    testb $3, 24(%rsp)
+interrupt_common:
+    testb $3, 24(%rsp)                  # CS of the interrupted code
     jz 1f
     push %rax
     push %rcx
@@ -56,13 +52,7 @@ interrupt_ist:
     pop %rax
     and ${block_mask}, %rsp
     mov {current}(%rsp), %rsp
-    lea 136(%rsp), %rsp
-
-.balign 16
-interrupt_common:
-    testb $3, 24(%rsp)                  # CS of the interrupted code
-    jz 1f
-    sub $8, %rsp                        # RSP0 was the end of the EC's frame: skip the stack field
+    lea 128(%rsp), %rsp
     save_registers
     mov %rsp, %rdi
     mov 128(%rsp), %rsp
@@ -90,32 +80,6 @@ interrupt_common:
     .endr
     add $16, %rsp
     iretq
-
-# SYSCALL: each CPU enters through a stub of its own (see smp.rs), which puts the user's RSP into R11 (its content,
-# RFLAGS, is 0x202 on return by contract) and the current EC into RSP.
-.balign 16
-.globl syscall_entry
-syscall_entry:
-    mov %r11, 176(%rsp)
-    mov %rcx, 152(%rsp)
-    lea 128(%rsp), %rsp
-    save_registers
-    mov %rsp, %rdi
-    mov 128(%rsp), %rsp
-    xor %ebp, %ebp
-    call {hypercall}
-    ud2
-
-# Back to user mode after a hypercall: RDI = EC.
-.balign 16
-.globl return_from_hypercall
-return_from_hypercall:
-    mov %rdi, %rsp
-    restore_registers
-    mov 24(%rsp), %rcx                  # RIP, canonical and in user space: checked by the caller
-    mov $0x202, %r11d
-    mov 48(%rsp), %rsp
-    sysretq
 
 # Back to user mode after an exception or interrupt: RDI = EC.
 .balign 16

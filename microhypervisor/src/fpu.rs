@@ -100,10 +100,10 @@ pub fn prepare_user(cpu: &Cpu, ec: &Ec) {
     let clear = ec.fpu_state.is_some() && core::ptr::eq(cpu.fpu_owner.get(), ec);
     if clear {
         clear_ts();
-    } else if cpu.ts_clear.get() {
+    } else if cpu.unusual.ts_clear.get() {
         set_ts();
     }
-    cpu.ts_clear.set(clear);
+    cpu.unusual.ts_clear.set(clear);
 }
 
 /// #NM in user mode: true if `ec` may use the FPU and now owns it.

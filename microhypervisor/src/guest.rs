@@ -151,6 +151,7 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         vcpu.flush();
     }
     cpu.guest.set(Some(guest));
+    cpu.unusual.guest.set(true);
     cpu.task_register_stale.set(true);
     // SAFETY: the EC's first field are its registers, followed by its stack; the host space is loaded, the spaces are
     // assigned and live as long as the EC.
@@ -161,6 +162,7 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
 /// Before user mode: registers that the last guest left live are the host's again.
 #[inline(always)]
 pub fn leave(cpu: &Cpu) {
+    cpu.unusual.guest.set(false);
     if let Some(guest) = cpu.guest.take() {
         guest.vcpu().restore_host();
     }

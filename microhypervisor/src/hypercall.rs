@@ -11,7 +11,7 @@ use abi::{Hypercall, Status};
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
-use crate::observation::{TRACING, trace};
+use crate::observation::{set_tracing, trace};
 use crate::pd::Pd;
 use crate::portal::Pt;
 use crate::sched::Sc;
@@ -123,7 +123,7 @@ fn extension(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Statu
         flags if flags == Operation::Destroy as u8 => destroy::start(cpu, ec),
         flags if flags == Operation::Trace as u8 => {
             let granted = ctrl_pd::is_nova_host(ec.objects.lookup(call.selector));
-            granted.then(|| TRACING.store(ec.gpr(gpr::RSI) & 1 != 0, Ordering::Relaxed)).ok_or(Status::BadCap)
+            granted.then(|| set_tracing(ec.gpr(gpr::RSI) & 1 != 0)).ok_or(Status::BadCap)
         }
         _ => Err(Status::BadHyp),
     }

@@ -15,6 +15,7 @@ mod ctrl_pd;
 mod descriptors;
 mod destroy;
 mod ec;
+mod fast;
 mod fpu;
 mod guest;
 mod hypercall;

@@ -21,8 +21,9 @@ use crate::pd::Pd;
 /// Number of object headers: as many as the pool has room for objects, so that nobody can take another's.
 const HEADERS: usize = POOL_FRAMES * FRAME / SMALLEST;
 
+/// All headers.
 #[unsafe(link_section = ".metadata")]
-static HEADER_MEMORY: [Header; HEADERS] = [const { Header::new() }; HEADERS];
+pub static HEADER_MEMORY: [Header; HEADERS] = [const { Header::new() }; HEADERS];
 
 static TABLE: HeaderTable<'static> = HeaderTable::new(&HEADER_MEMORY);
 
@@ -33,6 +34,7 @@ pub trait Object: Sized + 'static {
 }
 
 /// A reference to an object that may have been destroyed since.
+#[repr(transparent)]
 pub struct Ref<T>(Reference, PhantomData<fn() -> T>);
 
 impl<T> Clone for Ref<T> {
@@ -49,9 +51,8 @@ impl<T> PartialEq for Ref<T> {
 
 impl<T: Object> Ref<T> {
     /// The object, unless it is gone.
-    #[inline(always)]
     pub fn get(self) -> Option<&'static T> {
-        TABLE.resolve_as(self.0, T::KIND).map(at)
+        live(self.0, T::KIND).map(at)
     }
 
     /// Counts another use of the object by another object.
@@ -104,7 +105,13 @@ pub fn resolve<T: Object>(entry: Entry, permissions: Permissions) -> Result<(&'s
 /// What [`resolve`] does for all kinds.
 #[inline(never)]
 fn find(entry: Entry, permissions: Permissions, kind: Kind) -> Option<u32> {
-    TABLE.resolve_as(entry.reference(), kind).filter(|_| entry.permissions().contains(permissions))
+    live(entry.reference(), kind).filter(|_| entry.permissions().contains(permissions))
+}
+
+/// What [`Ref::get`] does for all kinds.
+#[inline(never)]
+fn live(reference: Reference, kind: Kind) -> Option<u32> {
+    TABLE.resolve_as(reference, kind)
 }
 
 /// The kind of object that `entry` names; Null if there is none (any more).

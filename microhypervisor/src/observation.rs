@@ -4,7 +4,7 @@
 //! Unsafe: writes to frames of the pool that nothing else uses.
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use abi::observation::{COUNTERS, RECORDS_PER_PAGE, Traced, counter};
 use spin::Once;
@@ -18,8 +18,10 @@ pub struct Counters(AtomicPtr<[AtomicU64; COUNTERS]>);
 /// Where CPUs count that have no frames of their own.
 static NOWHERE: StaticFrame = StaticFrame::zeroed();
 
-/// The trace is on, for all CPUs.
-pub static TRACING: AtomicBool = AtomicBool::new(false);
+/// Turns the trace on or off, for all CPUs.
+pub fn set_tracing(on: bool) {
+    Cpu::all().for_each(|cpu| cpu.unusual.tracing.store(on, Ordering::Relaxed));
+}
 
 struct Frames {
     first: Frame,
@@ -77,7 +79,7 @@ pub fn pages() -> Range<u64> {
 /// Writes a record if the trace is on.
 #[inline(always)]
 pub fn trace(cpu: &Cpu, what: Traced, detail: u16, first: u64, second: u64) {
-    if TRACING.load(Ordering::Relaxed) {
+    if cpu.unusual.tracing.load(Ordering::Relaxed) {
         record(cpu, what as u64 | (detail as u64) << 16, first, second);
     }
 }

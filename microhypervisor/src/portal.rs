@@ -13,7 +13,7 @@ use crate::ec::{Continuation, Ec, EcKind};
 use crate::memory::copy_words;
 use crate::object::{Object, Ref, table};
 use crate::observation::trace;
-use crate::vcpu::legal;
+use crate::vcpu::{Gprs, legal};
 use crate::{run, sched};
 
 /// A portal.
@@ -21,7 +21,8 @@ use crate::{run, sched};
 pub struct Pt {
     /// Who is entered.
     pub ec: Ref<Ec>,
-    ip: u64,
+    /// Where it enters.
+    pub ip: u64,
     /// Passed to the callee.
     pub identifier: AtomicU64,
     /// State that an event carries.
@@ -43,6 +44,7 @@ impl Pt {
 fn enter(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, portal: &Pt, mtd: u32) -> ! {
     callee.caller.set(Some(caller));
     caller.callee.set(Some(callee));
+    *callee.gprs.get() = Gprs([0; 16]);
     callee.set_gpr(gpr::RDI, portal.identifier.load(Ordering::Relaxed));
     callee.set_gpr(gpr::RSI, mtd as u64);
     callee.rip.set(portal.ip);
@@ -138,7 +140,7 @@ pub fn reply(cpu: &'static Cpu, callee: &'static Ec) -> ! {
     } else {
         resume_event(cpu, caller, callee, Mtd::from_bits_retain(mtd));
     }
-    if cpu.helping.get() {
+    if cpu.unusual.helping.get() {
         sched::resume_current(cpu);
     }
     run::run(cpu, caller)

@@ -10,7 +10,8 @@ use abi::utcb::gpr;
 use abi::{Status, USER_END};
 
 use crate::cpu::Cpu;
-use crate::ec::{Continuation, Ec, FRAME_END};
+use crate::ec::{Continuation, Ec};
+use crate::fast::return_from_hypercall;
 use crate::observation::trace;
 use crate::vcpu::Gprs;
 use crate::{ctrl_pd, destroy, fpu, guest, interrupt, portal, sched};
@@ -21,17 +22,13 @@ core::arch::global_asm!(
     current = const crate::cpu::CpuBlock::STACK_TOP,
     user_interrupt = sym user_interrupt,
     kernel_interrupt = sym interrupt::kernel_interrupt,
-    hypercall = sym crate::hypercall::hypercall,
     options(att_syntax)
 );
 
 unsafe extern "C" {
-    fn return_from_hypercall(ec: *const Gprs) -> !;
     fn return_from_interrupt(ec: *const Gprs) -> !;
     /// The first interrupt stub.
     pub static interrupt_stubs: u8;
-    /// Where SYSCALL enters, through the stubs.
-    pub static syscall_entry: u8;
 }
 
 /// Bytes from one interrupt stub to the next.
@@ -135,16 +132,19 @@ fn prepare_user(cpu: &'static Cpu, ec: &'static Ec) {
         portal::raise(cpu, ec, 13);
     }
     make_current(cpu, ec);
-    if let Some(task) = cpu.task.get() {
-        task.set_rsp0((core::ptr::from_ref(ec) as u64).wrapping_add(FRAME_END as u64));
-    }
     switch_space(cpu, ec);
     fpu::prepare_user(cpu, ec);
     guest::leave(cpu);
-    if ec.space.has_ports() && cpu.task_register_stale.replace(false) {
+}
+
+/// #GP in user mode: true if it may be for a port that a stale task register hides, which it does no longer.
+fn show_ports(cpu: &Cpu, ec: &Ec) -> bool {
+    let hidden = ec.space.has_ports() && cpu.task_register_stale.replace(false);
+    if hidden {
         // SAFETY: the table that `CpuBlock::load_descriptors` loaded.
         unsafe { crate::descriptors::reload_task_register(cpu.gdt.get()) };
     }
+    hidden
 }
 
 /// `ec` is about to run.
@@ -190,6 +190,7 @@ extern "C" fn user_interrupt(ec: &'static Ec) -> ! {
             ec.rip.get()
         )),
         7 if fpu::switch(cpu, ec) => {}
+        13 if show_ports(cpu, ec) => {}
         0..32 => {
             ec.fault_address.set(if vector == 14 { crate::registers::cr2() } else { 0 });
             portal::raise(cpu, ec, vector as u16)

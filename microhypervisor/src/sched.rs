@@ -263,12 +263,12 @@ pub fn ahead(ec: &Ec) -> Option<&'static Ec> {
 
 /// The end of the current SC's chain of calls. If it cannot run, parks or drops the SC.
 fn follow(cpu: &Cpu, sc: &Sc) -> Option<&'static Ec> {
-    cpu.helping.set(false);
+    cpu.unusual.helping.set(false);
     let mut next = sc.ec.get();
     while let Some(ec) = next {
         next = ahead(ec);
         match ec.continuation.get() {
-            Continuation::SendCall | Continuation::SendEvent if next.is_some() => cpu.helping.set(true),
+            Continuation::SendCall | Continuation::SendEvent if next.is_some() => cpu.unusual.helping.set(true),
             _ if next.is_some() => {}
             Continuation::Blocked | Continuation::AwaitRound => {
                 park_current(cpu, ec);

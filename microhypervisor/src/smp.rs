@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::cpu::{self, CPUS_MAX, CpuBlock, CpuNumber, now};
 use crate::memory::{FRAME, Shared};
-use crate::{lapic, log, run, space, timer};
+use crate::{fast, lapic, log, space, timer};
 
 /// [`TICKET`]: a CPU may start.
 pub const OFFERED: u32 = 1;
@@ -46,7 +46,7 @@ pub fn fill_stubs() {
     for (number, bytes) in (0..).zip(stubs) {
         let current = cpu::block(number) as u64 + CpuBlock::STACK_TOP as u64;
         let next = stub(number) + STUB as u64;
-        let distance = (&raw const run::syscall_entry as u64).wrapping_sub(next);
+        let distance = (&raw const fast::syscall_entry as u64).wrapping_sub(next);
         let (current, distance) = ((current as u32).to_le_bytes(), (distance as u32).to_le_bytes());
         bytes[..7].copy_from_slice(&[0x49, 0x89, 0xe3, 0x48, 0x8b, 0x24, 0x25]); // mov %rsp, %r11; mov current, %rsp
         bytes[7..11].copy_from_slice(&current);

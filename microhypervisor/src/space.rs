@@ -25,7 +25,28 @@ use crate::memory::{Frame, release};
 use crate::object::{self, Object, Ref, resolve};
 use crate::pd::Pd;
 
-/// Object capabilities of a protection domain: two levels of 512 entries.
+/// The root of a table of capabilities with two levels of 512 entries.
+#[repr(transparent)]
+pub struct Selectors([AtomicU64; 512]);
+
+impl Selectors {
+    fn slot(&self, selector: u64) -> Option<&'static AtomicU64> {
+        if selector >= SELECTOR_COUNT {
+            return None;
+        }
+        let leaf = self.0[(selector >> 9) as usize & 511].load(Ordering::Acquire);
+        // SAFETY: each word is 0 or the address of a leaf frame, never changed back.
+        (leaf != 0).then(|| unsafe { &(*(leaf as *const [AtomicU64; 512]))[selector as usize & 511] })
+    }
+
+    /// The capability at `selector`; null if there is none.
+    #[inline(never)]
+    fn lookup(&self, selector: u64) -> Entry {
+        self.slot(selector).map_or(Entry::NULL, |slot| Entry::from_raw(slot.load(Ordering::Relaxed)))
+    }
+}
+
+/// Object capabilities of a protection domain.
 #[repr(C, align(64))]
 pub struct ObjectSpace {
     root: Frame,
@@ -43,22 +64,20 @@ impl ObjectSpace {
         Ok(Self { root: pd.account().draft(0)?.keep(), lock: Mutex::new(()), pd })
     }
 
+    /// Its table.
+    pub fn selectors(&self) -> &'static Selectors {
+        // SAFETY: a frame of 512 atomic words, for as long as somebody looks.
+        unsafe { &*self.root.pointer().cast() }
+    }
+
     fn slot(&self, selector: u64) -> Option<&'static AtomicU64> {
-        if selector >= SELECTOR_COUNT {
-            return None;
-        }
-        // SAFETY: the root is a frame of 512 atomic words; each is 0 or the address of a leaf frame, never changed back.
-        unsafe {
-            let root = &*self.root.pointer().cast::<[AtomicU64; 512]>();
-            let leaf = root[(selector >> 9) as usize & 511].load(Ordering::Acquire);
-            (leaf != 0).then(|| &(*(leaf as *const [AtomicU64; 512]))[selector as usize & 511])
-        }
+        self.selectors().slot(selector)
     }
 
     /// The capability at `selector`; null if there is none.
     #[inline(always)]
     pub fn lookup(&self, selector: u64) -> Entry {
-        self.slot(selector).map_or(Entry::NULL, |slot| Entry::from_raw(slot.load(Ordering::Relaxed)))
+        self.selectors().lookup(selector)
     }
 
     /// The object at `selector` if it is a `T` and the capability carries `permissions`.

@@ -58,6 +58,7 @@ impl Kind {
 
 /// A reference from one kernel object to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Reference {
     /// Index of the header.
     pub index: u32,
@@ -159,6 +160,16 @@ impl Header {
         }
     }
 
+    /// Offset of the generation (u32).
+    pub const GENERATION: usize = core::mem::offset_of!(Self, life) + 4;
+    /// Offset of what [`Self::live_content`] tells (u32).
+    pub const CONTENT: usize = core::mem::offset_of!(Self, content);
+
+    /// Content of a header in use: `object` in bits 31:6, the rest the same for all of a kind.
+    pub const fn live_content(kind: Kind, object: u32) -> u32 {
+        object << 6 | (kind as u32) << 2 | LIVE
+    }
+
     fn generation(&self, order: crate::sync::Ordering) -> u32 {
         (self.life.load(order) >> 32) as u32
     }
@@ -200,7 +211,7 @@ impl<'a> HeaderTable<'a> {
         for member in [&header.link, &header.before, &header.owner, &header.first] {
             member.store(0, Relaxed);
         }
-        header.content.store(object << 6 | (kind as u32) << 2 | LIVE, Relaxed);
+        header.content.store(Header::live_content(kind, object), Relaxed);
         header.life.store((generation as u64) << 32 | 1, Release);
         Some(Reference { index, generation })
     }

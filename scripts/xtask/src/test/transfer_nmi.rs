@@ -60,8 +60,8 @@ fn everywhere(lab: &Lab) -> Result<()> {
 fn storm(debugger: &mut Debugger, places: &Places) -> Result<()> {
     let nmi = places.interrupt_stubs + 2 * STUB;
     for (name, place, steps) in [
-        ("SYSCALL", places.syscall, 26),
-        ("the return from a hypercall", places.return_from_hypercall, 20),
+        ("SYSCALL", places.syscall, 60),
+        ("the return from a hypercall", places.return_from_hypercall, 17),
         ("the return from an interrupt", places.return_from_interrupt, 18),
         ("the entry into a guest", places.enter_guest, 2),
         ("the exit from a guest", places.exit_guest, 24),

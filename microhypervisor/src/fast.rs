@@ -1,0 +1,69 @@
+#![allow(unsafe_code)]
+//! The way in and out by SYSCALL, and calls and replies when nothing is in the way: the callee is idle on the caller's
+//! CPU, no recall is pending, and nothing [unusual](crate::cpu::Unusual) has to be done for a switch.
+//!
+//! Unsafe: assembly.
+//!
+//! In every other case, and for every other hypercall, nothing has changed when `hypercall` gets the call. Where the fast
+//! path does the work it does what `portal` would do. It loses no time to locks, queues or clocks, and it is the reason
+//! for the layout of EC, portal and header. The caller's registers are kept. The callee begins with what it is told, and
+//! zeros.
+
+use core::mem::offset_of;
+
+use abi::capability::{Permissions, SELECTOR_COUNT};
+use abi::observation::counter;
+use kernel_core::slots::{Header, Kind};
+
+use crate::cpu::Cpu;
+use crate::ec::{Continuation, Ec};
+use crate::object::HEADER_MEMORY;
+use crate::portal::Pt;
+use crate::vcpu::Gprs;
+
+core::arch::global_asm!(
+    include_str!("fast.S"),
+    kernel = const crate::memory::KERNEL as i64,
+    hypercall = sym crate::hypercall::hypercall,
+    cpu = const offset_of!(Ec, stack),
+    rip = const offset_of!(Ec, rip),
+    rsp = const offset_of!(Ec, rsp),
+    state = const offset_of!(Ec, continuation),
+    caller = const offset_of!(Ec, caller),
+    callee = const offset_of!(Ec, callee),
+    selectors = const offset_of!(Ec, selectors),
+    message = const offset_of!(Ec, message),
+    tables = const offset_of!(Ec, tables),
+    current = const offset_of!(Cpu, current),
+    unusual = const offset_of!(Cpu, unusual),
+    space = const offset_of!(Cpu, space),
+    counters = const offset_of!(Cpu, counters),
+    calls = const 8 * (counter::HYPERCALL + abi::Hypercall::IpcCall as usize),
+    selectors_end = const SELECTOR_COUNT,
+    may_call = const Permissions::CALL.bits(),
+    reply = const abi::Hypercall::IpcReply as u8,
+    headers = sym HEADER_MEMORY,
+    generation = const Header::GENERATION,
+    content = const Header::CONTENT,
+    portal = const Header::live_content(Kind::Pt, 0),
+    portal_ec = const offset_of!(Pt, ec),
+    portal_ip = const offset_of!(Pt, ip),
+    portal_identifier = const offset_of!(Pt, identifier),
+    idle = const Continuation::Idle as u16,
+    busy = const Continuation::ReturnHypercall as u8,
+    await_reply = const Continuation::AwaitReply as u16,
+    options(att_syntax)
+);
+
+const _: () = {
+    assert!(size_of::<Header>() == 32 && SELECTOR_COUNT <= 512 * 512);
+    assert!(abi::Hypercall::IpcCall as u8 == 0 && abi::Hypercall::IpcReply as u8 == 1);
+    assert!(abi::USER_END == 1 << 47);
+};
+
+unsafe extern "C" {
+    /// Leaves the kernel after a hypercall of the EC that begins with these registers.
+    pub fn return_from_hypercall(ec: *const Gprs) -> !;
+    /// Where SYSCALL enters, through the stubs.
+    pub static syscall_entry: u8;
+}

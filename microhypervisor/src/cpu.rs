@@ -14,7 +14,7 @@ use spin::Once;
 
 use crate::descriptors::{Gdt, TaskState};
 use crate::ec::Ec;
-use crate::guest::GuestState;
+use crate::guest::{GuestState, NOBODY};
 use crate::memory::FRAME;
 use crate::observation::Counters;
 use crate::rounds::Rounds;
@@ -103,6 +103,8 @@ pub struct Cpu {
     pub xcr0: Cell<u64>,
     /// What this CPU has for running guests.
     pub processor: Once<Processor>,
+    /// The guest that ran last, if it can go on without anything but its general registers and RIP; else [`NOBODY`].
+    pub poised: Cell<*const GuestState>,
     /// The guest that ran last, if its state is in registers that host programs depend on.
     pub guest: Cell<Option<&'static GuestState>>,
     /// A guest ran since the task register was loaded: VMX exits cut its limit, so that all ports fault.
@@ -221,6 +223,7 @@ impl Cpu {
             fpu_owner: Cell::new(core::ptr::null()),
             xcr0: Cell::new(0),
             processor: Once::new(),
+            poised: Cell::new(NOBODY),
             guest: Cell::new(None),
             task_register_stale: Cell::new(false),
             task: Cell::new(None),

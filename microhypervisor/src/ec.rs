@@ -164,7 +164,8 @@ pub struct Ec {
     pub share: Cell<Option<(u8, u64)>>,
     /// Of a local thread whose caller was destroyed: the scheduling context that lingers until it replies.
     pub orphan: Sc,
-    binding: Binding,
+    /// What it is bound to.
+    pub binding: Binding,
 }
 
 impl Deref for Ec {

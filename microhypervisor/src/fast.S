@@ -14,6 +14,62 @@
     mov 112(\base), %r14; mov 120(\base), %r15; mov 16(\base), %rdx
 .endm
 
+# RCX = physical address of the portal for which the capability at selector \selector (clobbered) of the EC at RSP is, with
+# permission \permission; else to \miss. Entries: bits 4:0 permissions, 28:5 index of a header of 32 bytes, 63:32
+# generation. Clobbers RAX.
+.macro portal_at selector, selector32, permission, miss
+    cmp ${selectors_end}, \selector
+    jae \miss
+    mov \selector, %rax
+    shr $9, %rax
+    mov {selectors}(%rsp), %rcx
+    mov (%rcx, %rax, 8), %rcx
+    test %rcx, %rcx
+    jz \miss
+    and $511, \selector32
+    mov (%rcx, \selector, 8), %rax
+    test \permission, %al
+    jz \miss
+    mov %eax, %ecx
+    and $0x1fffffe0, %ecx
+    shr $32, %rax
+    cmp %eax, {headers} + {generation}(%rcx)
+    jne \miss
+    mov {headers} + {content}(%rcx), %ecx
+    xor ${portal}, %ecx                 # leaves the place of the portal, if it is one
+    test $0x3f, %cl
+    jnz \miss
+.endm
+
+# RDX = EC of the portal at RCX, which is idle on the CPU at R15, without a recall; R8 = where it enters, a user address,
+# as SYSRET wants it; else to \miss. Clobbers RAX.
+.macro idle_callee miss
+    mov {kernel} + {portal_ec}(%rcx), %eax
+    mov {kernel} + {portal_ec} + 4(%rcx), %edx
+    shl $5, %eax
+    cmp %edx, {headers} + {generation}(%rax)
+    jne \miss
+    mov {headers} + {content}(%rax), %edx
+    and $~0x3f, %edx
+    add ${kernel}, %rdx
+    cmp %r15, {cpu}(%rdx)
+    jne \miss
+    cmpw ${idle}, {state}(%rdx)
+    jne \miss
+    mov {kernel} + {portal_ip}(%rcx), %r8
+    mov %r8, %rax
+    shr $47, %rax
+    jnz \miss
+.endm
+
+# The EC at RSP waits, with continuation \waits, until the EC at RDX has served it.
+.macro hand_over waits
+    mov %rdx, {callee}(%rsp)
+    mov %rsp, {caller}(%rdx)
+    movb \waits, {state}(%rsp)
+    movb ${busy}, {state}(%rdx)
+.endm
+
 # Copies the message of the EC at RSP to the EC at RDX, whose page tables are loaded: it runs next on the CPU at R15.
 # RSI, the message descriptor, becomes the number of words beyond the first. Clobbers RAX, R9, R10, RBP, RCX.
 .macro pass_on
@@ -57,57 +113,18 @@ syscall_entry:
     cmpl $0, {unusual}(%r15)
     jne slow
 
-    # The capability at selector RDI >> 8: bits 4:0 permissions, 28:5 index of a header of 32 bytes, 63:32 generation.
-    cmp ${selectors_end} << 8, %rdi
-    jae slow
-    mov %rdi, %rax
-    shr $17, %rax
-    mov {selectors}(%rsp), %rcx
-    mov (%rcx, %rax, 8), %rcx
-    test %rcx, %rcx
-    jz slow
-    mov %edi, %eax
-    shr $8, %eax
-    and $511, %eax
-    mov (%rcx, %rax, 8), %rax
-    test ${may_call}, %al
-    jz slow
-    mov %eax, %ecx
-    and $0x1fffffe0, %ecx
-    shr $32, %rax
-    cmp %eax, {headers} + {generation}(%rcx)
-    jne slow
-    mov {headers} + {content}(%rcx), %ecx
-    xor ${portal}, %ecx                 # leaves the place of the portal, if it is one
-    test $0x3f, %cl
-    jnz slow
-
-    # The portal's EC: idle on this CPU, without a recall.
-    mov {kernel} + {portal_ec}(%rcx), %eax
-    mov {kernel} + {portal_ec} + 4(%rcx), %edx
-    shl $5, %eax
-    cmp %edx, {headers} + {generation}(%rax)
-    jne slow
-    mov {headers} + {content}(%rax), %edx
-    and $~0x3f, %edx
-    add ${kernel}, %rdx
-    cmp %r15, {cpu}(%rdx)
-    jne slow
-    cmpw ${idle}, {state}(%rdx)
-    jne slow
-    mov {kernel} + {portal_ip}(%rcx), %r8
-    mov %r8, %rax
-    shr $47, %rax                       # SYSRET wants a user address
-    jnz slow
-
+    mov %rdi, %r9
+    shr $8, %r9
+    portal_at %r9, %r9d, ${may_call}, slow
+    idle_callee slow
     mov {counters}(%r15), %rax
     incq {calls}(%rax)
     mov {kernel} + {portal_identifier}(%rcx), %rdi
-    mov %rdx, {callee}(%rsp)
-    mov %rsp, {caller}(%rdx)
-    movb ${await_reply}, {state}(%rsp)
-    movb ${busy}, {state}(%rdx)
+    hand_over ${await_reply}
     pass_on
+
+    # Into the portal: identifier in RDI, descriptor in RSI, address in R8.
+enter_portal:
     mov {rsp}(%rdx), %rsp
     mov %r8, %rcx
     mov $0x202, %r11d
@@ -126,7 +143,7 @@ not_call:
     test %rdx, %rdx
     jz slow
     cmpw ${await_reply}, {state}(%rdx)
-    jne slow
+    jne event_reply
     mov {rip}(%rdx), %r8
     mov %r8, %rax
     shr $47, %rax
@@ -144,6 +161,37 @@ not_call:
     mov {rsp}(%rdx), %rsp
     load_registers %rdx
     sysretq
+
+    # The reply to an event. Of a guest: it is entered again, with new general registers and RIP if the reply says so.
+event_reply:
+    cmpw ${await_event_reply}, {state}(%rdx)
+    jne slow
+    mov {guest}(%rdx), %rbx
+    cmp {poised}(%r15), %rbx
+    jne slow
+    test ${not_fast_reply}, %esi
+    jnz slow
+    mov {spaces_ended}, %rax
+    cmp %rax, {ended}(%rbx)
+    jne slow
+    mov {guest_space}(%rbx), %rcx
+    mov {space_generation}(%rcx), %rax
+    cmp %rax, {seen}(%rbx)
+    jne slow
+    mov {tables}(%rdx), %rax
+    cmp %rax, {space}(%r15)
+    jne slow
+    mov {counters}(%r15), %rax
+    incq {calls} + 8(%rax)
+    incq {entries}(%rax)
+    movb ${idle}, {state}(%rsp)
+    movq $0, {caller}(%rsp)
+    movq $0, {callee}(%rdx)
+    mov %rdx, {current}(%r15)
+    mov {message}(%rsp), %r14
+    mov {control}(%rbx), %rbp
+    lea 128(%rdx), %rsp
+    jmp svm_resume
 
 # All other calls, and these if anything is in the way. Whoever replies has nothing to save.
 slow_unsaved:
@@ -168,3 +216,114 @@ return_from_hypercall:
     mov {rsp}(%rdx), %rsp
     load_registers %rdx
     sysretq
+
+# SVM: enters the guest whose control block is at RBP, with RIP and general registers from the message at R14 as far as RSI
+# says so, else from the EC at RDX, at whose registers' end RSP is. RBX = what the guest has beyond an EC.
+.globl svm_resume
+svm_resume:
+    movq $0, {vmcb_injection}(%rbp)
+    test ${mtd_rip}, %sil
+    jz 1f
+    mov {utcb_rip}(%r14), %rax
+    mov %rax, {vmcb_rip}(%rbp)
+1:  mov %rdx, %rdi
+    mov %rdx, %r15
+    test ${mtd_gpr_8_15}, %sil
+    cmovnz %r14, %r15
+    test ${mtd_gpr_0_7}, %sil
+    jz 1f
+    mov %r14, %rdi
+    mov 32(%r14), %rax
+    mov %rax, {vmcb_rsp}(%rbp)
+1:  mov (%rdi), %rax
+    mov %rax, {vmcb_rax}(%rbp)
+    mov {control_physical}(%rbx), %rax
+    mov 64(%r15), %r8;   mov 72(%r15), %r9;   mov 80(%r15), %r10;  mov 88(%r15), %r11
+    mov 96(%r15), %r12;  mov 104(%r15), %r13; mov 112(%r15), %r14; mov 120(%r15), %r15
+    mov 8(%rdi), %rcx;   mov 16(%rdi), %rdx;  mov 24(%rdi), %rbx;  mov 40(%rdi), %rbp
+    mov 48(%rdi), %rsi;  mov 56(%rdi), %rdi
+
+# Runs the guest of the control block at physical address RAX; RSP = the end of the EC's general registers, whose entry 4
+# holds the physical address of the block with the host's FS, GS, TR, LDTR and syscall MSRs. GIF is clear while any of the
+# guest's state is in the registers. IF is set meanwhile: with virtual interrupt masking it is the host's IF at VMRUN that
+# lets physical interrupts end the guest's run. The task priority is zero anyway: QEMU can lose an interrupt that comes
+# during an exit, until this makes it look again (docs/emulators.md).
+.globl svm_run
+svm_run:
+    clgi
+    sti
+    vmload %rax
+    vmrun %rax
+    vmsave %rax
+    mov 32 - 128(%rsp), %rax
+    vmload %rax
+    cli
+    stgi
+    .irp register, r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rax, rbx, rdx, rcx, rax
+    push %\register
+    .endr
+    xor %eax, %eax
+    mov %rax, %cr8
+
+    # The guest of the EC at RSP stopped.
+    mov {cpu}(%rsp), %r15
+    mov {guest}(%rsp), %rax
+    cmp {poised}(%r15), %rax
+    jne exit
+    mov {control}(%rax), %rbp
+    testb $0x80, {vmcb_interrupted} + 3(%rbp)
+    jnz exit
+    mov {vmcb_rax}(%rbp), %rax
+    mov %rax, (%rsp)
+    mov {vmcb_exit_code}(%rbp), %rax
+    cmp ${exit_codes}, %rax
+    jae 1f
+    movzbl {exit_events}(%rax), %ebx
+    test %ebx, %ebx
+    jz exit
+    cmp ${event_rdmsr}, %ebx
+    je 2f
+    .subsection 1
+1:  mov ${event_page_fault}, %ebx
+    cmp ${nested_fault}, %rax
+    je guest_event
+    jmp exit
+2:  add {vmcb_exit_info}(%rbp), %ebx    # a WRMSR
+    jmp guest_event
+    .previous
+
+# Event EBX of the guest EC at RSP goes to its handler, if that is idle and nothing else is in the way.
+guest_event:
+    cmpl $0, {unusual}(%r15)
+    jne exit
+    mov {event_base}(%rsp), %r9
+    add %rbx, %r9
+    portal_at %r9, %r9d, ${may_event}, exit
+    idle_callee exit
+    mov {kernel} + {portal_mtd}(%rcx), %esi
+    test ${not_fast}, %esi
+    jnz exit
+    mov {tables}(%rdx), %rax
+    cmp %rax, {space}(%r15)
+    jne exit
+    mov {counters}(%r15), %rax
+    incq {events}(%rax, %rbx, 8)
+    hand_over ${await_event_reply}
+    mov %rdx, {current}(%r15)
+    mov %ecx, %r12d
+    mov %rdx, %r13
+    mov %esi, %r14d
+    mov %rsp, %rdi
+    mov %r15, %rsp
+    call {save_state}
+    mov %r13, %rdx
+    mov %r14d, %esi
+    mov {kernel} + {portal_identifier}(%r12), %rdi
+    mov {kernel} + {portal_ip}(%r12), %r8
+    jmp enter_portal
+
+exit:
+    mov %rsp, %rdi
+    mov {cpu}(%rsp), %rsp
+    call {vcpu_exit}
+    ud2

@@ -11,14 +11,20 @@
 
 use core::mem::offset_of;
 
+use abi::Mtd;
 use abi::capability::{Permissions, SELECTOR_COUNT};
+use abi::event::guest as event;
 use abi::observation::counter;
+use abi::utcb::Architectural;
 use kernel_core::slots::{Header, Kind};
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
+use crate::guest::GuestState;
 use crate::object::HEADER_MEMORY;
 use crate::portal::Pt;
+use crate::space::GuestSpace;
+use crate::svm::spec::{EVENTS, Vmcb, code};
 use crate::vcpu::Gprs;
 
 core::arch::global_asm!(
@@ -49,6 +55,41 @@ core::arch::global_asm!(
     portal_ec = const offset_of!(Pt, ec),
     portal_ip = const offset_of!(Pt, ip),
     portal_identifier = const offset_of!(Pt, identifier),
+    portal_mtd = const offset_of!(Pt, mtd),
+    may_event = const Permissions::EVENT.bits(),
+    event_base = const offset_of!(Ec, binding.event_base),
+    guest = const offset_of!(Ec, binding.guest),
+    poised = const offset_of!(Cpu, poised),
+    control = const GuestState::CONTROL,
+    control_physical = const GuestState::CONTROL_PHYSICAL,
+    ended = const GuestState::ENDED,
+    guest_space = const GuestState::SPACE,
+    seen = const GuestState::GENERATION,
+    space_generation = const GuestSpace::GENERATION,
+    spaces_ended = sym crate::guest::SPACES_ENDED,
+    entries = const 8 * counter::GUEST_ENTRY,
+    events = const 8 * counter::GUEST_EVENT,
+    not_fast = const Mtd::TSC.bits(),
+    not_fast_reply = const !Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).bits(),
+    mtd_rip = const Mtd::RIP.bits(),
+    mtd_gpr_0_7 = const Mtd::GPR_0_7.bits(),
+    mtd_gpr_8_15 = const Mtd::GPR_8_15.bits(),
+    utcb_rip = const offset_of!(Architectural, rip),
+    vmcb_injection = const offset_of!(Vmcb, injection),
+    vmcb_interrupted = const offset_of!(Vmcb, interrupted),
+    vmcb_exit_code = const offset_of!(Vmcb, exit_code),
+    vmcb_rip = const offset_of!(Vmcb, rip),
+    vmcb_rsp = const offset_of!(Vmcb, rsp),
+    vmcb_rax = const offset_of!(Vmcb, rax),
+    vmcb_exit_info = const offset_of!(Vmcb, exit_info),
+    nested_fault = const code::NESTED_FAULT,
+    event_page_fault = const event::PAGE_FAULT,
+    event_rdmsr = const event::RDMSR,
+    exit_codes = const EVENTS.len(),
+    exit_events = sym EVENTS,
+    save_state = sym crate::guest::save_state,
+    vcpu_exit = sym crate::guest::vcpu_exit,
+    await_event_reply = const Continuation::AwaitEventReply as u16,
     idle = const Continuation::Idle as u16,
     busy = const Continuation::ReturnHypercall as u8,
     await_reply = const Continuation::AwaitReply as u16,
@@ -64,6 +105,8 @@ const _: () = {
 unsafe extern "C" {
     /// Leaves the kernel after a hypercall of the EC that begins with these registers.
     pub fn return_from_hypercall(ec: *const Gprs) -> !;
+    /// Runs a guest, see `fast.S`.
+    pub fn svm_run() -> !;
     /// Where SYSCALL enters, through the stubs.
     pub static syscall_entry: u8;
 }

@@ -52,6 +52,7 @@ pub fn acquire(cpu: &Cpu, ec: &Ec) {
         return;
     }
     cpu.counters.count(abi::observation::counter::FPU_SWITCH);
+    cpu.poised.set(crate::guest::NOBODY);
     clear_ts();
     load_xcr0(cpu, components());
     let (low, high) = (components() as u32, (components() >> 32) as u32);
@@ -79,6 +80,7 @@ pub fn forget(cpu: &Cpu, ec: &Ec) {
 pub fn load_xcr0(cpu: &Cpu, value: u64) {
     if cpu.xcr0.get() != value {
         set_xcr0(value);
+        cpu.poised.set(crate::guest::NOBODY);
         cpu.xcr0.set(value);
     }
 }

@@ -4,8 +4,10 @@
 //! Unsafe: enters the guest.
 
 use core::cell::Cell;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use abi::Mtd;
 use abi::capability::Permissions;
 use abi::observation::counter;
 use abi::utcb::Architectural;
@@ -16,7 +18,7 @@ use crate::memory::Frame;
 use crate::object::Ref;
 use crate::space::{GuestSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::svm::Svm;
-use crate::vcpu::{Exit, Gprs, Processor, Spaces, VcpuPages, VirtualCpu};
+use crate::vcpu::{Exit, Gprs, PhysPage, Processor, Spaces, VcpuPages, VirtualCpu};
 use crate::vmx::Vmx;
 use crate::{fpu, interrupt, portal, registers, run, sched};
 
@@ -37,9 +39,14 @@ struct Assigned {
     msr: Ref<MsrSpace>,
 }
 
+/// In [`Cpu::poised`]: no guest, and not what ECs without a guest have.
+pub const NOBODY: *const GuestState = core::ptr::dangling();
+
 /// What a guest EC has beyond a host EC.
+#[repr(C)]
 pub struct GuestState {
-    vcpu: Owned<Vcpu>,
+    /// VMCS or VMCB.
+    block: PhysPage,
     assigned: Cell<Option<Assigned>>,
     space: Cell<Option<&'static GuestSpace>>,
     /// Value of [`SPACES_ENDED`] when it last looked whether its spaces are there.
@@ -48,9 +55,17 @@ pub struct GuestState {
     generation: Cell<u64>,
     /// The frame of its VMCS or VMCB.
     pub control: Frame,
+    vcpu: Owned<Vcpu>,
 }
 
 impl GuestState {
+    /// Offsets, for the fast path.
+    pub const CONTROL: usize = offset_of!(Self, block.va);
+    pub const CONTROL_PHYSICAL: usize = offset_of!(Self, block.pa);
+    pub const ENDED: usize = offset_of!(Self, ended);
+    pub const SPACE: usize = offset_of!(Self, space);
+    pub const GENERATION: usize = offset_of!(Self, generation);
+
     /// A virtual CPU of `processor` in the reset state, without spaces, whose handlers live in host space `root`,
     /// with a stack pointer.
     pub fn new(processor: &'static Processor, pages: VcpuPages, control: Frame, root: u64, rsp: u64) -> Self {
@@ -59,6 +74,7 @@ impl GuestState {
             Processor::Svm(processor) => Vcpu::Svm(Svm::new(processor, pages, rsp)),
         };
         Self {
+            block: pages.control,
             vcpu: Owned::new(vcpu),
             assigned: Cell::new(None),
             space: Cell::new(None),
@@ -125,6 +141,9 @@ impl GuestState {
         if cpu.guest.get().is_some_and(|guest| core::ptr::eq(guest, self)) {
             leave(cpu);
         }
+        if core::ptr::eq(cpu.poised.get(), self) {
+            cpu.poised.set(NOBODY);
+        }
         self.vcpu().release();
     }
 }
@@ -151,10 +170,13 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         vcpu.flush();
     }
     cpu.guest.set(Some(guest));
-    cpu.unusual.guest.set(true);
-    cpu.task_register_stale.set(true);
+    if let Vcpu::Vmx(_) = guest.vcpu.get() {
+        cpu.unusual.guest.set(true);
+        cpu.task_register_stale.set(true);
+    }
     // SAFETY: the EC's first field are its registers, followed by its stack; the host space is loaded, the spaces are
     // assigned and live as long as the EC.
+    cpu.poised.set(if vcpu.is_plain() { guest } else { NOBODY });
     let event = unsafe { vcpu.enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) };
     portal::raise(cpu, ec, event)
 }
@@ -165,6 +187,16 @@ pub fn leave(cpu: &Cpu) {
     cpu.unusual.guest.set(false);
     if let Some(guest) = cpu.guest.take() {
         guest.vcpu().restore_host();
+    }
+}
+
+/// The state of `ec`, whose guest stopped, that `mtd` names: to the message of `handler`.
+pub extern "C" fn save_state(ec: &Ec, mtd: u32, handler: &Ec) {
+    let Some(guest) = ec.guest else { return };
+    let (mtd, gprs, utcb) = (Mtd::from_bits_retain(mtd), ec.gprs.get(), handler.architectural());
+    match guest.vcpu.get() {
+        Vcpu::Vmx(vcpu) => vcpu.save(mtd, gprs, utcb),
+        Vcpu::Svm(vcpu) => vcpu.save(mtd, gprs, utcb),
     }
 }
 

@@ -10,6 +10,7 @@ use kernel_core::slots::Kind;
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
+use crate::guest::{NOBODY, save_state};
 use crate::memory::copy_words;
 use crate::object::{Object, Ref, table};
 use crate::observation::trace;
@@ -113,7 +114,10 @@ pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
     trace(cpu, Traced::Event, event | guest, ec.reference.index() as u64, callee.reference.index() as u64);
     let mtd = Mtd::from_bits_retain(portal.mtd.load(Ordering::Relaxed));
     match ec.guest {
-        Some(guest) => guest.vcpu().save(mtd, ec.gprs.get(), callee.architectural()),
+        Some(_) => {
+            cpu.poised.set(NOBODY);
+            save_state(ec, mtd.bits(), callee);
+        }
         None => ec.save_host(mtd, callee.architectural()),
     }
     ec.continuation.set(Continuation::AwaitEventReply);
@@ -160,6 +164,7 @@ fn resume_event(cpu: &'static Cpu, ec: &'static Ec, handler: &Ec, mtd: Mtd) {
     if mtd.contains(Mtd::SPACES) {
         guest.assign(handler.objects, utcb);
     }
+    cpu.poised.set(NOBODY);
     let mut continuation = Continuation::EnterGuest;
     if mtd.intersects(legal::CHECKED) {
         // A copy, because the handler's program can change the original at any time.

@@ -172,6 +172,8 @@ pub trait VirtualCpu {
     fn assign(&mut self, spaces: &Spaces);
     /// The guest space has changed: nothing cached of it may be used at the next entry.
     fn flush(&mut self);
+    /// Whether nothing has to be done at exits and further entries but what the fast path does.
+    fn is_plain(&mut self) -> bool;
     /// What does not depend on the vendor.
     fn common(&self) -> &Common;
     /// Makes the CPU ready to run user programs: syscall MSRs and GDT limit are the host's again. TR keeps the limit

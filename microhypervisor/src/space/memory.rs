@@ -194,6 +194,11 @@ impl HostSpace {
 #[repr(C, align(64))]
 pub struct GuestSpace(pub Memory);
 
+impl GuestSpace {
+    /// Offset of the generation that the space has now (u64).
+    pub const GENERATION: usize = core::mem::offset_of!(Self, 0.generation) + Generation::CURRENT;
+}
+
 impl Object for GuestSpace {
     const KIND: Kind = Kind::GuestSpace;
 }

@@ -74,10 +74,8 @@ impl Processor {
 pub struct Svm {
     cpu: &'static Processor,
     control: PhysPage,
-    /// Qualifications of the latest event.
-    qualification: [u64; 3],
-    /// Length of the latest event's instruction, 0 if unknown.
-    instruction_length: u32,
+    /// The latest event came before the guest ran.
+    early: bool,
     /// Windows that the VMM waits for, as in interruption information.
     windows: u32,
     /// Control-register intercepts that the VMM asked for.
@@ -97,8 +95,7 @@ impl Svm {
         let mut vcpu = Self {
             cpu,
             control: pages.control,
-            qualification: [0; 3],
-            instruction_length: 0,
+            early: false,
             windows: 0,
             cr_intercepts: 0,
             page_faults: [0; 2],
@@ -146,17 +143,37 @@ impl Svm {
         }
     }
 
-    /// An event for the VMM, with qualifications.
-    fn event(&mut self, event: u16, qualification: [u64; 3]) -> Exit {
-        self.qualification = qualification;
-        Exit::Event(event)
+    /// Length of the latest event's instruction, 0 if unknown.
+    #[inline(always)]
+    fn instruction_length(&mut self) -> u32 {
+        let Vmcb { exit_code, exit_info: [_, next_port], next_rip, rip, .. } = self.vmcb();
+        let next = if *exit_code == code::IO { next_port } else { next_rip };
+        let length = next.wrapping_sub(*rip);
+        if self.early || length > 15 { 0 } else { length as u32 }
     }
 
-    /// Bytes from RIP to `next`, if that can be an instruction.
-    fn length_to(&mut self, next: u64) -> u32 {
-        match next.wrapping_sub(self.vmcb().rip) {
-            length @ 1..=15 => length as u32,
-            _ => 0,
+    /// Qualifications of the latest event.
+    #[inline(never)]
+    fn qualification(&mut self) -> [u64; 3] {
+        let Vmcb { exit_code, exit_info: info, dr6, .. } = *self.vmcb();
+        match exit_code {
+            _ if self.early => [0; 3],
+            code::IO => [io_qualification(info[0]), 0, 0],
+            code::EXCEPTION..=code::EXCEPTION_LAST => {
+                let number = (exit_code - code::EXCEPTION) as u8;
+                let address = match number {
+                    vector::PAGE_FAULT => info[1],
+                    vector::DEBUG => dr6 & DR6_CONDITIONS,
+                    _ => 0,
+                };
+                [address, u64::from(exception_info(number)), info[0]]
+            }
+            code::NESTED_FAULT => [fault_qualification(info[0]), 0, info[1]],
+            code::INVLPG if self.cpu.features & spec::FEATURE_DECODE_ASSISTS != 0 => [info[0], 0, 0],
+            code::CR..=code::DR_LAST => [self.register_qualification(exit_code, info[0]), 0, 0],
+            // Not intercepted; a VMM that gets it reports it.
+            code if event_of(code).is_none() && code != code::INVALID => [code, 0, 0],
+            _ => [0; 3],
         }
     }
 
@@ -165,24 +182,11 @@ impl Svm {
         if number == vector::MACHINE_CHECK {
             return Exit::MachineCheck;
         }
-        // These push an error code: #DF, #TS, #NP, #SS, #GP, #PF, #AC, #CP.
-        const WITH_ERROR: u32 = 0x0022_7d00;
+        let event = exception_info(number);
         let bit = 1u32 << (number & 31);
-        let error = if WITH_ERROR & bit != 0 { injection::ERROR_CODE } else { 0 };
-        let kind = match number {
-            vector::BREAKPOINT | vector::OVERFLOW => injection::TYPE_SOFTWARE_EXCEPTION,
-            _ => injection::TYPE_EXCEPTION,
-        };
-        let event = injection::VALID | kind | error | u32::from(number);
         let [mask, match_] = self.page_faults;
         // Intel SDM vol. 3C, 26.2.
         let other = number == vector::PAGE_FAULT && info[0] as u32 & mask != match_;
-        let vmcb = self.vmcb();
-        let qualification = match number {
-            vector::PAGE_FAULT => info[1],
-            vector::DEBUG => vmcb.dr6 & DR6_CONDITIONS,
-            _ => 0,
-        };
         if (self.common.exceptions & bit != 0) == other {
             let vmcb = self.vmcb();
             vmcb.injection = transfer::injection_to_vmcb(event, info[0] as u32);
@@ -191,7 +195,7 @@ impl Svm {
             }
             return Exit::Resume;
         }
-        self.event(guest::EXCEPTION, [qualification, u64::from(event), info[0]])
+        Exit::Event(guest::EXCEPTION)
     }
 
     /// Qualification of a control-register or debug-register exit. The operand is known only with decode assists, and
@@ -202,6 +206,23 @@ impl Svm {
             && (exit_code >= code::DR || info & spec::MOV_CR_TOLD != 0);
         number | u64::from(!write) << 4 | if told { (info & 0xf) << 8 } else { guest::UNKNOWN_OPERAND }
     }
+}
+
+/// Interruption information of an exception.
+fn exception_info(number: u8) -> u32 {
+    // These push an error code: #DF, #TS, #NP, #SS, #GP, #PF, #AC, #CP.
+    const WITH_ERROR: u32 = 0x0022_7d00;
+    let error = if WITH_ERROR >> (number & 31) & 1 != 0 { injection::ERROR_CODE } else { 0 };
+    let kind = match number {
+        vector::BREAKPOINT | vector::OVERFLOW => injection::TYPE_SOFTWARE_EXCEPTION,
+        _ => injection::TYPE_EXCEPTION,
+    };
+    injection::VALID | kind | error | u32::from(number)
+}
+
+/// The event of VMX that an exit code corresponds to.
+fn event_of(code: u64) -> Option<u16> {
+    spec::EVENTS.get(code as usize).filter(|event| **event != 0).map(|event| u16::from(*event))
 }
 
 /// Port access: EXITINFO1 -> qualification of VMX (Intel SDM vol. 3C, table 28-5).
@@ -229,11 +250,10 @@ const fn fault_qualification(info: u64) -> u64 {
 
 impl VirtualCpu for Svm {
     fn exit(&mut self, gprs: &mut Gprs) -> Exit {
-        let next_rip_known = self.cpu.features & spec::FEATURE_NEXT_RIP != 0;
         let length = self.injection_length;
         let vmcb = self.vmcb();
         gprs.0[gpr::RAX] = vmcb.rax;
-        let (exit_code, info, next) = (vmcb.exit_code, vmcb.exit_info, vmcb.next_rip);
+        let (exit_code, info) = (vmcb.exit_code, vmcb.exit_info);
         // An interrupt of software is injected again if it was before, or else its instruction done again.
         let again = vmcb.interrupted & INFO_VALID != 0 && (length != 0 || !transfer::is_software(vmcb.interrupted));
         if exit_code == code::INVALID {
@@ -248,52 +268,32 @@ impl VirtualCpu for Svm {
         if self.watched(exit_code) {
             return Exit::Resume;
         }
-        if exit_code == code::INVALID {
-            self.instruction_length = 0;
-            return self.event(guest::INVALID_STATE, [0; 3]);
-        }
-        self.instruction_length = match exit_code {
-            code::IO => self.length_to(info[1]),
-            _ if next_rip_known => self.length_to(next),
-            _ => 0,
-        };
+        self.early = false;
         match exit_code {
             code::INTERRUPT => Exit::Interrupt(None),
             code::NMI => Exit::Resume,
             code::EXCEPTION..=code::EXCEPTION_LAST => self.exception((exit_code - code::EXCEPTION) as u8, info),
             code::VIRTUAL_INTERRUPT => {
                 self.windows &= !injection::INTERRUPT_WINDOW;
-                self.event(guest::INTERRUPT_WINDOW, [0; 3])
+                Exit::Event(guest::INTERRUPT_WINDOW)
             }
-            code::IO => self.event(guest::IO, [io_qualification(info[0]), 0, 0]),
-            code::MSR => self.event(if info[0] & 1 != 0 { guest::WRMSR } else { guest::RDMSR }, [0; 3]),
-            code::NESTED_FAULT => self.event(guest::PAGE_FAULT, [fault_qualification(info[0]), 0, info[1]]),
-            code::INVLPG if self.cpu.features & spec::FEATURE_DECODE_ASSISTS != 0 => {
-                self.event(guest::INVLPG, [info[0], 0, 0])
-            }
-            code::CR..=code::DR_LAST => {
-                let event = if exit_code < code::DR { guest::CR_ACCESS } else { guest::DR_ACCESS };
-                self.event(event, [self.register_qualification(exit_code, info[0]), 0, 0])
-            }
-            _ => match spec::PLAIN.iter().find(|[plain, _]| u64::from(*plain) == exit_code) {
-                Some([_, event]) => self.event(u16::from(*event), [0; 3]),
-                // Not intercepted; a VMM that gets it reports it.
-                None => self.event(guest::INVALID_STATE, [exit_code, 0, 0]),
-            },
+            code::MSR if info[0] & 1 != 0 => Exit::Event(guest::WRMSR),
+            code::NESTED_FAULT => Exit::Event(guest::PAGE_FAULT),
+            code::CR..code::DR => Exit::Event(guest::CR_ACCESS),
+            code::DR..=code::DR_LAST => Exit::Event(guest::DR_ACCESS),
+            _ => Exit::Event(event_of(exit_code).unwrap_or(guest::INVALID_STATE)),
         }
     }
 
     fn save(&mut self, mtd: Mtd, gprs: &Gprs, utcb: &mut Architectural) {
-        let instruction_length = self.instruction_length;
-        let vmcb = self.vmcb();
-        gprs.save(mtd, utcb, || vmcb.rsp);
+        gprs.save(mtd, utcb, || self.vmcb().rsp);
         if mtd.contains(Mtd::RIP) {
-            utcb.rip = vmcb.rip;
-            utcb.instruction_length = instruction_length;
+            utcb.rip = self.vmcb().rip;
+            utcb.instruction_length = self.instruction_length();
             utcb.instruction_info = 0;
         }
         if mtd.contains(Mtd::QUAL) {
-            utcb.qualification = self.qualification;
+            utcb.qualification = self.qualification();
         }
         if !mtd.difference(HOT).is_empty() {
             transfer::save(self, mtd, utcb);
@@ -323,6 +323,12 @@ impl VirtualCpu for Svm {
         self.common.tag = Tag::default();
     }
 
+    fn is_plain(&mut self) -> bool {
+        let plain = self.windows == 0 && self.injection_length == 0 && self.watch.is_idle();
+        let vmcb = self.vmcb();
+        plain && vmcb.injection == 0 && vmcb.interrupt_shadow >> 1 == 0 && vmcb.nested_cr3 != 0
+    }
+
     fn common(&self) -> &Common {
         &self.common
     }
@@ -338,7 +344,7 @@ impl VirtualCpu for Svm {
 
     unsafe fn enter(&mut self, gprs: *mut Gprs, _deadline: u64) -> u16 {
         if let Some(event) = self.watch() {
-            self.qualification = [0; 3];
+            self.early = true;
             return event;
         }
         self.make_current();
@@ -348,7 +354,8 @@ impl VirtualCpu for Svm {
         let length = self.injection_length;
         let vmcb = self.vmcb();
         vmcb.rip = vmcb.rip.wrapping_add(length);
-        vmcb.next_rip = vmcb.rip;
+        // It says where the injected interrupt returns to. CPUs that do not tell it at exits leave it as it is.
+        vmcb.next_rip = if length == 0 { 0 } else { vmcb.rip };
         vmcb.tlb_control = if flush_all { spec::FLUSH_ALL } else { 0 };
         // Without a guest space ASID 0 keeps the guest from being entered.
         vmcb.asid = if vmcb.nested_cr3 == 0 { 0 } else { asid };

@@ -11,8 +11,6 @@ pub const CPUID_PAGE_1G: u32 = 1 << 26;
 pub const CPUID_FEATURES: u32 = 0x8000_000a;
 /// Feature: nested paging.
 pub const FEATURE_NESTED_PAGING: u32 = 1 << 0;
-/// Feature: next-RIP on exits.
-pub const FEATURE_NEXT_RIP: u32 = 1 << 3;
 /// Feature: operands of intercepted MOV to and from control and debug registers.
 pub const FEATURE_DECODE_ASSISTS: u32 = 1 << 7;
 
@@ -63,16 +61,26 @@ pub const SECOND_INTERCEPTS: u32 = {
     SVM | WBINVD | MONITOR | MWAIT | XSETBV | RDPRU
 };
 
-/// Exit codes without further information, and the events of VMX that they correspond to.
+/// Events of VMX by exit code, of those that correspond to one; 0 for others. An access to an MSR counts as RDMSR.
+pub static EVENTS: [u8; 0x8f] = {
+    let mut events = [0; 0x8f];
+    let mut n = 0;
+    while n < PAIRS.len() {
+        events[PAIRS[n][0] as usize] = PAIRS[n][1];
+        n += 1;
+    }
+    events
+};
+
 #[rustfmt::skip]
-pub const PLAIN: [[u8; 2]; 33] = {
+const PAIRS: [[u8; 2]; 35] = {
     use abi::event::guest::*;
     macro_rules! pairs { ($(($code:literal, $event:ident)),*,) => { [$([$code, $event as u8]),*] } }
     pairs! [
         (0x63, INIT), (0x66, GDTR_IDTR_ACCESS), (0x67, GDTR_IDTR_ACCESS), (0x68, LDTR_TR_ACCESS),
         (0x69, LDTR_TR_ACCESS), (0x6a, GDTR_IDTR_ACCESS), (0x6b, GDTR_IDTR_ACCESS), (0x6c, LDTR_TR_ACCESS),
         (0x6d, LDTR_TR_ACCESS), (0x6e, RDTSC), (0x6f, RDPMC), (0x72, CPUID), (0x73, RSM), (0x76, INVD), (0x77, PAUSE),
-        (0x78, HLT), (0x79, INVLPG), (0x7a, INVLPG), (0x7d, TASK_SWITCH), (0x7f, TRIPLE_FAULT), (0x80, VMLAUNCH), (0x81, VMCALL),
+        (0x78, HLT), (0x79, INVLPG), (0x7a, INVLPG), (0x7b, IO), (0x7c, RDMSR), (0x7d, TASK_SWITCH), (0x7f, TRIPLE_FAULT), (0x80, VMLAUNCH), (0x81, VMCALL),
         (0x82, VMPTRLD), (0x83, VMPTRST), (0x84, VMXON), (0x85, VMXOFF), (0x86, GETSEC), (0x87, RDTSCP),
         (0x89, WBINVD), (0x8a, MONITOR), (0x8b, MWAIT), (0x8d, XSETBV), (0x8e, RDPMC),
     ]

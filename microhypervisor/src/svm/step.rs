@@ -51,6 +51,17 @@ pub struct Watch {
     step: Option<(u64, u64)>,
 }
 
+impl Watch {
+    /// Whether nothing is watched.
+    pub fn is_idle(&self) -> bool {
+        self.nmi == Nmi::Open
+            && self.threshold == 0
+            && !self.injects_nmi
+            && !self.writes_priority
+            && self.step.is_none()
+    }
+}
+
 impl Svm {
     /// Before an entry: sets up what has to be watched, or finds an event that is due.
     pub(super) fn watch(&mut self) -> Option<u16> {

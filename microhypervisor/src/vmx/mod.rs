@@ -411,6 +411,10 @@ impl VirtualCpu for Vmx {
         self.stale = true;
     }
 
+    fn is_plain(&mut self) -> bool {
+        false
+    }
+
     fn common(&self) -> &Common {
         &self.common
     }

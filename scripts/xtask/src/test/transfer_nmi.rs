@@ -63,7 +63,7 @@ fn storm(debugger: &mut Debugger, places: &Places) -> Result<()> {
         ("SYSCALL", places.syscall, 60),
         ("the return from a hypercall", places.return_from_hypercall, 17),
         ("the return from an interrupt", places.return_from_interrupt, 18),
-        ("the entry into a guest", places.enter_guest, 2),
+        ("the entry into a guest", places.enter_guest, 20),
         ("the exit from a guest", places.exit_guest, 24),
     ] {
         for step in 0..=steps {
@@ -108,7 +108,7 @@ impl Places {
             let symbol = symbols.iter().find(|symbol| names.get(symbol.st_name as usize).is_ok_and(is_it));
             symbol.map(|symbol| symbol.st_value).with_context(|| format!("the kernel has no {name}"))
         };
-        let enter_guest = find("svm::vmcb::enter", &["svm", "vmcb", "5enter"])?;
+        let enter_guest = find("svm_resume", &[])?;
         let text = file.section_header_by_name(".text")?.context("the kernel has no code")?;
         let (code, _) = file.section_data(&text)?;
         let offset = (enter_guest - text.sh_addr) as usize;

@@ -263,8 +263,11 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     enable_virtualization(cpu);
     smp::start_all(processors, &mut trampoline);
     observation::init();
-    let (mhz, cpus) = (timer::frequency() / 1_000_000, crate::cpu::count());
-    log!("system time runs at {mhz} MHz; {pins} interrupt pins; {cpus} CPUs, the first with APIC id {}", lapic::id());
+    let (mhz, cpus, pins64) = (timer::frequency() / 1_000_000, crate::cpu::count() as u64, pins as u64);
+    log!(
+        "system time runs at {mhz} MHz; {pins64} interrupt pins; {cpus} CPUs, the first with APIC id {}",
+        lapic::id() as u64
+    );
     root::create(cpu, &image, &hand_over, pins);
     sched::schedule(cpu)
 }
@@ -299,6 +302,6 @@ fn enable_virtualization(cpu: &Cpu) {
         Ok(processor) => {
             cpu.processor.call_once(|| processor);
         }
-        Err(reason) => log!("no virtual machines on CPU {}: {reason}", cpu.number),
+        Err(reason) => log!("no virtual machines on CPU {}: {reason}", cpu.number as u64),
     }
 }

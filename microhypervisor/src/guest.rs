@@ -174,9 +174,9 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         cpu.unusual.guest.set(true);
         cpu.task_register_stale.set(true);
     }
+    cpu.poised.set(if vcpu.is_plain() { guest } else { NOBODY });
     // SAFETY: the EC's first field are its registers, followed by its stack; the host space is loaded, the spaces are
     // assigned and live as long as the EC.
-    cpu.poised.set(if vcpu.is_plain() { guest } else { NOBODY });
     let event = unsafe { vcpu.enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) };
     portal::raise(cpu, ec, event)
 }

@@ -15,7 +15,7 @@ pub fn fatal(arguments: core::fmt::Arguments) -> ! {
 #[panic_handler]
 fn panic(info: &PanicInfo) -> ! {
     match info.location() {
-        Some(place) => fatal(format_args!("{}:{}: {}", place.file(), place.line(), info.message())),
+        Some(place) => fatal(format_args!("{}:{}: {}", place.file(), place.line() as u64, info.message())),
         None => fatal(format_args!("{}", info.message())),
     }
 }

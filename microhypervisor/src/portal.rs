@@ -96,15 +96,15 @@ pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
     ec.callee.set(None);
     let portal = match ec.objects.get::<Pt>(ec.event_base.wrapping_add(event as u64), Permissions::EVENT) {
         Ok((portal, _)) => portal,
-        Err(_) => kill(cpu, ec, format_args!("no portal for event {event:#x}")),
+        Err(_) => kill(cpu, ec, format_args!("no portal for event {:#x}", event as u64)),
     };
     let callee = match portal.ec.get() {
         Some(callee) if core::ptr::eq(callee.cpu, ec.cpu) && callee.continuation.get() != Continuation::Dead => callee,
-        _ => kill(cpu, ec, format_args!("the handler of event {event:#x} is gone")),
+        _ => kill(cpu, ec, format_args!("the handler of event {:#x} is gone", event as u64)),
     };
     if callee.continuation.get() != Continuation::Idle {
         if waits_for(callee, ec) {
-            kill(cpu, ec, format_args!("event {event:#x} in its own handler"));
+            kill(cpu, ec, format_args!("event {:#x} in its own handler", event as u64));
         }
         ec.event.set(event);
         help(cpu, ec, callee, Continuation::SendEvent);
@@ -183,7 +183,7 @@ fn resume_event(cpu: &'static Cpu, ec: &'static Ec, handler: &Ec, mtd: Mtd) {
 
 /// Kills `ec`; whoever waits for its reply gets ABORTED, or dies as well if it was waiting for an event handler.
 pub fn kill(cpu: &'static Cpu, ec: &'static Ec, reason: core::fmt::Arguments) -> ! {
-    crate::log!("killed EC {:#x} at RIP {:#x}: {reason}", ec.reference.index(), ec.rip.get());
+    crate::log!("killed EC {:#x} at RIP {:#x}: {reason}", ec.reference.index() as u64, ec.rip.get());
     unwind(cpu, ec);
     sched::resume_current(cpu)
 }
@@ -203,7 +203,7 @@ pub fn unwind(cpu: &Cpu, ec: &'static Ec) {
         if caller.continuation.get() == Continuation::AwaitReply {
             return run::finish(caller, Status::Aborted);
         }
-        crate::log!("killed EC {:#x}: its event handler died", caller.reference.index());
+        crate::log!("killed EC {:#x}: its event handler died", caller.reference.index() as u64);
         dead = caller;
     }
 }

@@ -49,7 +49,9 @@ impl Image {
 static HIP: StaticFrame = StaticFrame::zeroed();
 
 fn must<T>(result: Result<T, Status>) -> T {
-    result.unwrap_or_else(|status| fatal(format_args!("cannot create the root protection domain: {status:?}")))
+    result.unwrap_or_else(|status| {
+        fatal(format_args!("cannot create the root protection domain: error {}", status as u64))
+    })
 }
 
 /// MSRs that a guest may be given, by what of them (NOVA 8.2.3): those that the kernel switches with the vCPU.

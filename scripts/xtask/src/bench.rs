@@ -104,7 +104,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let chosen = chosen(&arguments.names, arguments.on)?;
     let mut runs = Runs::new(arguments.kernel.clone());
     if arguments.listing {
-        let [figure] = chosen[..] else { bail!("--listing takes one figure's name") };
+        let exact = |figure: &&&Figure| arguments.names.iter().any(|name| name == figure.name);
+        let [figure] = chosen.iter().filter(exact).collect::<Vec<_>>()[..] else {
+            bail!("--listing takes one figure's name");
+        };
         return listing::print(figure, &mut runs).map(|()| ExitCode::SUCCESS);
     }
     let rows: Vec<Row> = chosen.iter().map(|figure| row(figure, &mut runs, !arguments.json)).collect();

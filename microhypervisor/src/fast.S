@@ -191,7 +191,7 @@ event_reply:
     mov {message}(%rsp), %r14
     mov {control}(%rbx), %rbp
     lea 128(%rdx), %rsp
-    jmp svm_resume
+    jmp *{resume}(%rbx)
 
 # All other calls, and these if anything is in the way. Whoever replies has nothing to save.
 slow_unsaved:
@@ -294,8 +294,8 @@ svm_run:
 
 # Event EBX of the guest EC at RSP goes to its handler, if that is idle and nothing else is in the way.
 guest_event:
-    cmpl $0, {unusual}(%r15)
-    jne exit
+    testl $~{a_guest_ran}, {unusual}(%r15)
+    jnz exit
     mov {event_base}(%rsp), %r9
     add %rbx, %r9
     portal_at %r9, %r9d, ${may_event}, exit
@@ -321,6 +321,40 @@ guest_event:
     mov {kernel} + {portal_identifier}(%r12), %rdi
     mov {kernel} + {portal_ip}(%r12), %r8
     jmp enter_portal
+
+# VMX: Rust does what depends on the vendor. Descriptor in RSI, message at R14, CPU at R15, EC at RDX.
+.globl vmx_resume
+vmx_resume:
+    mov %rdx, %rdi
+    mov %r14, %rdx
+    mov %r15, %rsp
+    call {resume_vmx}
+    ud2
+
+# After an exit or a refused entry: stores the guest's general registers, at whose end RSP is. Entry 4 gets RFLAGS, where
+# CF or ZF say that there was no entry; an exit clears them.
+.globl vmx_exit
+vmx_exit:
+    .irp register, r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp
+    push %\register
+    .endr
+    pushfq
+    .irp register, rbx, rdx, rcx, rax
+    push %\register
+    .endr
+    mov {cpu}(%rsp), %r15
+    mov {guest}(%rsp), %rax
+    cmp {poised}(%r15), %rax
+    jne exit
+    testb $0x41, 32(%rsp)
+    jnz exit
+    mov ${vmcs_reason}, %ecx
+    vmread %rcx, %rbx
+    movabs ${vmx_events}, %rax
+    cmp $63, %ebx
+    ja exit
+    bt %rbx, %rax
+    jc guest_event
 
 exit:
     mov %rsp, %rdi

@@ -18,13 +18,14 @@ use abi::observation::counter;
 use abi::utcb::Architectural;
 use kernel_core::slots::{Header, Kind};
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Unusual};
 use crate::ec::{Continuation, Ec};
 use crate::guest::GuestState;
 use crate::object::HEADER_MEMORY;
 use crate::portal::Pt;
 use crate::space::GuestSpace;
 use crate::svm::spec::{EVENTS, Vmcb, code};
+use crate::vmx::spec as vmx;
 use crate::vcpu::Gprs;
 
 core::arch::global_asm!(
@@ -69,6 +70,11 @@ core::arch::global_asm!(
     spaces_ended = sym crate::guest::SPACES_ENDED,
     entries = const 8 * counter::GUEST_ENTRY,
     events = const 8 * counter::GUEST_EVENT,
+    resume = const GuestState::RESUME,
+    resume_vmx = sym crate::guest::resume_vmx,
+    a_guest_ran = const 0xff << (8 * offset_of!(Unusual, guest)),
+    vmcs_reason = const vmx::field::REASON,
+    vmx_events = const vmx::PLAIN_EVENTS,
     not_fast = const Mtd::TSC.bits(),
     not_fast_reply = const !Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).bits(),
     mtd_rip = const Mtd::RIP.bits(),
@@ -107,6 +113,12 @@ unsafe extern "C" {
     pub fn return_from_hypercall(ec: *const Gprs) -> !;
     /// Runs a guest, see `fast.S`.
     pub fn svm_run() -> !;
+    /// Enters a guest again.
+    pub fn svm_resume() -> !;
+    /// Enters a guest again.
+    pub fn vmx_resume() -> !;
+    /// Where exits go.
+    pub fn vmx_exit() -> !;
     /// Where SYSCALL enters, through the stubs.
     pub static syscall_entry: u8;
 }

@@ -20,7 +20,7 @@ use crate::space::{GuestSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::svm::Svm;
 use crate::vcpu::{Exit, Gprs, PhysPage, Processor, Spaces, VcpuPages, VirtualCpu};
 use crate::vmx::Vmx;
-use crate::{fpu, interrupt, portal, registers, run, sched};
+use crate::{fast, fpu, interrupt, portal, registers, run, sched};
 
 /// A virtual CPU of the vendor at hand.
 enum Vcpu {
@@ -47,6 +47,8 @@ pub const NOBODY: *const GuestState = core::ptr::dangling();
 pub struct GuestState {
     /// VMCS or VMCB.
     block: PhysPage,
+    /// Where the fast path enters the guest again.
+    resume: unsafe extern "C" fn() -> !,
     assigned: Cell<Option<Assigned>>,
     space: Cell<Option<&'static GuestSpace>>,
     /// Value of [`SPACES_ENDED`] when it last looked whether its spaces are there.
@@ -65,6 +67,7 @@ impl GuestState {
     pub const ENDED: usize = offset_of!(Self, ended);
     pub const SPACE: usize = offset_of!(Self, space);
     pub const GENERATION: usize = offset_of!(Self, generation);
+    pub const RESUME: usize = offset_of!(Self, resume);
 
     /// A virtual CPU of `processor` in the reset state, without spaces, whose handlers live in host space `root`,
     /// with a stack pointer.
@@ -75,6 +78,7 @@ impl GuestState {
         };
         Self {
             block: pages.control,
+            resume: if let Vcpu::Vmx(_) = vcpu { fast::vmx_resume } else { fast::svm_resume },
             vcpu: Owned::new(vcpu),
             assigned: Cell::new(None),
             space: Cell::new(None),
@@ -169,10 +173,8 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         cpu.counters.count(counter::GUEST_FLUSH);
         vcpu.flush();
     }
-    cpu.guest.set(Some(guest));
     if let Vcpu::Vmx(_) = guest.vcpu.get() {
-        cpu.unusual.guest.set(true);
-        cpu.task_register_stale.set(true);
+        entering_vmx(cpu, guest);
     }
     cpu.poised.set(if vcpu.is_plain() { guest } else { NOBODY });
     // SAFETY: the EC's first field are its registers, followed by its stack; the host space is loaded, the spaces are
@@ -195,9 +197,34 @@ pub extern "C" fn save_state(ec: &Ec, mtd: u32, handler: &Ec) {
     let Some(guest) = ec.guest else { return };
     let (mtd, gprs, utcb) = (Mtd::from_bits_retain(mtd), ec.gprs.get(), handler.architectural());
     match guest.vcpu.get() {
-        Vcpu::Vmx(vcpu) => vcpu.save(mtd, gprs, utcb),
+        Vcpu::Vmx(vcpu) => {
+            // The handler runs next.
+            leave(ec.cpu);
+            vcpu.save(mtd, gprs, utcb);
+        }
         Vcpu::Svm(vcpu) => vcpu.save(mtd, gprs, utcb),
     }
+}
+
+/// Enters the guest of `ec` again, with the registers that `mtd` names from `utcb`.
+pub unsafe extern "C" fn resume_vmx(ec: &'static Ec, mtd: u32, utcb: &mut Architectural) -> ! {
+    let cpu = ec.cpu;
+    if let Some(guest) = ec.guest
+        && let Vcpu::Vmx(vcpu) = guest.vcpu.get()
+    {
+        vcpu.load(Mtd::from_bits_retain(mtd), ec.gprs.get(), utcb);
+        entering_vmx(cpu, guest);
+        // SAFETY: nothing has changed since it was entered before.
+        let event = unsafe { vcpu.enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) };
+        portal::raise(cpu, ec, event)
+    }
+    portal::kill(cpu, ec, format_args!("not a vCPU"))
+}
+
+fn entering_vmx(cpu: &Cpu, guest: &'static GuestState) {
+    cpu.guest.set(Some(guest));
+    cpu.unusual.guest.set(true);
+    cpu.task_register_stale.set(true);
 }
 
 /// The guest of an EC stopped; the exit stubs call this on the CPU's stack.

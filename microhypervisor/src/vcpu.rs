@@ -46,24 +46,6 @@ macro_rules! load_registers {
 }
 pub(crate) use load_registers;
 
-/// Assembly: stores the general registers by pushing them, RSP being at their end; the instruction given stores entry
-/// 4. Then makes RDI point to them and RSP to the kernel's stack.
-macro_rules! push_registers {
-    ($entry4:literal) => {
-        concat!(
-            "push r15; push r14; push r13; push r12; push r11; push r10; push r9; push r8; push rdi; push rsi; push rbp;",
-            $entry4,
-            "; push rbx; push rdx; push rcx; push rax; mov rdi, rsp; mov rsp, [rdi + {stack}]"
-        )
-    };
-}
-pub(crate) use push_registers;
-
-unsafe extern "C" {
-    /// The kernel's continuation of every exit. The argument is the EC that `enter` was called for.
-    pub fn vcpu_exit(ec: *mut Gprs) -> !;
-}
-
 /// Exceptions that always exit: machine check for the kernel, and the two whose delivery can recur for ever inside
 /// the CPU without an interrupt getting through (#DB, #AC); those are given back to the guest.
 pub const KERNEL_EXCEPTIONS: u32 = 1 << vector::DEBUG | 1 << vector::ALIGNMENT_CHECK | 1 << vector::MACHINE_CHECK;

@@ -225,7 +225,6 @@ impl Vmx {
     /// Takes the fast state out of the registers.
     fn park_fast(&mut self) {
         if core::mem::take(&mut self.fast_live) {
-            self.syscall = syscall();
             self.cr2 = registers::cr2();
             // SAFETY: the values were there before the guest ran; the GDT is the one in use, with its proper limit,
             // without which a program could load what follows the table.
@@ -412,7 +411,7 @@ impl VirtualCpu for Vmx {
     }
 
     fn is_plain(&mut self) -> bool {
-        false
+        self.launched
     }
 
     fn common(&self) -> &Common {
@@ -444,6 +443,7 @@ impl VirtualCpu for Vmx {
             }
             deadline = 0;
         }
+        self.event = 0;
         if self.gprs != gprs {
             self.gprs = gprs;
             vmcs.write_exit_point(gprs);

@@ -120,6 +120,19 @@ pub const REASON_MACHINE_CHECK: u16 = 0x29;
 /// Exit reason: preemption timer.
 pub const REASON_TIMER: u16 = 0x34;
 
+/// Exit reasons, a bit each, that are the VMM's without anything to do before; they deliver no event.
+pub const PLAIN_EVENTS: u64 = {
+    use abi::event::guest::*;
+    let plain =
+        [CPUID, HLT, INVD, INVLPG, RDPMC, RDTSC, VMCALL, DR_ACCESS, IO, RDMSR, WRMSR, MONITOR, PAUSE, WBINVD, XSETBV];
+    let (mut mask, mut n) = (0, 0);
+    while n < plain.len() {
+        mask |= 1 << plain[n];
+        n += 1;
+    }
+    mask
+};
+
 /// VMCS fields. Of segments (ES, CS, SS, DS, FS, GS, LDTR, TR) and descriptor tables (GDTR, IDTR) only the first of
 /// each kind is named; the others follow by twos.
 pub mod field {

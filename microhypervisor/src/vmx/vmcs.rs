@@ -2,7 +2,8 @@
 #![allow(unsafe_code)] // Privileged instructions and naked functions.
 
 use super::spec::field;
-use crate::vcpu::{Gprs, STACK_OFFSET, load_registers, push_registers, vcpu_exit};
+use crate::fast::vmx_exit;
+use crate::vcpu::{Gprs, STACK_OFFSET, load_registers};
 use core::arch::{asm, naked_asm};
 
 /// Proof that the VMCS of the vCPU at hand is the current one: its fields can be read and written.
@@ -60,7 +61,7 @@ impl Current {
     /// Which address exits go to, and the stack pointer there.
     pub fn write_exit_point(self, gprs: *mut Gprs) {
         self.write(field::HOST_RSP, gprs as u64 + STACK_OFFSET as u64);
-        self.write(field::HOST_RIP, exit as *const () as u64);
+        self.write(field::HOST_RIP, vmx_exit as *const () as u64);
     }
 }
 
@@ -105,7 +106,7 @@ pub fn handle_nmi() {
     unsafe { asm!("int 2") };
 }
 
-/// Loads the guest's general registers and enters; continues at [`exit`] in any case.
+/// Loads the guest's general registers and enters; continues at [`vmx_exit`] in any case.
 ///
 /// # Safety
 /// As for [`crate::vcpu::VirtualCpu::enter`], with a VMCS that is ready and current; `launched` says whether it was
@@ -123,19 +124,6 @@ pub unsafe extern "C" fn enter(gprs: *mut Gprs, launched: u64) -> ! {
         "2: vmlaunch",
         "jmp {exit}",
         stack = const STACK_OFFSET,
-        exit = sym exit,
-    )
-}
-
-/// Stores the guest's general registers by pushing them: RSP begins at their end. Entry 4 gets RFLAGS, where CF or ZF
-/// say that there was no entry; an exit clears them.
-#[unsafe(naked)]
-unsafe extern "C" fn exit() -> ! {
-    naked_asm!(
-        push_registers!("pushfq"),
-        "call {vcpu_exit}",
-        "ud2",
-        stack = const STACK_OFFSET,
-        vcpu_exit = sym vcpu_exit,
+        exit = sym vmx_exit,
     )
 }

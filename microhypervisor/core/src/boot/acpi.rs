@@ -73,7 +73,7 @@ const CHECKSUM: Problem = "has a wrong checksum";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Complaint {
     /// Signature of the table.
-    pub table: [u8; 4],
+    pub table: &'static str,
     /// Its physical address, 0 if absent.
     pub address: u64,
     /// What is wrong with it.
@@ -82,7 +82,7 @@ pub struct Complaint {
 
 impl fmt::Display for Complaint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = core::str::from_utf8(&self.table).unwrap_or("?");
+        let name = self.table;
         match self.address {
             0 => write!(f, "table {name} {}", self.problem),
             address => write!(f, "table {name} at {address:#x} {}", self.problem),
@@ -128,14 +128,14 @@ impl Tables {
         let all = core::mem::replace(&mut self.ioapics, List::new());
         for chip in all.as_slice() {
             if !possible(chip) || !self.ioapics.push(*chip) {
-                self.complain(b"APIC", self.madt.map_or(0, |(start, _)| start), "has an I/O APIC where none can be");
+                self.complain("APIC", self.madt.map_or(0, |(start, _)| start), "has an I/O APIC where none can be");
             }
         }
     }
 
-    fn complain(&mut self, table: &[u8; 4], address: u64, problem: Problem) {
+    fn complain(&mut self, table: &'static str, address: u64, problem: Problem) {
         // What does not fit is the tail of a long list of complaints.
-        let _ = self.complaints.push(Complaint { table: *table, address, problem });
+        let _ = self.complaints.push(Complaint { table, address, problem });
     }
 }
 
@@ -145,12 +145,12 @@ pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
     let given = rsdp.and_then(|address| match root_pointer(memory, address) {
         Ok(roots) => Some((address, roots)),
         Err(problem) => {
-            tables.complain(b"RSDP", address, problem);
+            tables.complain("RSDP", address, problem);
             None
         }
     });
     let Some((address, roots)) = given.or_else(|| search(memory)) else {
-        tables.complain(b"RSDP", 0, "is absent");
+        tables.complain("RSDP", 0, "is absent");
         return tables;
     };
     tables.rsdp = Some(address);
@@ -160,13 +160,13 @@ pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
         }
         match table(memory, address, signature) {
             Ok(root) => {
-                read_root(&mut tables, &root, signature == b"XSDT");
+                read_root(&mut tables, &root, signature.starts_with('X'));
                 break;
             }
             Err(problem) => tables.complain(signature, address, problem),
         }
     }
-    for (signature, missing) in [(b"APIC", tables.madt.is_none()), (b"FACP", tables.fadt.is_none())] {
+    for (signature, missing) in [("APIC", tables.madt.is_none()), ("FACP", tables.fadt.is_none())] {
         if missing {
             tables.complain(signature, 0, "is absent");
         }
@@ -175,7 +175,7 @@ pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
 }
 
 /// Signature and physical address of a root table; 0 if there is none.
-type Root = (&'static [u8; 4], u64);
+type Root = (&'static str, u64);
 
 /// Reads a root pointer (5.2.5.3) and returns the root tables, the one to be preferred first.
 fn root_pointer(memory: &impl PhysicalMemory, address: u64) -> Result<[Root; 2], Problem> {
@@ -195,7 +195,7 @@ fn root_pointer(memory: &impl PhysicalMemory, address: u64) -> Result<[Root; 2],
             return Err(CHECKSUM);
         }
     }
-    Ok([(b"XSDT", xsdt), (b"RSDT", rsdt.into())])
+    Ok([("XSDT", xsdt), ("RSDT", rsdt.into())])
 }
 
 /// Looks for a root pointer where a BIOS leaves it (5.2.5.1).
@@ -208,9 +208,10 @@ fn search(memory: &impl PhysicalMemory) -> Option<(u64, [Root; 2])> {
 }
 
 /// The table at `address`, if it is intact and has this signature.
-fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &[u8; 4]) -> Result<Window<'a, M>, Problem> {
+fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &str) -> Result<Window<'a, M>, Problem> {
     let header = Window::new(memory, address, HEADER).ok_or(UNREADABLE)?;
-    if header.array(SIGNATURE).ok_or(UNREADABLE)? != *signature {
+    let found: [u8; 4] = header.array(SIGNATURE).ok_or(UNREADABLE)?;
+    if found.iter().ne(signature.as_bytes()) {
         return Err("has another signature");
     }
     let len = u64::from(header.u32(LENGTH).ok_or(UNREADABLE)?);
@@ -229,14 +230,14 @@ fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &[u8; 4]
 fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool) {
     for offset in (HEADER..root.len).step_by(if wide { 8 } else { 4 }) {
         let entry = if wide { root.u64(offset) } else { root.u32(offset).map(u64::from) };
-        let Some(address) = entry else { return tables.complain(b"RSDT", root.start, BAD_LENGTH) };
+        let Some(address) = entry else { return tables.complain("RSDT", root.start, BAD_LENGTH) };
         let signature: Option<[u8; 4]> =
             Window::new(root.memory, address, HEADER).and_then(|header| header.array(SIGNATURE));
         let (wanted, result) = match signature.as_ref() {
-            Some(b"APIC") if tables.madt.is_none() => (b"APIC", read_madt(tables, root.memory, address)),
-            Some(b"FACP") if tables.fadt.is_none() => (b"FACP", read_fadt(tables, root.memory, address)),
+            Some(b"APIC") if tables.madt.is_none() => ("APIC", read_madt(tables, root.memory, address)),
+            Some(b"FACP") if tables.fadt.is_none() => ("FACP", read_fadt(tables, root.memory, address)),
             Some(_) => continue,
-            None => (b"????", Err(UNREADABLE)),
+            None => ("????", Err(UNREADABLE)),
         };
         if let Err(problem) = result {
             tables.complain(wanted, address, problem);
@@ -246,7 +247,7 @@ fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool
 
 /// Reads the MADT; what stands before a malformed entry counts.
 fn read_madt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) -> Result<(), Problem> {
-    let madt = table(memory, address, b"APIC")?;
+    let madt = table(memory, address, "APIC")?;
     if madt.len < MADT_ENTRIES {
         return Err(BAD_LENGTH);
     }
@@ -293,7 +294,7 @@ fn madt_entry(entry: &Window<impl PhysicalMemory>) -> Option<MadtEntry> {
 
 /// Reads the FADT; ACPI 1.0's, of 116 bytes, lacks the extended fields.
 fn read_fadt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) -> Result<(), Problem> {
-    let fadt = table(memory, address, b"FACP")?;
+    let fadt = table(memory, address, "FACP")?;
     let (smi_command, flags) = (fadt.u32(48).ok_or(BAD_LENGTH)?, fadt.u32(112).ok_or(BAD_LENGTH)?);
     // A generic address (5.2.3.2) counts if it is an existing port, in place of the legacy field.
     let generic = |offset| match (fadt.u8(offset), fadt.u64(offset + 4)) {

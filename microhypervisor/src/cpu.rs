@@ -77,34 +77,36 @@ pub struct Cpu {
     pub current: Cell<*const Ec>,
     /// Number of this CPU.
     pub number: CpuNumber,
-    /// Identifier of its local APIC.
-    pub apic_id: Cell<u32>,
-    /// The SC whose budget is being consumed.
-    pub sc: Cell<Option<&'static Sc>>,
-    /// Tells the time that the CPU was idle. It never competes.
-    pub idle: Once<&'static Sc>,
     /// What keeps calls and replies off the fast path.
     pub unusual: Unusual,
+    /// Identifier of its local APIC.
+    pub apic_id: Cell<u32>,
+    /// Physical address of the page tables in CR3.
+    pub space: Use,
+    /// What it counts.
+    pub counters: Counters,
+    /// The guest that ran last, if it can go on without anything but its general registers and RIP; else [`NOBODY`].
+    pub poised: Cell<*const GuestState>,
+    /// The SC whose budget is being consumed.
+    pub sc: Cell<Option<&'static Sc>>,
     /// A more urgent SC became ready, or another CPU wants something: look before returning to user or guest mode.
     pub reschedule: Cell<bool>,
-    /// Ready SCs.
-    pub ready: Owned<ReadyQueue>,
-    /// Armed timeouts of blocked ECs.
-    pub timeouts: Owned<TimeoutQueue>,
     /// System time at which the current SC's budget ends.
     pub slice_end: Cell<u64>,
     /// System time that the timer is programmed for.
     pub deadline: Cell<u64>,
-    /// Physical address of the page tables in CR3.
-    pub space: Use,
     /// Owner of what the FPU holds.
     pub fpu_owner: Cell<*const Ec>,
+    /// Tells the time that the CPU was idle. It never competes.
+    pub idle: Once<&'static Sc>,
+    /// Ready SCs.
+    pub ready: Owned<ReadyQueue>,
+    /// Armed timeouts of blocked ECs.
+    pub timeouts: Owned<TimeoutQueue>,
     /// Value of XCR0.
     pub xcr0: Cell<u64>,
     /// What this CPU has for running guests.
     pub processor: Once<Processor>,
-    /// The guest that ran last, if it can go on without anything but its general registers and RIP; else [`NOBODY`].
-    pub poised: Cell<*const GuestState>,
     /// The guest that ran last, if its state is in registers that host programs depend on.
     pub guest: Cell<Option<&'static GuestState>>,
     /// A guest ran since the task register was loaded: VMX exits cut its limit, so that all ports fault.
@@ -115,8 +117,6 @@ pub struct Cpu {
     pub gdt: Cell<*mut Gdt>,
     /// Physical address of the nested page tables of the guest that ran last.
     pub nested: Use,
-    /// What it counts.
-    pub counters: Counters,
     /// What passes between CPUs.
     pub rounds: Rounds,
 }

@@ -25,8 +25,8 @@ use crate::object::HEADER_MEMORY;
 use crate::portal::Pt;
 use crate::space::GuestSpace;
 use crate::svm::spec::{EVENTS, Vmcb, code};
-use crate::vmx::spec as vmx;
 use crate::vcpu::Gprs;
+use crate::vmx::spec as vmx;
 
 core::arch::global_asm!(
     include_str!("fast.S"),

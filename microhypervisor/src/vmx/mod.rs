@@ -39,19 +39,21 @@ const NMI_UNBLOCKED: u64 = 1 << 12;
 
 /// STAR, LSTAR, FMASK: the host's and the guests' SYSCALL.
 type Syscall = [u64; 3];
-const SYSCALL: [u32; 3] = [STAR, LSTAR, FMASK];
 
 fn syscall() -> Syscall {
     // SAFETY: every CPU with long mode has them.
-    SYSCALL.map(|msr| unsafe { rdmsr(msr) })
+    unsafe { [rdmsr(STAR), rdmsr(LSTAR), rdmsr(FMASK)] }
 }
 
 /// # Safety
 /// The values are legal, and the host's before a host program runs.
 unsafe fn set_syscall(values: &Syscall) {
-    for (msr, &value) in SYSCALL.into_iter().zip(values) {
-        // SAFETY: the caller's promise.
-        unsafe { wrmsr(msr, value) };
+    let [star, lstar, fmask] = *values;
+    // SAFETY: the caller's promise.
+    unsafe {
+        wrmsr(STAR, star);
+        wrmsr(LSTAR, lstar);
+        wrmsr(FMASK, fmask);
     }
 }
 
@@ -139,13 +141,18 @@ impl Vmx {
     }
 
     /// Makes this vCPU's VMCS current; the first time it is filled.
+    #[inline(always)]
     fn current(&mut self) -> Current {
-        let this: *mut Self = self;
-        let previous = self.cpu.current.replace(this);
-        if previous == this {
+        if self.cpu.current.get() == core::ptr::from_mut(self) {
             // SAFETY: `current` says so.
             return unsafe { Current::assume() };
         }
+        self.make_current()
+    }
+
+    #[inline(never)]
+    fn make_current(&mut self) -> Current {
+        let previous = self.cpu.current.replace(self);
         // SAFETY: a vCPU stays where it is until `release`.
         if let Some(previous) = unsafe { previous.as_mut() } {
             previous.park_fast();

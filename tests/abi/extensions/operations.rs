@@ -6,7 +6,8 @@ use lab::spec::{Selector, Status};
 /// Results in RSI and RDX.
 pub struct Results(pub Status, pub u64, pub u64);
 
-fn call(operation: u8, selector: Selector, rsi: u64) -> Results {
+/// Any operation.
+pub fn call(operation: u8, selector: Selector, rsi: u64) -> Results {
     let (mut rdi, mut rsi, mut rdx) = (selector << 8 | u64::from(operation) << 4 | 0xf, rsi, 0u64);
     // SAFETY: hypercalls preserve all other registers but RCX and R11.
     unsafe {

@@ -186,9 +186,7 @@ impl Object for Ec {
 
 const _: () = {
     assert!(offset_of!(Ec, stack) == crate::vcpu::STACK_OFFSET);
-    assert!(offset_of!(Ec, vector) == 136);
-    assert!(offset_of!(Ec, rip) == 152);
-    assert!(offset_of!(Ec, rsp) == 176);
+    assert!(offset_of!(Ec, vector) == 136 && offset_of!(Ec, rip) == 152 && offset_of!(Ec, rsp) == 176);
     assert!(offset_of!(Ec, continuation) == FRAME_END && offset_of!(Ec, recall) == FRAME_END + 1);
     assert!(offset_of!(Ec, tables) < FRAME_END + 64);
     assert!(size_of::<Ec>() <= 1024);

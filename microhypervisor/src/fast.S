@@ -2,6 +2,16 @@
 
 .section .text, "ax", @progbits
 
+# To \miss unless two operands are equal, or unless no bit is set in both.
+.macro equal_or miss, one, other, size
+    cmp\size \one, \other
+    jne \miss
+.endm
+.macro clear_or miss, one, other, size
+    test\size \one, \other
+    jnz \miss
+.endm
+
 # What a call preserves beside RDI and RSI, in the EC at `base`, by encoding. RDX comes last: it may be the base.
 .macro store_registers base
     mov %rax, 0(\base);   mov %rbx, 24(\base);  mov %rbp, 40(\base);  mov %r8, 64(\base)
@@ -33,12 +43,10 @@
     mov %eax, %ecx
     and $0x1fffffe0, %ecx
     shr $32, %rax
-    cmp %eax, {headers} + {generation}(%rcx)
-    jne \miss
+    equal_or \miss, %eax, {headers}+{generation}(%rcx)
     mov {headers} + {content}(%rcx), %ecx
     xor ${portal}, %ecx                 # leaves the place of the portal, if it is one
-    test $0x3f, %cl
-    jnz \miss
+    clear_or \miss, $0x3f, %cl
 .endm
 
 # RDX = EC of the portal at RCX, which is idle on the CPU at R15, without a recall; R8 = where it enters, a user address,
@@ -47,15 +55,12 @@
     mov {kernel} + {portal_ec}(%rcx), %eax
     mov {kernel} + {portal_ec} + 4(%rcx), %edx
     shl $5, %eax
-    cmp %edx, {headers} + {generation}(%rax)
-    jne \miss
+    equal_or \miss, %edx, {headers}+{generation}(%rax)
     mov {headers} + {content}(%rax), %edx
     and $~0x3f, %edx
     add ${kernel}, %rdx
-    cmp %r15, {cpu}(%rdx)
-    jne \miss
-    cmpw ${idle}, {state}(%rdx)
-    jne \miss
+    equal_or \miss, %r15, {cpu}(%rdx)
+    equal_or \miss, ${idle}, {state}(%rdx), w
     mov {kernel} + {portal_ip}(%rcx), %r8
     mov %r8, %rax
     shr $47, %rax
@@ -110,8 +115,7 @@ syscall_entry:
     jnz not_call
     store_registers %rsp
     mov {cpu}(%rsp), %r15
-    cmpl $0, {unusual}(%r15)
-    jne slow
+    equal_or slow, $0, {unusual}(%r15), l
 
     mov %rdi, %r9
     shr $8, %r9
@@ -138,8 +142,7 @@ not_call:
     jne slow_unsaved
     mov {cpu}(%rsp), %r15
     mov {caller}(%rsp), %rdx
-    cmpl $0, {unusual}(%r15)
-    jne slow
+    equal_or slow, $0, {unusual}(%r15), l
     test %rdx, %rdx
     jz slow
     cmpw ${await_reply}, {state}(%rdx)
@@ -156,31 +159,26 @@ not_call:
     movq $0, {callee}(%rdx)
     pass_on
     mov %r8, %rcx
-    mov $0x202, %r11d
     xor %edi, %edi                      # SUCCESS
+leave:
+    mov $0x202, %r11d
     mov {rsp}(%rdx), %rsp
     load_registers %rdx
     sysretq
 
     # The reply to an event. Of a guest: it is entered again, with new general registers and RIP if the reply says so.
 event_reply:
-    cmpw ${await_event_reply}, {state}(%rdx)
-    jne slow
+    equal_or slow, ${await_event_reply}, {state}(%rdx), w
     mov {guest}(%rdx), %rbx
-    cmp {poised}(%r15), %rbx
-    jne slow
-    test ${not_fast_reply}, %esi
-    jnz slow
+    equal_or slow, {poised}(%r15), %rbx
+    clear_or slow, ${not_fast_reply}, %esi
     mov {spaces_ended}, %rax
-    cmp %rax, {ended}(%rbx)
-    jne slow
+    equal_or slow, %rax, {ended}(%rbx)
     mov {guest_space}(%rbx), %rcx
     mov {space_generation}(%rcx), %rax
-    cmp %rax, {seen}(%rbx)
-    jne slow
+    equal_or slow, %rax, {seen}(%rbx)
     mov {tables}(%rdx), %rax
-    cmp %rax, {space}(%r15)
-    jne slow
+    equal_or slow, %rax, {space}(%r15)
     mov {counters}(%r15), %rax
     incq {calls} + 8(%rax)
     incq {entries}(%rax)
@@ -212,10 +210,7 @@ return_from_hypercall:
     mov 48(%rdx), %rsi
     mov 56(%rdx), %rdi
     mov {rip}(%rdx), %rcx               # canonical and in user space: checked by the caller
-    mov $0x202, %r11d
-    mov {rsp}(%rdx), %rsp
-    load_registers %rdx
-    sysretq
+    jmp leave
 
 # SVM: enters the guest whose control block is at RBP, with RIP and general registers from the message at R14 as far as RSI
 # says so, else from the EC at RDX, at whose registers' end RSP is. RBX = what the guest has beyond an EC.
@@ -268,11 +263,9 @@ svm_run:
     # The guest of the EC at RSP stopped.
     mov {cpu}(%rsp), %r15
     mov {guest}(%rsp), %rax
-    cmp {poised}(%r15), %rax
-    jne exit
+    equal_or exit, {poised}(%r15), %rax
     mov {control}(%rax), %rbp
-    testb $0x80, {vmcb_interrupted} + 3(%rbp)
-    jnz exit
+    clear_or exit, $0x80, {vmcb_interrupted}+3(%rbp), b
     mov {vmcb_rax}(%rbp), %rax
     mov %rax, (%rsp)
     mov {vmcb_exit_code}(%rbp), %rax
@@ -294,18 +287,15 @@ svm_run:
 
 # Event EBX of the guest EC at RSP goes to its handler, if that is idle and nothing else is in the way.
 guest_event:
-    testl $~{a_guest_ran}, {unusual}(%r15)
-    jnz exit
+    clear_or exit, $~{a_guest_ran}, {unusual}(%r15), l
     mov {event_base}(%rsp), %r9
     add %rbx, %r9
     portal_at %r9, %r9d, ${may_event}, exit
     idle_callee exit
     mov {kernel} + {portal_mtd}(%rcx), %esi
-    test ${not_fast}, %esi
-    jnz exit
+    clear_or exit, ${not_fast}, %esi
     mov {tables}(%rdx), %rax
-    cmp %rax, {space}(%r15)
-    jne exit
+    equal_or exit, %rax, {space}(%r15)
     mov {counters}(%r15), %rax
     incq {events}(%rax, %rbx, 8)
     hand_over ${await_event_reply}
@@ -344,10 +334,8 @@ vmx_exit:
     .endr
     mov {cpu}(%rsp), %r15
     mov {guest}(%rsp), %rax
-    cmp {poised}(%r15), %rax
-    jne exit
-    testb $0x41, 32(%rsp)
-    jnz exit
+    equal_or exit, {poised}(%r15), %rax
+    clear_or exit, $0x41, 32(%rsp), b
     mov ${vmcs_reason}, %ecx
     vmread %rcx, %rbx
     movabs ${vmx_events}, %rax

@@ -4,7 +4,6 @@
 //! Unsafe: enters the guest.
 
 use core::cell::Cell;
-use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::Mtd;
@@ -46,29 +45,22 @@ pub const NOBODY: *const GuestState = core::ptr::dangling();
 #[repr(C)]
 pub struct GuestState {
     /// VMCS or VMCB.
-    block: PhysPage,
+    pub block: PhysPage,
     /// Where the fast path enters the guest again.
-    resume: unsafe extern "C" fn() -> !,
+    pub resume: unsafe extern "C" fn() -> !,
     assigned: Cell<Option<Assigned>>,
-    space: Cell<Option<&'static GuestSpace>>,
+    /// The guest space, if it is there.
+    pub space: Cell<Option<&'static GuestSpace>>,
     /// Value of [`SPACES_ENDED`] when it last looked whether its spaces are there.
-    ended: Cell<u64>,
+    pub ended: Cell<u64>,
     /// Generation of the guest space at the last entry.
-    generation: Cell<u64>,
+    pub generation: Cell<u64>,
     /// The frame of its VMCS or VMCB.
     pub control: Frame,
     vcpu: Owned<Vcpu>,
 }
 
 impl GuestState {
-    /// Offsets, for the fast path.
-    pub const CONTROL: usize = offset_of!(Self, block.va);
-    pub const CONTROL_PHYSICAL: usize = offset_of!(Self, block.pa);
-    pub const ENDED: usize = offset_of!(Self, ended);
-    pub const SPACE: usize = offset_of!(Self, space);
-    pub const GENERATION: usize = offset_of!(Self, generation);
-    pub const RESUME: usize = offset_of!(Self, resume);
-
     /// A virtual CPU of `processor` in the reset state, without spaces, whose handlers live in host space `root`,
     /// with a stack pointer.
     pub fn new(processor: &'static Processor, pages: VcpuPages, control: Frame, root: u64, rsp: u64) -> Self {
@@ -173,14 +165,8 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         cpu.counters.count(counter::GUEST_FLUSH);
         vcpu.flush();
     }
-    if let Vcpu::Vmx(_) = guest.vcpu.get() {
-        entering_vmx(cpu, guest);
-    }
     cpu.poised.set(if vcpu.is_plain() { guest } else { NOBODY });
-    // SAFETY: the EC's first field are its registers, followed by its stack; the host space is loaded, the spaces are
-    // assigned and live as long as the EC.
-    let event = unsafe { vcpu.enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) };
-    portal::raise(cpu, ec, event)
+    run_guest(cpu, ec, guest)
 }
 
 /// Before user mode: registers that the last guest left live are the host's again.
@@ -207,24 +193,23 @@ pub extern "C" fn save_state(ec: &Ec, mtd: u32, handler: &Ec) {
 }
 
 /// Enters the guest of `ec` again, with the registers that `mtd` names from `utcb`.
-pub unsafe extern "C" fn resume_vmx(ec: &'static Ec, mtd: u32, utcb: &mut Architectural) -> ! {
-    let cpu = ec.cpu;
-    if let Some(guest) = ec.guest
-        && let Vcpu::Vmx(vcpu) = guest.vcpu.get()
-    {
-        vcpu.load(Mtd::from_bits_retain(mtd), ec.gprs.get(), utcb);
-        entering_vmx(cpu, guest);
-        // SAFETY: nothing has changed since it was entered before.
-        let event = unsafe { vcpu.enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) };
-        portal::raise(cpu, ec, event)
-    }
-    portal::kill(cpu, ec, format_args!("not a vCPU"))
+pub extern "C" fn resume_vmx(ec: &'static Ec, mtd: u32, utcb: &mut Architectural) -> ! {
+    let Some(guest) = ec.guest else { portal::kill(ec.cpu, ec, format_args!("not a vCPU")) };
+    guest.vcpu().load(Mtd::from_bits_retain(mtd), ec.gprs.get(), utcb);
+    run_guest(ec.cpu, ec, guest)
 }
 
-fn entering_vmx(cpu: &Cpu, guest: &'static GuestState) {
-    cpu.guest.set(Some(guest));
-    cpu.unusual.guest.set(true);
-    cpu.task_register_stale.set(true);
+/// Enters a guest for which all is in place.
+fn run_guest(cpu: &'static Cpu, ec: &'static Ec, guest: &'static GuestState) -> ! {
+    if let Vcpu::Vmx(_) = guest.vcpu.get() {
+        cpu.guest.set(Some(guest));
+        cpu.unusual.guest.set(true);
+        cpu.task_register_stale.set(true);
+    }
+    // SAFETY: the EC's first field are its registers, followed by its stack; the host space is loaded, the spaces are
+    // assigned and live as long as the EC.
+    let event = unsafe { guest.vcpu().enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) };
+    portal::raise(cpu, ec, event)
 }
 
 /// The guest of an EC stopped; the exit stubs call this on the CPU's stack.

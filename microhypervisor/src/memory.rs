@@ -429,7 +429,6 @@ impl kernel_core::paging::Tables for Tables<'_> {
 /// Copies the first `words` message words, at most 512, from one UTCB to another.
 #[inline(always)]
 pub fn copy_words(from: Frame, to: Frame, words: usize) {
-    debug_assert!(words <= FRAME / 8);
     // SAFETY: UTCBs are whole frames; caller and callee are different ECs, so the frames do not overlap. User code may
     // write concurrently on another CPU only by breaking the rule that a UTCB belongs to its EC; words are plain data.
     unsafe { ptr::copy_nonoverlapping(from.pointer().cast::<u64>(), to.pointer().cast::<u64>(), words) }

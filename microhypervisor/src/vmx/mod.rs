@@ -40,11 +40,6 @@ const NMI_UNBLOCKED: u64 = 1 << 12;
 /// STAR, LSTAR, FMASK: the host's and the guests' SYSCALL.
 type Syscall = [u64; 3];
 
-fn syscall() -> Syscall {
-    // SAFETY: every CPU with long mode has them.
-    unsafe { [rdmsr(STAR), rdmsr(LSTAR), rdmsr(FMASK)] }
-}
-
 /// # Safety
 /// The values are legal, and the host's before a host program runs.
 unsafe fn set_syscall(values: &Syscall) {

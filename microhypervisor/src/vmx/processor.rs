@@ -3,7 +3,7 @@
 
 use super::spec::{self, CONTROLS, Controls, PIN, PRIMARY, ept, msr, pin};
 use super::{Syscall, Vmx, vmcs};
-use crate::registers::{self, rdmsr, wrmsr};
+use crate::registers::{self, FMASK, LSTAR, STAR, rdmsr, wrmsr};
 use crate::vcpu::register::{CR4_VMXE, cpuid};
 use crate::vcpu::{PhysPage, Tags};
 use core::cell::Cell;
@@ -90,7 +90,7 @@ impl Processor {
             cr0,
             cr4,
             has_page_1g: capabilities & ept::PAGE_1G != 0,
-            host: super::syscall(),
+            host: [read(STAR), read(LSTAR), read(FMASK)],
             gdtr: tables::sgdt(),
             tags: Tags::new(1 << 16),
             current: Cell::new(core::ptr::null_mut()),

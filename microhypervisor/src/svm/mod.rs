@@ -268,7 +268,6 @@ impl VirtualCpu for Svm {
         if self.watched(exit_code) {
             return Exit::Resume;
         }
-        self.early = false;
         match exit_code {
             code::INTERRUPT => Exit::Interrupt(None),
             code::NMI => Exit::Resume,
@@ -343,8 +342,9 @@ impl VirtualCpu for Svm {
     }
 
     unsafe fn enter(&mut self, gprs: *mut Gprs, _deadline: u64) -> u16 {
-        if let Some(event) = self.watch() {
-            self.early = true;
+        let due = self.watch();
+        self.early = due.is_some();
+        if let Some(event) = due {
             return event;
         }
         self.make_current();

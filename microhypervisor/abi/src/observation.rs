@@ -17,9 +17,9 @@ pub const RECORDS_PER_PAGE: u64 = crate::PAGE_SIZE as u64 / 32;
 pub mod counter {
     /// Hypercalls, by number: 16 counters.
     pub const HYPERCALL: usize = 0;
-    /// Programs and guests began to run in place of another.
+    /// Programs and guests began to run in place of another, but for calls, replies and exits that nothing hindered.
     pub const SWITCH: usize = 16;
-    /// Page tables of another host space were loaded.
+    /// Page tables of another host space were loaded, with the same exception.
     pub const SPACE_SWITCH: usize = 17;
     /// Turns of scheduling contexts.
     pub const TURN: usize = 18;

@@ -28,8 +28,8 @@ pub const COUNTERS: [(&str, &[(usize, &str)]); 4] = [
     (
         "scheduling",
         &[
-            (counter::SWITCH, "switches of what runs"),
-            (counter::SPACE_SWITCH, "switches of address spaces"),
+            (counter::SWITCH, "slow switches of what runs"),
+            (counter::SPACE_SWITCH, "slow switches of address spaces"),
             (counter::TURN, "turns of scheduling contexts"),
             (counter::HELP, "callers that helped"),
             (counter::IDLE, "times idle"),

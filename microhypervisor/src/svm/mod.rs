@@ -325,7 +325,7 @@ impl VirtualCpu for Svm {
     fn is_plain(&mut self) -> bool {
         let plain = self.windows == 0 && self.injection_length == 0 && self.watch.is_idle();
         let vmcb = self.vmcb();
-        plain && vmcb.injection == 0 && vmcb.interrupt_shadow >> 1 == 0 && vmcb.nested_cr3 != 0
+        plain && vmcb.injection == 0 && vmcb.nested_cr3 != 0
     }
 
     fn common(&self) -> &Common {
@@ -352,10 +352,11 @@ impl VirtualCpu for Svm {
         let flush_all = self.cpu.tags.renew(&mut self.common.tag).unwrap_or(false);
         let (asid, control, host) = (self.common.tag.number, self.control.pa, self.cpu.host);
         let length = self.injection_length;
+        let tells_next = self.cpu.features & spec::FEATURE_NEXT_RIP != 0;
         let vmcb = self.vmcb();
         vmcb.rip = vmcb.rip.wrapping_add(length);
-        // It says where the injected interrupt returns to. CPUs that do not tell it at exits leave it as it is.
-        vmcb.next_rip = if length == 0 { 0 } else { vmcb.rip };
+        // It says where the injected interrupt returns to. CPUs that do not tell it at exits leave it as it is: 0.
+        vmcb.next_rip = if tells_next { vmcb.rip } else { 0 };
         vmcb.tlb_control = if flush_all { spec::FLUSH_ALL } else { 0 };
         // Without a guest space ASID 0 keeps the guest from being entered.
         vmcb.asid = if vmcb.nested_cr3 == 0 { 0 } else { asid };

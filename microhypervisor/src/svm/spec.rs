@@ -11,6 +11,8 @@ pub const CPUID_PAGE_1G: u32 = 1 << 26;
 pub const CPUID_FEATURES: u32 = 0x8000_000a;
 /// Feature: nested paging.
 pub const FEATURE_NESTED_PAGING: u32 = 1 << 0;
+/// Feature: next-RIP on exits, and of injected software interrupts.
+pub const FEATURE_NEXT_RIP: u32 = 1 << 3;
 /// Feature: operands of intercepted MOV to and from control and debug registers.
 pub const FEATURE_DECODE_ASSISTS: u32 = 1 << 7;
 

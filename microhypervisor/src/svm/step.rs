@@ -54,11 +54,8 @@ pub struct Watch {
 impl Watch {
     /// Whether nothing is watched.
     pub fn is_idle(&self) -> bool {
-        self.nmi == Nmi::Open
-            && self.threshold == 0
-            && !self.injects_nmi
-            && !self.writes_priority
-            && self.step.is_none()
+        let steps = self.injects_nmi || self.writes_priority || self.step.is_some();
+        self.nmi == Nmi::Open && self.threshold == 0 && !steps
     }
 }
 

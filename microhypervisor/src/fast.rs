@@ -16,7 +16,7 @@ use abi::capability::{Permissions, SELECTOR_COUNT};
 use abi::event::guest as event;
 use abi::observation::counter;
 use abi::utcb::Architectural;
-use kernel_core::slots::{Header, Kind};
+use kernel_core::slots::{Entry, Header, Kind, Reference};
 
 use crate::cpu::{Cpu, Unusual};
 use crate::ec::{Continuation, Ec};
@@ -106,6 +106,8 @@ const _: () = {
     assert!(size_of::<Header>() == 32 && SELECTOR_COUNT <= 512 * 512);
     assert!(abi::Hypercall::IpcCall as u8 == 0 && abi::Hypercall::IpcReply as u8 == 1);
     assert!(abi::USER_END == 1 << 47);
+    let entry = Entry::new(Reference { index: 3, generation: 7 }, Permissions::CALL).to_raw();
+    assert!(entry == 7 << 32 | 3 << 5 | Permissions::CALL.bits() as u64);
 };
 
 unsafe extern "C" {

@@ -213,10 +213,7 @@ fn run_guest(cpu: &'static Cpu, ec: &'static Ec, guest: &'static GuestState) -> 
 }
 
 /// The guest of an EC stopped; the exit stubs call this on the CPU's stack.
-#[unsafe(no_mangle)]
-pub extern "C" fn vcpu_exit(ec: *mut Gprs) -> ! {
-    // SAFETY: the pointer that `enter` passed.
-    let ec: &'static Ec = unsafe { &*ec.cast::<Ec>() };
+pub extern "C" fn vcpu_exit(ec: &'static Ec) -> ! {
     let cpu = ec.cpu;
     let Some(guest) = ec.guest else { portal::kill(cpu, ec, format_args!("not a vCPU")) };
     ec.continuation.set(Continuation::EnterGuest);

@@ -5,7 +5,7 @@
 
 use core::cell::{Cell, UnsafeCell};
 use core::mem::size_of;
-use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 use kernel_core::ready::ReadyQueue;
 use kernel_core::shootdown::Use;
@@ -67,6 +67,13 @@ impl Unusual {
             guest: Cell::new(false),
             tracing: AtomicBool::new(false),
         }
+    }
+
+    /// Whether there are none.
+    #[inline(always)]
+    pub fn is_none(&self) -> bool {
+        // SAFETY: four bytes, aligned as such; this CPU alone writes the cells.
+        unsafe { AtomicU32::from_ptr(core::ptr::from_ref(self).cast_mut().cast()) }.load(Ordering::Relaxed) == 0
     }
 }
 

@@ -57,7 +57,7 @@ fn only<T: Object>(
 }
 
 /// create_pd: a protection domain or one of its spaces.
-pub fn pd(ec: &'static Ec, call: Call) -> Result<(), Status> {
+pub fn pd(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     const OPERATIONS: [CreatePd; 7] = {
         use CreatePd::*;
         [ProtectionDomain, ObjectSpace, HostSpace, GuestSpace, DmaSpace, PioSpace, MsrSpace]
@@ -65,13 +65,13 @@ pub fn pd(ec: &'static Ec, call: Call) -> Result<(), Status> {
     const MEMORY: Permissions = Permissions::GRANT.union(Permissions::TAKE);
     const REGISTERS: Permissions = MEMORY.union(Permissions::ASSIGN);
     let operation = *OPERATIONS.get(call.flags as usize).ok_or(Status::BadPar)?;
-    let owner = ec.objects.lookup(ec.gpr(gpr::RSI));
+    let owner = ec.selectors.find(ec.gpr(gpr::RSI));
     let (pd, _) = object::resolve::<Pd>(owner, Permissions::PD)?;
     ec.objects.reserve(call.selector)?;
     let account = pd.account();
     match operation {
         CreatePd::ProtectionDomain => {
-            install((ec, call), pd, owner.permissions(), |own| Ok(Pd::new(own, account, false)))?;
+            install((ec, call), pd, owner.0.permissions(), |own| Ok(Pd::new(own, account, false)))?;
         }
         CreatePd::ObjectSpace => only(&pd.objects, || install((ec, call), pd, MEMORY, |_| ObjectSpace::new(pd)))?,
         CreatePd::HostSpace => only(&pd.host, || install((ec, call), pd, MEMORY, |_| HostSpace::new(pd)))?,
@@ -94,8 +94,8 @@ pub fn pd(ec: &'static Ec, call: Call) -> Result<(), Status> {
 }
 
 /// create_ec: a local thread, a global thread or a virtual CPU.
-pub fn ec(ec: &'static Ec, call: Call) -> Result<(), Status> {
-    let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::EC)?;
+pub fn ec(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
+    let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::EC)?;
     ec.objects.reserve(call.selector)?;
     let rdx = ec.gpr(gpr::RDX);
     let (page, number) = (rdx >> PAGE_BITS, rdx as u16 & 0xfff);
@@ -176,9 +176,9 @@ pub fn host_or_guest(
 
 /// create_sc: gives an EC time.
 pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
-    let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SC)?;
+    let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SC)?;
     ec.objects.reserve(call.selector)?;
-    let (target, target_reference) = ec.objects.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_SC)?;
+    let (target, target_reference) = ec.selectors.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_SC)?;
     let scd = Scd::from_raw(ec.gpr(gpr::RAX)).filter(|scd| scd.cos == 0).ok_or(Status::BadPar)?;
     if target.kind == EcKind::Local {
         return Err(Status::BadCap);
@@ -202,10 +202,10 @@ pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> 
 }
 
 /// create_pt: an entry into an EC.
-pub fn pt(ec: &'static Ec, call: Call) -> Result<(), Status> {
-    let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::PT)?;
+pub fn pt(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
+    let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::PT)?;
     ec.objects.reserve(call.selector)?;
-    let (target, target_reference) = ec.objects.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_PT)?;
+    let (target, target_reference) = ec.selectors.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_PT)?;
     if target.kind != EcKind::Local {
         return Err(Status::BadCap);
     }
@@ -216,8 +216,8 @@ pub fn pt(ec: &'static Ec, call: Call) -> Result<(), Status> {
 }
 
 /// create_sm: a semaphore.
-pub fn sm(ec: &'static Ec, call: Call) -> Result<(), Status> {
-    let (pd, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SM)?;
+pub fn sm(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
+    let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SM)?;
     ec.objects.reserve(call.selector)?;
     let counter = ec.gpr(gpr::RDX);
     install((ec, call), pd, Permissions::UP | Permissions::DOWN, |_| Ok(Sm::new(counter))).map(drop)

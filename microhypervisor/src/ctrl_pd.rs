@@ -7,120 +7,73 @@
 use abi::Status;
 use abi::capability::{Cacheability, MEMORY_ALL, Permissions, SELECTOR_COUNT};
 use abi::utcb::gpr;
-use kernel_core::paging::Piece;
+use kernel_core::paging::{Leaf, Piece};
 use kernel_core::shootdown::Use;
-use kernel_core::slots::{Entry, Kind};
+use kernel_core::slots::{Entry, Named};
 use spin::Once;
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
-use crate::object::{self, resolve};
+use crate::hypercall::Call;
+use crate::object::{cast, named};
 use crate::space::{GuestSpace, HostSpace, Memory, MsrSpace, ObjectSpace, PioSpace};
-use crate::{destroy, registers, rounds, run, sched};
+use crate::{destroy, platform, registers, rounds, run, sched};
 
 /// Entries changed between two looks at pending interrupts.
-const BATCH: u32 = 3;
+const BATCH: u64 = 3;
 
-/// What the call asks for, from the registers.
+/// What the call asks for, from the registers of `ec`.
 struct Request {
+    cpu: &'static Cpu,
+    ec: &'static Ec,
     source: u64,
     destination: u64,
     pages: u64,
     mask: Permissions,
-    attributes: u32,
-}
-
-impl Request {
-    fn decode(ec: &Ec) -> Result<Self, Status> {
-        let (rdx, rax) = (ec.gpr(gpr::RDX), ec.gpr(gpr::RAX));
-        let pages = 1u64 << (rdx & 0x1f);
-        let (source, destination) = (rdx >> 12, rax >> 12);
-        if (source | destination) & pages.wrapping_sub(1) != 0 {
-            return Err(Status::BadPar);
-        }
-        Ok(Self {
-            source,
-            destination,
-            pages,
-            mask: Permissions::from_bits_retain(rax as u8 & 0x1f),
-            attributes: ec.gpr(8) as u32,
-        })
-    }
-
-    /// Page `done` of the source. Sums cannot overflow after [`Request::within`].
-    fn from(&self, done: u64) -> u64 {
-        self.source.saturating_add(done)
-    }
-
-    /// Page `done` of the destination.
-    fn to(&self, done: u64) -> u64 {
-        self.destination.saturating_add(done)
-    }
-
-    /// Checks that both ranges lie below `source` and `destination` selectors.
-    fn within(&self, source: u64, destination: u64) -> Result<(), Status> {
-        let fits = |base: u64, limit: u64| base.checked_add(self.pages).is_some_and(|end| end <= limit);
-        if fits(self.source, source) && fits(self.destination, destination) { Ok(()) } else { Err(Status::BadPar) }
-    }
 }
 
 /// Starts the call in `ec`'s registers.
-pub fn start(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
+pub fn start(cpu: &'static Cpu, ec: &'static Ec, _: Call) -> Result<(), Status> {
     ec.progress.set(0);
     perform(cpu, ec)
 }
 
-fn memory_space(entry: Entry) -> Result<&'static Memory, Status> {
-    space::<HostSpace>(entry).map(|host| &host.memory).or_else(|_| space::<GuestSpace>(entry).map(|guest| &guest.0))
+fn memory_space(named: Named) -> Result<&'static Memory, Status> {
+    cast::<HostSpace>(named).map(|host| &host.memory).or_else(|_| cast::<GuestSpace>(named).map(|guest| &guest.0))
 }
 
 /// Goes on with a preempted call.
 pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
-    let same = ec.objects.lookup(ec.gpr(gpr::RSI)) == ec.destination.get();
+    let same = ec.selectors.find(ec.gpr(gpr::RSI)).0 == ec.destination.get();
     let result = if same { perform(cpu, ec) } else { Err(Status::BadCap) };
     // It may have taken something away before.
-    let result = match (memory_space(ec.destination.get()), result) {
+    let result = match (memory_space(named(ec.destination.get().reference())), result) {
         (Ok(space), result) => conclude(cpu, ec, space, result),
-        (_, Err(status)) => settle(cpu, ec, Err(status), |_| true),
+        (_, Err(status)) => settle(cpu, ec, Err(status), &|_| true),
         (_, Ok(())) => Ok(()),
     };
-    run::finish(ec, result.err().unwrap_or(Status::Success));
-    run::run(cpu, ec)
+    run::end(cpu, ec, result)
 }
 
 fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
-    let source = ec.objects.lookup(ec.gpr(gpr::RDI) >> 8);
-    let destination = ec.objects.lookup(ec.gpr(gpr::RSI));
+    let (source, from) = ec.selectors.find(ec.gpr(gpr::RDI) >> 8);
+    let (destination, to) = ec.selectors.find(ec.gpr(gpr::RSI));
     if !source.permissions().contains(Permissions::TAKE) || !destination.permissions().contains(Permissions::GRANT) {
         return Err(Status::BadCap);
     }
     ec.destination.set(destination);
-    match (object::kind(source), object::kind(destination)) {
-        (Kind::ObjectSpace, Kind::ObjectSpace) => {
-            objects(cpu, ec, space::<ObjectSpace>(source)?, space::<ObjectSpace>(destination)?)?;
-            destroy::collect(cpu, ec)
-        }
-        (Kind::HostSpace, Kind::HostSpace | Kind::GuestSpace) => memory(cpu, ec, source, memory_space(destination)?),
-        (Kind::PioSpace, Kind::PioSpace) => ports(cpu, ec, source, space::<PioSpace>(destination)?),
-        (Kind::MsrSpace, Kind::MsrSpace) => msrs(cpu, ec, source, space::<MsrSpace>(destination)?),
-        _ => Err(Status::BadCap),
+    let (rdx, rax) = (ec.gpr(gpr::RDX), ec.gpr(gpr::RAX));
+    let mask = Permissions::from_bits_retain(rax as u8 & 0x1f);
+    let request = Request { cpu, ec, source: rdx >> 12, destination: rax >> 12, pages: 1 << (rdx & 0x1f), mask };
+    if let Ok(from) = cast::<HostSpace>(from) {
+        return request.memory(&from.memory, is_nova(|nova| nova.0, source), memory_space(to)?);
+    } else if let Ok(from) = cast::<ObjectSpace>(from) {
+        request.objects(from, cast(to)?)?;
+        return destroy::collect(cpu, ec);
+    } else if let Ok(from) = cast::<PioSpace>(from) {
+        return request.ports(from, is_nova(|nova| nova.1, source), cast(to)?);
     }
-}
-
-fn space<T: object::Object>(entry: Entry) -> Result<&'static T, Status> {
-    resolve(entry, Permissions::empty()).map(|(space, _)| space)
-}
-
-/// Remembers how far the call came and lets pending work run, at the end of each batch. Then the call begins anew with
-/// what it looks up, so that nothing that was destroyed meanwhile is used.
-fn breathe(cpu: &'static Cpu, ec: &'static Ec, done: u64, steps: &mut u32) {
-    *steps = steps.saturating_add(1);
-    if *steps >= BATCH {
-        ec.progress.set(done);
-        ec.continuation.set(Continuation::ResumeCtrlPd);
-        registers::interrupt_window();
-        run::run(cpu, ec);
-    }
+    request.msrs(cast(from)?, cast(to)?)
 }
 
 /// The end of a call that changed `space`, with `result`: if it took rights away, or another EC did that and not every
@@ -128,11 +81,11 @@ fn breathe(cpu: &'static Cpu, ec: &'static Ec, done: u64, steps: &mut u32) {
 fn conclude(cpu: &'static Cpu, ec: &'static Ec, space: &Memory, result: Result<(), Status>) -> Result<(), Status> {
     let Some(generation) = space.generation.due() else { return result };
     ec.progress.set(generation);
-    settle(cpu, ec, result, |other| space.cached_by(other))
+    settle(cpu, ec, result, &|other| space.cached_by(other))
 }
 
 /// The end of a call that took rights away, with `result`: goes on when no CPU for which `cached` holds can use them.
-fn settle(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>, cached: impl Fn(&Cpu) -> bool) -> ! {
+fn settle(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>, cached: &dyn Fn(&Cpu) -> bool) -> ! {
     if cached(cpu) {
         rounds::flush(cpu);
     }
@@ -145,145 +98,148 @@ fn settle(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>, cached
 
 /// The last part of a call: frees the tables that it made superfluous.
 pub fn free_tables(cpu: &'static Cpu, ec: &'static Ec) -> ! {
-    let freed = memory_space(ec.destination.get()).is_ok_and(|space| {
+    ec.continuation.set(Continuation::ReturnHypercall);
+    if let Ok(space) = memory_space(named(ec.destination.get().reference())) {
         space.generation.complete(ec.progress.get());
-        space.free_table()
-    });
-    ec.continuation.set(if freed { Continuation::FreeTables } else { Continuation::ReturnHypercall });
-    registers::interrupt_window();
+        if space.free_table() {
+            ec.continuation.set(Continuation::FreeTables);
+            registers::interrupt_window();
+        }
+    }
     run::run(cpu, ec)
 }
 
-fn objects(cpu: &'static Cpu, ec: &'static Ec, from: &ObjectSpace, to: &ObjectSpace) -> Result<(), Status> {
-    let request = Request::decode(ec)?;
-    request.within(SELECTOR_COUNT, SELECTOR_COUNT)?;
-    let mut steps = 0;
-    for index in ec.progress.get()..request.pages {
-        to.set(request.to(index), &|| {
-            let entry = from.lookup(request.from(index));
-            if object::kind(entry) == Kind::Null { Entry::NULL } else { entry.mask(request.mask) }
-        })?;
-        breathe(cpu, ec, index.saturating_add(1), &mut steps);
+impl Request {
+    /// Checks that both ranges are aligned and lie below `source` and `destination` selectors: then no sum overflows.
+    fn within(&self, source: u64, destination: u64) -> Result<(), Status> {
+        let aligned = (self.source | self.destination) & self.pages.wrapping_sub(1) == 0;
+        // Of 52 and 32 bits.
+        let fits = |base: u64, limit: u64| base.wrapping_add(self.pages) <= limit;
+        let good = aligned && fits(self.source, source) && fits(self.destination, destination);
+        good.then_some(()).ok_or(Status::BadPar)
     }
-    Ok(())
-}
 
-fn memory(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &Memory) -> Result<(), Status> {
-    let request = Request::decode(ec)?;
-    let nova = is(&NOVA_HOST, source);
-    let from = &space::<HostSpace>(source)?.memory;
-    // Key identifiers, bits 17:3, end with 0; what is above is ignored.
-    let attributes = Cacheability::from_bits(request.attributes & 7).filter(|_| request.attributes >> 3 & 0x7fff == 0);
-    let attributes = if nova { attributes.ok_or(Status::BadPar)? } else { Cacheability::WriteBack };
-    let limit = if nova { crate::platform::physical_pages() } else { from.selectors };
-    request.within(limit, to.selectors)?;
-    let mut done = ec.progress.get();
-    let mut steps = 0;
-    while done < request.pages {
-        let remaining = request.pages.saturating_sub(done);
-        let page = request.from(done);
-        let seen = from.generation.current();
-        let (physical, permissions, cache, run) = if nova {
-            let (permissions, run) = nova_host(page);
-            (page << 12, permissions, attributes, run)
-        } else {
-            let (leaf, run) = from.lookup(page << 12);
-            match leaf {
-                // UTCBs and other frames of the kernel cannot be delegated.
-                Some(leaf) if nova_host(leaf.address >> 12).0.is_empty() => (0, Permissions::empty(), attributes, 1),
-                Some(leaf) => (leaf.address, leaf.permissions, leaf.cacheability, run),
-                None => (0, Permissions::empty(), attributes, run),
+    /// Has `work` done piece by piece, which begins where it is told and returns how much it did. Lets pending work run
+    /// in between: then the call begins anew with what it looks up, so that nothing that was destroyed meanwhile is used.
+    fn each(&self, mut work: impl FnMut(u64) -> Result<u64, Status>) -> Result<(), Status> {
+        let (mut done, mut steps) = (self.ec.progress.get(), 0);
+        while done < self.pages {
+            if steps >= BATCH {
+                self.ec.progress.set(done);
+                self.ec.continuation.set(Continuation::ResumeCtrlPd);
+                registers::interrupt_window();
+                run::run(self.cpu, self.ec);
             }
-        };
-        let (va, permissions) = (request.to(done) << 12, permissions & request.mask);
-        let piece = Piece { va, pa: physical, count: remaining.min(run), permissions, cacheability: cache };
-        match to.step(piece, &|| nova || from.generation.current() == seen) {
-            // The source has changed, or a large page was split, which takes time.
-            Ok(0) => steps = BATCH,
-            Ok(pages) => done = done.saturating_add(pages),
-            Err(status) => return conclude(cpu, ec, to, Err(status)),
+            let pages = work(done)?;
+            // Many take time. None: the source has changed, or a large page was split.
+            steps = if pages == 1 { steps.wrapping_add(1) } else { BATCH };
+            done = done.wrapping_add(pages);
         }
-        breathe(cpu, ec, done, &mut steps);
+        Ok(())
     }
-    conclude(cpu, ec, to, Ok(()))
-}
 
-fn ports(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &PioSpace) -> Result<(), Status> {
-    let request = Request::decode(ec)?;
-    request.within(1 << 16, 1 << 16)?;
-    if request.source != request.destination {
-        return Err(Status::BadPar);
+    fn objects(&self, from: &ObjectSpace, to: &ObjectSpace) -> Result<(), Status> {
+        self.within(SELECTOR_COUNT, SELECTOR_COUNT)?;
+        self.each(|done| {
+            let entry = || {
+                let (entry, named) = from.selectors().find(self.source.wrapping_add(done));
+                if named.is_nothing() { Entry::NULL } else { entry.mask(self.mask) }
+            };
+            to.set(self.destination.wrapping_add(done), &entry).map(|()| 1)
+        })
     }
-    let from: &PioSpace = space(source)?;
-    let masked = if request.mask.contains(Permissions::ACCESS) { u64::MAX } else { 0 };
-    let mut done = ec.progress.get();
-    let mut steps = 0;
-    while done < request.pages {
-        // As many as lie in one word of the bitmaps.
-        let port = request.from(done);
-        let count = request.pages.min(64);
-        let ports = (u64::MAX >> 64_u64.saturating_sub(count)) << (port & 63);
-        let access = to.set(port, ports, &|| from.access(port) & masked)?;
-        let uart = crate::console::UART as u64;
-        if is(&NOVA_PIO, source) && port >> 6 == uart >> 6 && access & 1 << (uart & 63) != 0 {
-            crate::console::release_uart();
+
+    fn memory(&self, from: &Memory, nova: bool, to: &Memory) -> Result<(), Status> {
+        let attributes = self.ec.gpr(8) as u32;
+        // Key identifiers, bits 17:3, end with 0; what is above is ignored.
+        let attributes = Cacheability::from_bits(attributes & 7).filter(|_| attributes >> 3 & 0x7fff == 0);
+        let cacheability = if nova { attributes.ok_or(Status::BadPar)? } else { Cacheability::WriteBack };
+        self.within(if nova { platform::physical_pages() } else { from.selectors }, to.selectors)?;
+        let result = self.each(|done| {
+            let (page, seen) = (self.source.wrapping_add(done), from.generation.current());
+            let va = self.destination.wrapping_add(done) << 12;
+            let mut piece = Piece { cacheability, ..Piece::unmap(va, self.pages.wrapping_sub(done)) };
+            let mut run = piece.count;
+            if self.mask.is_empty() {
+            } else if nova {
+                piece.pa = page << 12;
+                (piece.permissions, run) = held(page);
+            } else {
+                let (leaf, pages) = from.lookup(page << 12, run);
+                run = pages;
+                if let Some(Leaf { address, permissions, cacheability, .. }) = leaf {
+                    (piece.pa, piece.permissions, piece.cacheability) = (address, permissions, cacheability);
+                }
+            }
+            piece.count = piece.count.min(run);
+            piece.permissions &= self.mask;
+            to.step(&piece, Some((&from.generation, seen)))
+        });
+        conclude(self.cpu, self.ec, to, result)
+    }
+
+    fn ports(&self, from: &PioSpace, nova: bool, to: &PioSpace) -> Result<(), Status> {
+        self.within(1 << 16, 1 << 16)?;
+        if self.source != self.destination {
+            return Err(Status::BadPar);
         }
-        done = done.saturating_add(count);
-        breathe(cpu, ec, done, &mut steps);
+        let masked = if self.mask.contains(Permissions::ACCESS) { u64::MAX } else { 0 };
+        self.each(|done| {
+            // As many as lie in one word of the bitmaps.
+            let (port, count) = (self.source.wrapping_add(done), self.pages.min(64));
+            let ports = (u64::MAX >> 64_u64.saturating_sub(count)) << (port & 63);
+            let access = to.set(port, ports, &|| from.access(port) & masked)?;
+            let uart = crate::console::UART as u64;
+            if nova && port >> 6 == uart >> 6 && access & 1 << (uart & 63) != 0 {
+                crate::console::release_uart();
+            }
+            Ok(count)
+        })?;
+        settle(self.cpu, self.ec, Ok(()), &|other| to.cached_by(other))
     }
-    settle(cpu, ec, Ok(()), |other| to.cached_by(other))
+
+    fn msrs(&self, from: &MsrSpace, to: &MsrSpace) -> Result<(), Status> {
+        self.within(1 << 32, 1 << 32)?;
+        if self.source != self.destination || self.pages > 1 << 14 {
+            return Err(Status::BadPar);
+        }
+        // Only the NOVA MSR space can be a source whose content matters: what others hold was taken from it.
+        self.each(|done| {
+            let msr = self.source.wrapping_add(done) as u32;
+            to.set(msr, &|| from.get(msr) & self.mask);
+            Ok(1)
+        })?;
+        // The bitmap may not change under a guest that runs (Intel SDM vol. 3C, 25.11.4): none does when this is over.
+        settle(self.cpu, self.ec, Ok(()), &|other| other.nested.root() != Use::NONE)
+    }
 }
 
-fn msrs(cpu: &'static Cpu, ec: &'static Ec, source: Entry, to: &MsrSpace) -> Result<(), Status> {
-    let request = Request::decode(ec)?;
-    request.within(1 << 32, 1 << 32)?;
-    if request.source != request.destination || request.pages > 1 << 14 {
-        return Err(Status::BadPar);
-    }
-    // Only the NOVA MSR space can be a source whose content matters: what others hold was taken from it.
-    let from: &MsrSpace = space(source)?;
-    let mut steps = 0;
-    for index in ec.progress.get()..request.pages {
-        let msr = request.from(index) as u32;
-        to.set(msr, &|| from.get(msr) & request.mask);
-        breathe(cpu, ec, index.saturating_add(1), &mut steps);
-    }
-    // The bitmap may not change under a guest that runs (Intel SDM vol. 3C, 25.11.4): none does when this is over.
-    settle(cpu, ec, Ok(()), |other| other.nested.root() != Use::NONE)
-}
-
-static NOVA_HOST: Once<Entry> = Once::new();
-static NOVA_PIO: Once<Entry> = Once::new();
-
-/// Names the spaces that stand for the machine's own memory and ports.
-pub fn set_nova_spaces(host: Entry, pio: Entry) {
-    NOVA_HOST.call_once(|| host);
-    NOVA_PIO.call_once(|| pio);
-}
+/// The spaces that stand for the machine's own memory and ports.
+pub static NOVA: Once<(Entry, Entry)> = Once::new();
 
 /// Whether `entry` is the NOVA host space, to take from.
 pub fn is_nova_host(entry: Entry) -> bool {
-    is(&NOVA_HOST, entry) && entry.permissions().contains(Permissions::TAKE)
+    is_nova(|nova| nova.0, entry) && entry.permissions().contains(Permissions::TAKE)
 }
 
-fn is(nova: &Once<Entry>, entry: Entry) -> bool {
-    nova.get().is_some_and(|nova| nova.reference() == entry.reference())
+fn is_nova(which: impl Fn(&(Entry, Entry)) -> Entry, entry: Entry) -> bool {
+    NOVA.get().is_some_and(|nova| which(nova).reference() == entry.reference())
 }
 
 /// What the NOVA host space holds at physical page `page`: everything but what the kernel protects. Also the number of
 /// pages from there for which this holds.
-fn nova_host(page: u64) -> (Permissions, u64) {
-    let open = crate::observation::pages();
-    if open.contains(&page) {
-        return (Permissions::READ, open.end.saturating_sub(page));
-    }
-    let mut run = open.start.checked_sub(page).filter(|run| *run != 0).unwrap_or(u64::MAX);
-    for (start, end) in crate::platform::protected() {
-        if (start..end).contains(&page) {
-            return (Permissions::empty(), run.min(end.saturating_sub(page)));
-        }
+fn held(page: u64) -> (Permissions, u64) {
+    let mut run = u64::MAX;
+    for &(start, end) in platform::protected() {
         if page < start {
-            run = run.min(start.saturating_sub(page));
+            run = run.min(start.wrapping_sub(page));
+        } else if page < end {
+            let open = crate::observation::pages();
+            if open.contains(&page) {
+                return (Permissions::READ, open.end.wrapping_sub(page));
+            }
+            let end = if page < open.start { end.min(open.start) } else { end };
+            return (Permissions::empty(), end.wrapping_sub(page));
         }
     }
     (MEMORY_ALL, run)

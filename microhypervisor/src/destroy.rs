@@ -122,7 +122,7 @@ pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
             // This CPU takes part, too.
             rounds::flush(cpu);
             cpu.reschedule.set(true);
-            if rounds::start(cpu, ec, Continuation::ResumeDestroy, |_| true) {
+            if rounds::start(cpu, ec, Continuation::ResumeDestroy, &|_| true) {
                 sched::park(cpu, ec)
             }
         }
@@ -240,10 +240,10 @@ fn first_caller(ec: &'static Ec) -> &'static Ec {
 }
 
 fn begin(work: &mut Work, ec: &'static Ec) -> Result<(), Status> {
-    let (owner, _) = ec.objects.get::<Pd>(ec.gpr(gpr::RSI), Permissions::PD)?;
-    let entry = ec.objects.lookup(ec.gpr(gpr::RDI) >> 8);
-    let (kind, target) = (object::kind(entry), entry.reference().index);
-    if kind == Kind::Null {
+    let (owner, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::PD)?;
+    let (entry, named) = ec.selectors.find(ec.gpr(gpr::RDI) >> 8);
+    let target = entry.reference().index;
+    if named.is_nothing() {
         return Err(Status::BadCap);
     }
     let mut inside = Some(ec.pd.reference.index());

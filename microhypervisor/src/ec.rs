@@ -12,14 +12,14 @@ use abi::Mtd;
 use abi::utcb::Architectural;
 use kernel_core::mailbox::MailCell;
 use kernel_core::ready::{Fifo, LinkCell, Links};
-use kernel_core::slots::{Entry, Kind};
+use kernel_core::slots::Entry;
 use kernel_core::timeout::{TimeoutNode, TimeoutNodes};
 
 use crate::cpu::{Cpu, Owned};
 use crate::destroy::Errand;
 use crate::guest::GuestState;
 use crate::memory::Frame;
-use crate::object::{Object, Ref, by_id};
+use crate::object::{Ref, by_id};
 use crate::pd::Pd;
 use crate::sched::Sc;
 use crate::semaphore::Sm;
@@ -179,10 +179,6 @@ impl Deref for Ec {
 
 // SAFETY: cells of an EC are touched by its CPU only; what other CPUs touch is atomic.
 unsafe impl Sync for Ec {}
-
-impl Object for Ec {
-    const KIND: Kind = Kind::Ec;
-}
 
 const _: () = {
     assert!(offset_of!(Ec, stack) == crate::vcpu::STACK_OFFSET);

@@ -93,9 +93,10 @@ impl GuestState {
     /// Assigns the spaces that `utcb` names in `objects`; those whose capability lacks ASSIGN stay as they were.
     pub fn assign(&self, objects: &ObjectSpace, utcb: &Architectural) {
         let previous = self.assigned.get();
-        let guest = objects.get::<GuestSpace>(utcb.sel_gst, Permissions::ASSIGN).ok().map(|(_, space)| space);
-        let pio = objects.get::<PioSpace>(utcb.sel_pio, Permissions::ASSIGN).ok().map(|(_, space)| space);
-        let msr = objects.get::<MsrSpace>(utcb.sel_msr, Permissions::ASSIGN).ok().map(|(_, space)| space);
+        let guest =
+            objects.selectors().get::<GuestSpace>(utcb.sel_gst, Permissions::ASSIGN).ok().map(|(_, space)| space);
+        let pio = objects.selectors().get::<PioSpace>(utcb.sel_pio, Permissions::ASSIGN).ok().map(|(_, space)| space);
+        let msr = objects.selectors().get::<MsrSpace>(utcb.sel_msr, Permissions::ASSIGN).ok().map(|(_, space)| space);
         let Some(guest) = guest.or(previous.map(|spaces| spaces.guest)) else { return };
         let Some(pio) = pio.or(previous.map(|spaces| spaces.pio)) else { return };
         let Some(msr) = msr.or(previous.map(|spaces| spaces.msr)) else { return };

@@ -2,12 +2,12 @@
 
 use core::sync::atomic::Ordering;
 
+use abi::Status;
 use abi::capability::Permissions;
 use abi::extension::Operation;
 use abi::hypercall::flag;
 use abi::observation::{Traced, counter};
 use abi::utcb::gpr;
-use abi::{Hypercall, Status};
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
@@ -27,40 +27,42 @@ pub struct Call {
     pub flags: u8,
 }
 
+type Handler = fn(&'static Cpu, &'static Ec, Call) -> Result<(), Status>;
+
+/// By number, see [`abi::Hypercall`].
+static HANDLERS: [Handler; 16] = [
+    portal::call,
+    |cpu, ec, _| portal::reply(cpu, ec),
+    create::pd,
+    create::ec,
+    create::sc,
+    create::pt,
+    create::sm,
+    ctrl_pd::start,
+    ctrl_ec,
+    ctrl_sc,
+    ctrl_pt,
+    ctrl_sm,
+    platform::control,
+    assign_int,
+    |_, ec, _| Err(if ec.pd.root { Status::BadDev } else { Status::BadHyp }),
+    extension,
+];
+
 /// SYSCALL from user mode. `ec` holds all registers that the call preserves.
 pub extern "C" fn hypercall(ec: &'static Ec) -> ! {
-    let cpu = ec.cpu;
     let rdi = ec.gpr(gpr::RDI);
-    let call = Call { selector: rdi >> 8, flags: rdi as u8 >> 4 };
-    cpu.counters.count(counter::HYPERCALL + (rdi as usize & 0xf));
-    trace(cpu, Traced::Hypercall, rdi as u8 as u16, call.selector, ec.reference.index() as u64);
+    let (call, number) = (Call { selector: rdi >> 8, flags: rdi as u8 >> 4 }, rdi as usize & 0xf);
+    ec.cpu.counters.count(counter::HYPERCALL + number);
+    trace(ec.cpu, Traced::Hypercall, rdi as u8 as u16, call.selector, ec.reference.index() as u64);
     ec.continuation.set(Continuation::ReturnHypercall);
-    let result = match Hypercall::from_number(rdi as u8) {
-        Hypercall::IpcCall => portal::call(cpu, ec, call.flags & flag::CALL_NO_HELP != 0),
-        Hypercall::IpcReply => portal::reply(cpu, ec),
-        Hypercall::CreatePd => create::pd(ec, call),
-        Hypercall::CreateEc => create::ec(ec, call),
-        Hypercall::CreateSc => create::sc(cpu, ec, call),
-        Hypercall::CreatePt => create::pt(ec, call),
-        Hypercall::CreateSm => create::sm(ec, call),
-        Hypercall::CtrlPd => ctrl_pd::start(cpu, ec),
-        Hypercall::CtrlEc => ctrl_ec(cpu, ec, call),
-        Hypercall::CtrlSc => ctrl_sc(ec, call),
-        Hypercall::CtrlPt => ctrl_pt(ec, call),
-        Hypercall::CtrlSm => ctrl_sm(cpu, ec, call),
-        Hypercall::CtrlHw => platform::control(ec, call),
-        Hypercall::AssignInt => assign_int(ec, call),
-        Hypercall::AssignDev => Err(if ec.pd.root { Status::BadDev } else { Status::BadHyp }),
-        Hypercall::Extension => extension(cpu, ec, call),
-    };
-    run::finish(ec, result.err().unwrap_or(Status::Success));
-    run::run(cpu, ec)
+    run::end(ec.cpu, ec, HANDLERS[number](ec.cpu, ec, call))
 }
 
 /// Marks the recall; the EC takes it on its way out of the kernel, where it is already if it belongs to this CPU. The
 /// strong form waits until an EC of another CPU has been there.
 fn ctrl_ec(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
-    let (target, _) = ec.objects.get::<Ec>(call.selector, Permissions::CTRL)?;
+    let (target, _) = ec.selectors.get::<Ec>(call.selector, Permissions::CTRL)?;
     target.recall.store(true, Ordering::Release);
     if core::ptr::eq(target.cpu, cpu) {
         return Ok(());
@@ -70,18 +72,18 @@ fn ctrl_ec(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status>
         return Ok(());
     }
     run::finish(ec, Status::Success);
-    rounds::start(cpu, ec, Continuation::ReturnHypercall, |other| core::ptr::eq(other, target.cpu));
+    rounds::start(cpu, ec, Continuation::ReturnHypercall, &|other| core::ptr::eq(other, target.cpu));
     sched::park(cpu, ec)
 }
 
-fn ctrl_sc(ec: &Ec, call: Call) -> Result<(), Status> {
-    let (sc, _) = ec.objects.get::<Sc>(call.selector, Permissions::CTRL)?;
+fn ctrl_sc(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
+    let (sc, _) = ec.selectors.get::<Sc>(call.selector, Permissions::CTRL)?;
     ec.set_gpr(gpr::RSI, sc.consumed());
     Ok(())
 }
 
-fn ctrl_pt(ec: &Ec, call: Call) -> Result<(), Status> {
-    let (pt, _) = ec.objects.get::<Pt>(call.selector, Permissions::CTRL)?;
+fn ctrl_pt(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
+    let (pt, _) = ec.selectors.get::<Pt>(call.selector, Permissions::CTRL)?;
     pt.identifier.store(ec.gpr(gpr::RSI), Ordering::Relaxed);
     pt.mtd.store(ec.gpr(gpr::RDX) as u32, Ordering::Relaxed);
     Ok(())
@@ -89,14 +91,14 @@ fn ctrl_pt(ec: &Ec, call: Call) -> Result<(), Status> {
 
 fn ctrl_sm(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     if call.flags & flag::SM_DOWN == 0 {
-        return ec.objects.get::<Sm>(call.selector, Permissions::UP)?.0.up(cpu);
+        return ec.selectors.get::<Sm>(call.selector, Permissions::UP)?.0.up(cpu);
     }
-    let (sm, _) = ec.objects.get::<Sm>(call.selector, Permissions::DOWN)?;
+    let (sm, _) = ec.selectors.get::<Sm>(call.selector, Permissions::DOWN)?;
     sm.down(cpu, ec, call.flags & flag::SM_ZERO != 0, ec.gpr(gpr::RSI))
 }
 
-fn assign_int(ec: &Ec, call: Call) -> Result<(), Status> {
-    let (sm, _) = ec.objects.get::<Sm>(call.selector, Permissions::ASSIGN_INT)?;
+fn assign_int(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
+    let (sm, _) = ec.selectors.get::<Sm>(call.selector, Permissions::ASSIGN_INT)?;
     interrupt::assign(sm, u16::try_from(ec.gpr(gpr::RSI)).map_err(|_| Status::BadCpu)?, call.flags)?;
     // Pin-based: there is no message.
     ec.set_gpr(gpr::RSI, 0);
@@ -107,7 +109,7 @@ fn assign_int(ec: &Ec, call: Call) -> Result<(), Status> {
 fn extension(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     match call.flags {
         flags if flags == Operation::MoveAllowance as u8 => {
-            let (pd, _) = ec.objects.get::<Pd>(call.selector, Permissions::PD)?;
+            let (pd, _) = ec.selectors.get::<Pd>(call.selector, Permissions::PD)?;
             let frames = u32::try_from(ec.gpr(gpr::RSI)).map_err(|_| Status::MemObj)?;
             if core::ptr::eq(pd, ec.pd) || !pd.give_allowance(ec.pd.account(), frames) {
                 return Err(Status::MemObj);
@@ -115,14 +117,14 @@ fn extension(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Statu
             Ok(())
         }
         flags if flags == Operation::Balance as u8 => {
-            let (pd, _) = ec.objects.get::<Pd>(call.selector, Permissions::PD)?;
+            let (pd, _) = ec.selectors.get::<Pd>(call.selector, Permissions::PD)?;
             ec.set_gpr(gpr::RSI, pd.account().balance() as u64);
             ec.set_gpr(gpr::RDX, memory::free_frames() as u64);
             Ok(())
         }
         flags if flags == Operation::Destroy as u8 => destroy::start(cpu, ec),
         flags if flags == Operation::Trace as u8 => {
-            let granted = ctrl_pd::is_nova_host(ec.objects.lookup(call.selector));
+            let granted = ctrl_pd::is_nova_host(ec.selectors.find(call.selector).0);
             granted.then(|| set_tracing(ec.gpr(gpr::RSI) & 1 != 0)).ok_or(Status::BadCap)
         }
         _ => Err(Status::BadHyp),

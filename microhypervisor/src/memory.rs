@@ -145,7 +145,8 @@ const CLASSES: [usize; 4] = [SMALLEST, 256, 512, 1024];
 pub const SMALLEST: usize = 128;
 const NONE: u32 = u32::MAX;
 
-/// A slab frame: its free slots (bit set = free), and its links in the list of its account and class.
+/// A slab frame: its free slots (bit set = free), and its links in the list of its account and class. Of a page table:
+/// the number of entries in use, instead of slots.
 #[derive(Clone, Copy)]
 struct Slab {
     free: u64,
@@ -153,13 +154,13 @@ struct Slab {
     prev: u32,
 }
 
-/// The entry of a frame is touched only under the lock of the account that owns the frame.
+/// The entry of a frame is touched only under the lock of the account that owns the frame, or of the page table's space.
 #[unsafe(link_section = ".metadata")]
 static SLABS: Shared<[Slab; POOL_FRAMES]> = Shared::new([Slab { free: 0, next: 0, prev: 0 }; POOL_FRAMES]);
 
 #[allow(clippy::mut_from_ref)]
 fn slab(frame: u32) -> &'static mut Slab {
-    // SAFETY: frame numbers are in bounds; exclusive under the owning account's lock, see `SLABS`.
+    // SAFETY: frame numbers are in bounds; exclusive under the owner's lock, see `SLABS`.
     unsafe { &mut (*SLABS.get())[frame as usize % POOL_FRAMES] }
 }
 
@@ -363,22 +364,35 @@ pub struct Tables<'a> {
     pub account: &'a Account,
     /// Gets what is taken out.
     pub retired: &'a mut Retired,
-    /// Counts what is taken away.
+    /// Counts what is taken away: once for all that is done with these tables.
     pub generation: &'a Generation,
+    /// Something was taken away.
+    pub taken: bool,
 }
 
+impl Drop for Tables<'_> {
+    fn drop(&mut self) {
+        if self.taken {
+            self.generation.bump();
+        }
+    }
+}
+
+#[inline(always)]
 fn entry(table: u64, index: usize) -> *mut u64 {
     // SAFETY: tables are pool frames or frames of the image, all mapped; the index is below 512.
     unsafe { ((table + KERNEL) as *mut u64).add(index & 511) }
 }
 
 /// Entry `index` of the page table at physical address `table`.
+#[inline(always)]
 pub fn read_entry(table: u64, index: usize) -> u64 {
     // SAFETY: see `entry`; entries may change under a lookup, hence volatile.
     unsafe { entry(table, index).read_volatile() }
 }
 
 /// Sets entry `index` of the page table at physical address `table`, whose only writer the caller is.
+#[inline(always)]
 pub fn write_entry(table: u64, index: usize, value: u64) {
     // SAFETY: see `entry`.
     unsafe { entry(table, index).write_volatile(value) }
@@ -386,27 +400,31 @@ pub fn write_entry(table: u64, index: usize, value: u64) {
 
 impl kernel_core::paging::Tables for Tables<'_> {
     fn alloc(&mut self) -> Option<u64> {
-        self.account.frames(0).map(Frame::physical)
+        let frame = self.account.frames(0)?;
+        slab(frame.0).free = 0;
+        Some(frame.physical())
     }
 
     fn free(&mut self, table: u64) {
         if let Some(frame) = Frame::from_physical(table) {
-            self.retired.add(frame, self.generation.current());
+            self.retired.add(frame, self.generation.current().wrapping_add(1));
         }
     }
 
+    #[inline(always)]
     fn read(&self, table: u64, index: usize) -> u64 {
         read_entry(table, index)
     }
 
+    #[inline(always)]
     fn write(&mut self, table: u64, index: usize, value: u64) {
-        // The space's lock makes this the only writer.
-        let old = read_entry(table, index);
         write_entry(table, index, value);
-        // Processors cache present entries only (Intel SDM vol. 3A, 4.10.2.3; vol. 3C, 29.4.2).
-        if old != 0 && old != value {
-            self.generation.bump();
-        }
+    }
+
+    // Processors cache present entries only (Intel SDM vol. 3A, 4.10.2.3; vol. 3C, 29.4.2).
+    #[inline(always)]
+    fn taken(&mut self) {
+        self.taken = true;
     }
 
     fn fill(&mut self, table: u64, first: u64, step: u64) {
@@ -419,10 +437,9 @@ impl kernel_core::paging::Tables for Tables<'_> {
 
     fn live(&mut self, table: u64, delta: i32) -> u32 {
         let Some(frame) = Frame::from_physical(table) else { return u32::MAX };
-        let mut frames = FRAMES.lock();
-        let Some(meta) = frames.as_mut().and_then(|f| f.meta_mut(FrameNumber(frame.0))) else { return u32::MAX };
-        meta.live = meta.live.saturating_add_signed(delta as i16);
-        meta.live as u32
+        let live = &mut slab(frame.0).free;
+        *live = live.wrapping_add_signed(delta as i64);
+        *live as u32
     }
 }
 

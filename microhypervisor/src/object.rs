@@ -13,10 +13,15 @@ use core::mem::size_of;
 
 use abi::Status;
 use abi::capability::Permissions;
-use kernel_core::slots::{Entry, Header, HeaderTable, Kind, Reference};
+use kernel_core::slots::{Entry, Header, HeaderTable, Kind, Named, Reference};
 
+use crate::ec::Ec;
 use crate::memory::{Account, FRAME, KERNEL, POOL_FRAMES, SMALLEST, release_small};
 use crate::pd::Pd;
+use crate::portal::Pt;
+use crate::sched::Sc;
+use crate::semaphore::Sm;
+use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace};
 
 /// Number of object headers: as many as the pool has room for objects, so that nobody can take another's.
 const HEADERS: usize = POOL_FRAMES * FRAME / SMALLEST;
@@ -32,6 +37,11 @@ pub trait Object: Sized + 'static {
     /// Its tag in the header.
     const KIND: Kind;
 }
+
+macro_rules! objects {
+    ($($name:ident),*) => { $(impl Object for $name { const KIND: Kind = Kind::$name; })* };
+}
+objects!(Pd, ObjectSpace, HostSpace, GuestSpace, PioSpace, MsrSpace, Ec, Sc, Pt, Sm);
 
 /// A reference to an object that may have been destroyed since.
 #[repr(transparent)]
@@ -52,7 +62,7 @@ impl<T> PartialEq for Ref<T> {
 impl<T: Object> Ref<T> {
     /// The object, unless it is gone.
     pub fn get(self) -> Option<&'static T> {
-        live(self.0, T::KIND).map(at)
+        named(self.0).object(T::KIND).map(at)
     }
 
     /// Counts another use of the object by another object.
@@ -95,28 +105,27 @@ fn at<T>(offset: u32) -> &'static T {
     unsafe { &*((KERNEL + ((offset as u64) << 6)) as *const T) }
 }
 
-/// The object that `entry` names if it is a `T` and carries all of `permissions`.
+/// What `reference` names.
 #[inline(always)]
-pub fn resolve<T: Object>(entry: Entry, permissions: Permissions) -> Result<(&'static T, Ref<T>), Status> {
-    let offset = find(entry, permissions, T::KIND).ok_or(Status::BadCap)?;
-    Ok((at(offset), Ref(entry.reference(), PhantomData)))
+pub fn named(reference: Reference) -> Named {
+    static NEVER: Header = Header::new();
+    HEADER_MEMORY.get(reference.index as usize).unwrap_or(&NEVER).named(reference.generation)
 }
 
-/// What [`resolve`] does for all kinds.
-#[inline(never)]
-fn find(entry: Entry, permissions: Permissions, kind: Kind) -> Option<u32> {
-    live(entry.reference(), kind).filter(|_| entry.permissions().contains(permissions))
+/// What was found for a capability, if it is a `T`.
+#[inline(always)]
+pub fn cast<T: Object>(named: Named) -> Result<&'static T, Status> {
+    named.object(T::KIND).map(at).ok_or(Status::BadCap)
 }
 
-/// What [`Ref::get`] does for all kinds.
-#[inline(never)]
-fn live(reference: Reference, kind: Kind) -> Option<u32> {
-    TABLE.resolve_as(reference, kind)
-}
-
-/// The kind of object that `entry` names; Null if there is none (any more).
-pub fn kind(entry: Entry) -> Kind {
-    TABLE.resolve(entry.reference()).map_or(Kind::Null, |(kind, _)| kind)
+/// The object of a capability that was found, if it is a `T` and the capability carries all of `permissions`.
+#[inline(always)]
+pub fn resolve<T: Object>(
+    (entry, named): (Entry, Named),
+    permissions: Permissions,
+) -> Result<(&'static T, Ref<T>), Status> {
+    let object = cast(named).ok().filter(|_| entry.permissions().contains(permissions)).ok_or(Status::BadCap)?;
+    Ok((object, Ref(entry.reference(), PhantomData)))
 }
 
 /// Creates an object paid from `account`, which `owner` owns if there is one. The caller has a use of it, to drop.

@@ -2,11 +2,10 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use kernel_core::slots::Kind;
 use spin::{Mutex, Once};
 
 use crate::memory::Account;
-use crate::object::{Object, Ref};
+use crate::object::Ref;
 use crate::space::{HostSpace, ObjectSpace, PioSpace};
 
 /// A protection domain: who pays for what is created in it, and the spaces of its host ECs.
@@ -27,10 +26,6 @@ pub struct Pd {
     pub reference: Ref<Pd>,
     /// Whether it is being destroyed; locked while the list of what it owns changes.
     pub dying: Mutex<bool>,
-}
-
-impl Object for Pd {
-    const KIND: Kind = Kind::Pd;
 }
 
 impl Pd {

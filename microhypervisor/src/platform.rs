@@ -8,6 +8,7 @@ use kernel_core::boot::acpi::Fadt;
 use spin::Once;
 use x86_64::instructions::port::Port;
 
+use crate::cpu::Cpu;
 use crate::ec::Ec;
 use crate::hypercall::Call;
 
@@ -16,7 +17,7 @@ pub const RANGES: usize = 64;
 
 /// What the kernel knows of the machine after boot.
 pub struct Platform {
-    /// Ranges of page numbers that nobody can be granted; behind the last one, empty ones.
+    /// See [`protected`].
     pub protected: [(u64, u64); RANGES],
     /// Number of physical pages that addresses can name.
     pub physical_pages: u64,
@@ -31,10 +32,9 @@ pub fn set(platform: Platform) {
     PLATFORM.call_once(|| platform);
 }
 
-/// Ranges of page numbers that nobody can be granted.
-pub fn protected() -> impl Iterator<Item = (u64, u64)> {
-    let ranges = PLATFORM.get().into_iter().flat_map(|platform| platform.protected.iter().copied());
-    ranges.take_while(|(start, end)| start < end)
+/// Ranges of page numbers that nobody can be granted; behind them, empty ones.
+pub fn protected() -> &'static [(u64, u64)] {
+    PLATFORM.get().map_or(&[], |platform| &platform.protected)
 }
 
 /// Number of physical pages.
@@ -54,7 +54,7 @@ pub fn protected_ports() -> impl Iterator<Item = u16> {
 }
 
 /// ctrl_hw.
-pub fn control(ec: &Ec, call: Call) -> Result<(), Status> {
+pub fn control(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     if !ec.pd.root {
         return Err(Status::BadHyp);
     }

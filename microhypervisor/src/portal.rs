@@ -3,16 +3,17 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use abi::capability::Permissions;
+use abi::hypercall::flag;
 use abi::observation::{Traced, counter};
 use abi::utcb::gpr;
 use abi::{Mtd, Status, event};
-use kernel_core::slots::Kind;
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
 use crate::guest::{NOBODY, save_state};
+use crate::hypercall::Call;
 use crate::memory::copy_words;
-use crate::object::{Object, Ref, table};
+use crate::object::{Ref, table};
 use crate::observation::trace;
 use crate::vcpu::{Gprs, legal};
 use crate::{run, sched};
@@ -28,10 +29,6 @@ pub struct Pt {
     pub identifier: AtomicU64,
     /// State that an event carries.
     pub mtd: AtomicU32,
-}
-
-impl Object for Pt {
-    const KIND: Kind = Kind::Pt;
 }
 
 impl Pt {
@@ -71,9 +68,9 @@ fn help(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, retry: Cont
 }
 
 /// ipc_call of `caller`, whose registers hold the portal and the message descriptor.
-pub fn call(cpu: &'static Cpu, caller: &'static Ec, no_help: bool) -> Result<(), Status> {
+pub fn call(cpu: &'static Cpu, caller: &'static Ec, call: Call) -> Result<(), Status> {
     caller.callee.set(None);
-    let (portal, _) = caller.objects.get::<Pt>(caller.gpr(gpr::RDI) >> 8, Permissions::CALL)?;
+    let (portal, _) = caller.selectors.get::<Pt>(call.selector, Permissions::CALL)?;
     let callee = portal.ec.get().ok_or(Status::Aborted)?;
     if !core::ptr::eq(callee.cpu, caller.cpu) {
         return Err(Status::BadCpu);
@@ -81,7 +78,7 @@ pub fn call(cpu: &'static Cpu, caller: &'static Ec, no_help: bool) -> Result<(),
     match callee.continuation.get() {
         Continuation::Dead => return Err(Status::Aborted),
         Continuation::Idle => {}
-        _ if no_help => return Err(Status::Timeout),
+        _ if call.flags & flag::CALL_NO_HELP != 0 => return Err(Status::Timeout),
         _ if waits_for(callee, caller) => return Err(Status::Aborted),
         _ => help(cpu, caller, callee, Continuation::SendCall),
     }
@@ -94,7 +91,7 @@ pub fn call(cpu: &'static Cpu, caller: &'static Ec, no_help: bool) -> Result<(),
 /// Sends `event` of `ec` to its portal; kills `ec` if that cannot be done.
 pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
     ec.callee.set(None);
-    let portal = match ec.objects.get::<Pt>(ec.event_base.wrapping_add(event as u64), Permissions::EVENT) {
+    let portal = match ec.selectors.get::<Pt>(ec.event_base.wrapping_add(event as u64), Permissions::EVENT) {
         Ok((portal, _)) => portal,
         Err(_) => kill(cpu, ec, format_args!("no portal for event {:#x}", event as u64)),
     };

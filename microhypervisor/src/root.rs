@@ -3,7 +3,7 @@
 //!
 //! Unsafe: fills the information page.
 
-use abi::capability::{Cacheability, Permissions, SELECTOR_COUNT, nova, root};
+use abi::capability::{Permissions, SELECTOR_COUNT, nova, root};
 use abi::extension::{self, Announcement};
 use abi::hip::{self, Hip};
 use abi::scd::{PRIORITY_MAX, Scd};
@@ -96,7 +96,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
         interrupt::bind(gsi, reference);
         put(nova::INTERRUPT_BASE + gsi as u64, reference.capability(Permissions::ASSIGN_INT | Permissions::DOWN));
     }
-    ctrl_pd::set_nova_spaces(nova_host.1.capability(take), nova_pio.1.capability(take));
+    ctrl_pd::NOVA.call_once(|| (nova_host.1.capability(take), nova_pio.1.capability(take)));
     open_nova_spaces(nova_pio.0, nova_msr.0);
 
     map_image(host.0, image);
@@ -156,14 +156,9 @@ fn map_image(host: &HostSpace, image: &Image) {
     for segment in image.elf.segments() {
         let mut done = 0;
         while done < segment.pages {
-            let piece = Piece {
-                va: segment.va + done * 4096,
-                pa: segment.pa + done * 4096,
-                count: segment.pages - done,
-                permissions: segment.permissions,
-                cacheability: Cacheability::WriteBack,
-            };
-            done += must(host.memory.step(piece, &|| true));
+            let (pa, rest) = (segment.pa + done * 4096, segment.pages - done);
+            let piece = Piece { pa, permissions: segment.permissions, ..Piece::unmap(segment.va + done * 4096, rest) };
+            done += must(host.memory.step(&piece, None));
         }
     }
 }

@@ -65,7 +65,7 @@ pub fn call(cpu: &Cpu) {
 
 /// Has `ec` wait until every CPU for which `concerned` holds has answered, and then go on with `after`. False, and
 /// nothing done, if there is no such CPU beside this one. What the CPUs shall notice must be written before.
-pub fn start(cpu: &Cpu, ec: &Ec, after: Continuation, concerned: impl Fn(&Cpu) -> bool) -> bool {
+pub fn start(cpu: &Cpu, ec: &Ec, after: Continuation, concerned: &dyn Fn(&Cpu) -> bool) -> bool {
     // Orders what was written before against the reads of what other CPUs use now: they write that, then look.
     fence(Ordering::SeqCst);
     let mut any = false;

@@ -12,6 +12,7 @@ use abi::{Status, USER_END};
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
 use crate::fast::return_from_hypercall;
+use crate::hypercall::Call;
 use crate::observation::trace;
 use crate::vcpu::Gprs;
 use crate::{ctrl_pd, destroy, fpu, guest, interrupt, portal, sched};
@@ -52,6 +53,13 @@ pub fn finish(ec: &Ec, status: Status) {
     ec.continuation.set(Continuation::ReturnHypercall);
 }
 
+/// `ec` returns from its hypercall with `result`.
+#[inline(always)]
+pub fn end(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>) -> ! {
+    finish(ec, result.err().unwrap_or(Status::Success));
+    run(cpu, ec)
+}
+
 /// Runs `ec`, the end of the current SC's chain, unless something more urgent is ready. The stack, on whose top `cpu` is,
 /// begins anew: programs can bring the kernel here any number of times before it returns to user mode.
 #[unsafe(naked)]
@@ -60,7 +68,29 @@ pub extern "C" fn run(cpu: &'static Cpu, ec: &'static Ec) -> ! {
 }
 
 extern "C" fn go_on(cpu: &'static Cpu, ec: &'static Ec) -> ! {
-    sched::check(cpu);
+    if cpu.reschedule.get() {
+        sched::check(cpu, ec)
+    }
+    let plain = ec.continuation.get() == Continuation::ReturnHypercall && !ec.recall.load(Ordering::Relaxed);
+    if !plain || !is_ready(cpu, ec) {
+        go_on_with_more(cpu, ec)
+    }
+    // SAFETY: the EC's state is complete, and its RIP is a user address.
+    unsafe { return_from_hypercall(ec.gprs.get()) }
+}
+
+/// Whether [`prepare_user`] has nothing to do.
+#[inline(always)]
+fn is_ready(cpu: &Cpu, ec: &Ec) -> bool {
+    core::ptr::eq(cpu.current.get(), ec)
+        && cpu.space.root() == ec.tables
+        && cpu.unusual.is_none()
+        && !core::ptr::eq(cpu.fpu_owner.get(), ec)
+        && ec.rip.get() < USER_END
+}
+
+/// What [`go_on`] does if there is more to do than to return to the EC that ran.
+fn go_on_with_more(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     let continuation = ec.continuation.get();
     if ec.recall.load(Ordering::Relaxed) {
         recall(cpu, ec, continuation);
@@ -81,13 +111,9 @@ extern "C" fn go_on(cpu: &'static Cpu, ec: &'static Ec) -> ! {
             let arch = first_microhypervisor_event(ec);
             portal::raise(cpu, ec, arch + abi::event::STARTUP)
         }
-        Continuation::SendCall => match portal::call(cpu, ec, false) {
-            Ok(()) => run(cpu, ec),
-            Err(status) => {
-                finish(ec, status);
-                run(cpu, ec)
-            }
-        },
+        Continuation::SendCall => {
+            end(cpu, ec, portal::call(cpu, ec, Call { selector: ec.gpr(gpr::RDI) >> 8, flags: 0 }))
+        }
         Continuation::SendEvent => portal::raise(cpu, ec, ec.event.get()),
         Continuation::ResumeCtrlPd => ctrl_pd::resume(cpu, ec),
         Continuation::ResumeDestroy => destroy::resume(cpu, ec),

@@ -10,11 +10,10 @@ use abi::observation::{Traced, counter};
 use abi::scd::Scd;
 use kernel_core::mailbox::MailCell;
 use kernel_core::ready::{LinkCell, Links};
-use kernel_core::slots::Kind;
 
 use crate::cpu::{Cpu, now};
 use crate::ec::{Continuation, Ec, EcTimeouts};
-use crate::object::{self, Object, Ref, by_id};
+use crate::object::{self, Ref, by_id};
 use crate::observation::trace;
 use crate::{rounds, run, semaphore, timer};
 
@@ -37,10 +36,6 @@ pub struct Sc {
     link: LinkCell,
     /// Messages from other CPUs.
     pub mail: MailCell,
-}
-
-impl Object for Sc {
-    const KIND: Kind = Kind::Sc;
 }
 
 /// SCs linked in a ready queue or parked at an EC.
@@ -177,12 +172,10 @@ pub fn park(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     schedule(cpu)
 }
 
-/// If a more urgent SC is ready, the budget is used up, or another CPU wants something, what the current SC was to run
-/// may not be what runs next; else returns.
-pub fn check(cpu: &'static Cpu) {
-    if !cpu.reschedule.replace(false) {
-        return;
-    }
+/// A more urgent SC may be ready, the budget used up, or another CPU wants something. If not, `ec` goes on, which the
+/// current SC was to run.
+pub fn check(cpu: &'static Cpu, ec: &'static Ec) -> ! {
+    cpu.reschedule.set(false);
     let attended = rounds::attend(cpu);
     let Some(current) = cpu.sc.get() else { schedule(cpu) };
     let expired = now() >= cpu.slice_end.get();
@@ -192,7 +185,7 @@ pub fn check(cpu: &'static Cpu) {
         if attended {
             resume_current(cpu)
         }
-        return;
+        run::run(cpu, ec)
     }
     suspend(cpu);
     let (priority, id) = (current.priority.get(), object::id(current));

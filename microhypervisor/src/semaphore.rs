@@ -9,12 +9,11 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use abi::Status;
 use kernel_core::ready::Fifo;
-use kernel_core::slots::Kind;
 use spin::Mutex;
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcLinks, EcTimeouts};
-use crate::object::{self, Object, by_id};
+use crate::object::{self, by_id};
 use crate::{rounds, run, sched, timer};
 
 /// Value of [`Sm::interrupt`] for an ordinary semaphore.
@@ -38,10 +37,6 @@ pub struct Sm {
 
 // SAFETY: the state is behind a lock, the rest atomic or constant.
 unsafe impl Sync for Sm {}
-
-impl Object for Sm {
-    const KIND: Kind = Kind::Sm;
-}
 
 impl Sm {
     /// A semaphore with an initial counter.

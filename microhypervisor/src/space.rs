@@ -15,14 +15,14 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use abi::Status;
 use abi::capability::{Permissions, SELECTOR_COUNT};
 use kernel_core::shootdown::Use;
-use kernel_core::slots::{Entry, Kind};
+use kernel_core::slots::{Entry, Named};
 use spin::Mutex;
 
 pub use self::kernel::{CPUS, DEVICES, build_kernel, map_cpu, map_device, master, unmap_device};
 pub use self::memory::{GuestSpace, HostSpace, Memory, set_largest_page};
 use crate::cpu::Cpu;
 use crate::memory::{Frame, release};
-use crate::object::{self, Object, Ref, resolve};
+use crate::object::{self, Object, Ref, named, resolve};
 use crate::pd::Pd;
 
 /// The root of a table of capabilities with two levels of 512 entries.
@@ -39,10 +39,17 @@ impl Selectors {
         (leaf != 0).then(|| unsafe { &(*(leaf as *const [AtomicU64; 512]))[selector as usize & 511] })
     }
 
-    /// The capability at `selector`; null if there is none.
+    /// The capability at `selector`, null if there is none, and what it names.
     #[inline(never)]
-    fn lookup(&self, selector: u64) -> Entry {
-        self.slot(selector).map_or(Entry::NULL, |slot| Entry::from_raw(slot.load(Ordering::Relaxed)))
+    pub fn find(&self, selector: u64) -> (Entry, Named) {
+        let entry = self.slot(selector).map_or(Entry::NULL, |slot| Entry::from_raw(slot.load(Ordering::Relaxed)));
+        (entry, named(entry.reference()))
+    }
+
+    /// The object at `selector` if it is a `T` and the capability carries `permissions`.
+    #[inline(always)]
+    pub fn get<T: Object>(&self, selector: u64, permissions: Permissions) -> Result<(&'static T, Ref<T>), Status> {
+        resolve(self.find(selector), permissions)
     }
 }
 
@@ -52,10 +59,6 @@ pub struct ObjectSpace {
     root: Frame,
     lock: Mutex<()>,
     pd: &'static Pd,
-}
-
-impl Object for ObjectSpace {
-    const KIND: Kind = Kind::ObjectSpace;
 }
 
 impl ObjectSpace {
@@ -74,18 +77,6 @@ impl ObjectSpace {
         self.selectors().slot(selector)
     }
 
-    /// The capability at `selector`; null if there is none.
-    #[inline(always)]
-    pub fn lookup(&self, selector: u64) -> Entry {
-        self.selectors().lookup(selector)
-    }
-
-    /// The object at `selector` if it is a `T` and the capability carries `permissions`.
-    #[inline(always)]
-    pub fn get<T: Object>(&self, selector: u64, permissions: Permissions) -> Result<(&'static T, Ref<T>), Status> {
-        resolve(self.lookup(selector), permissions)
-    }
-
     /// Destruction: drops some more of its capabilities, frees its frames; `done` counts. True when all are gone.
     pub fn clear(&self, done: &mut u64) -> bool {
         const BATCH: u64 = 16;
@@ -102,7 +93,7 @@ impl ObjectSpace {
         }
         *done += BATCH;
         for selector in first..*done {
-            object::table().drop_use(self.lookup(selector).reference());
+            object::table().drop_use(self.selectors().find(selector).0.reference());
         }
         if let Some(frame) = Frame::from_pointer(leaf.load(Ordering::Relaxed)).filter(|_| (*done).is_multiple_of(512)) {
             release(frame);
@@ -133,7 +124,7 @@ impl ObjectSpace {
     /// Makes room for a new object's capability at `selector`, which must hold a null capability.
     pub fn reserve(&self, selector: u64) -> Result<(), Status> {
         let _guard = self.lock.lock();
-        if selector >= SELECTOR_COUNT || object::kind(self.lookup(selector)) != Kind::Null {
+        if selector >= SELECTOR_COUNT || !self.selectors().find(selector).1.is_nothing() {
             return Err(Status::BadCap);
         }
         self.provide(selector)
@@ -142,7 +133,7 @@ impl ObjectSpace {
     /// Puts a new object's capability there, unless another CPU was faster.
     pub fn fill(&self, selector: u64, entry: Entry) -> Result<(), Status> {
         let _guard = self.lock.lock();
-        if object::kind(self.lookup(selector)) != Kind::Null {
+        if !self.selectors().find(selector).1.is_nothing() {
             return Err(Status::BadCap);
         }
         self.write(selector, entry);
@@ -170,10 +161,6 @@ pub struct PioSpace {
     pd: &'static Pd,
     /// The bitmap governs the host ECs of its protection domain.
     pub first: bool,
-}
-
-impl Object for PioSpace {
-    const KIND: Kind = Kind::PioSpace;
 }
 
 impl PioSpace {
@@ -225,10 +212,6 @@ pub struct MsrSpace {
     /// Its frames.
     pub bitmap: Frame,
     lock: Mutex<()>,
-}
-
-impl Object for MsrSpace {
-    const KIND: Kind = Kind::MsrSpace;
 }
 
 impl MsrSpace {

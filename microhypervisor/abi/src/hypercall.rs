@@ -42,18 +42,6 @@ pub enum Hypercall {
     Extension = 0xf,
 }
 
-impl Hypercall {
-    /// The hypercall that bits 3:0 of `number` name; every value of four bits is one.
-    pub const fn from_number(number: u8) -> Self {
-        use Hypercall::*;
-        const BY_NUMBER: [Hypercall; 16] = [
-            IpcCall, IpcReply, CreatePd, CreateEc, CreateSc, CreatePt, CreateSm, CtrlPd, CtrlEc, CtrlSc, CtrlPt,
-            CtrlSm, CtrlHw, AssignInt, AssignDev, Extension,
-        ];
-        BY_NUMBER[(number & 0xf) as usize]
-    }
-}
-
 /// Flags in bits 7:4 of the hypercall identifier, by hypercall.
 pub mod flag {
     /// ipc_call: return TIMEOUT instead of helping a busy callee.
@@ -147,7 +135,6 @@ mod tests {
     #[test]
     fn numbers_are_those_of_the_variants() {
         for number in 0..=u8::MAX {
-            assert_eq!(Hypercall::from_number(number) as u8, number & 0xf);
             assert_eq!(Status::from_raw(number).map(|status| status as u8), Some(number).filter(|&n| n <= 0xb));
         }
     }

@@ -20,22 +20,20 @@ const INNER: u8 = 0;
 #[repr(transparent)]
 pub struct FrameNumber(pub u32);
 
-/// What is known of a frame; 16 bytes. The public fields belong to whoever allocated the block that the frame begins.
+/// What is known of a frame; 16 bytes. Its owner is up to whoever allocated the block that the frame begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct FrameMeta {
     next: u32,
     prev: u32,
     state: u8,
-    /// Page tables: number of entries in use.
-    pub live: u16,
     /// Who paid for it.
     pub owner: u32,
 }
 
 impl FrameMeta {
     /// A frame that nobody may allocate yet: all bits zero.
-    pub const RESERVED: Self = Self { next: 0, prev: 0, state: INNER, live: 0, owner: 0 };
+    pub const RESERVED: Self = Self { next: 0, prev: 0, state: INNER, owner: 0 };
 }
 
 /// Why a frame could not be freed: it does not begin an allocated block (freed twice, or never allocated).
@@ -66,7 +64,7 @@ impl<'a> Frames<'a> {
         frames
     }
 
-    /// Allocates a block of 2^`order` frames, aligned to its size. Its `live` is 0.
+    /// Allocates a block of 2^`order` frames, aligned to its size.
     pub fn alloc(&mut self, order: u8) -> Option<FrameNumber> {
         let (frame, mut found) = (order..ORDERS as u8).find_map(|o| Some((self.pop(o)?, o)))?;
         while found > order {

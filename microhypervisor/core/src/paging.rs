@@ -9,10 +9,13 @@
 //! complete before an entry points to it and freed only after that entry is gone, but processors may still cache the
 //! old entry, so [`Tables::free`] must not reuse a frame before the next shootdown.
 
+use abi::Status;
 use abi::capability::{Cacheability, Permissions};
 
 /// Level of the root table.
 const ROOT_LEVEL: u8 = 3;
+/// Most entries that one call looks at, or changes.
+const STEP: usize = 64;
 /// Largest leaf that any format has: 1 GiB.
 const LEAF_LEVEL_MAX: u8 = 2;
 /// Pages in a space.
@@ -25,6 +28,8 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// In tables of level 1 and 2: the entry maps a large page. The same bit in all formats.
 const LARGE: u64 = 1 << 7;
 const PERMISSIONS_SHIFT: u32 = 52;
+/// In a leaf: its permissions can be taken. The hardware's bits tell what can be done.
+const KEPT: u64 = (PERMISSIONS.bits() as u64) << PERMISSIONS_SHIFT;
 const PERMISSIONS: Permissions = abi::capability::MEMORY_ALL;
 
 /// What differs between the formats: the hardware's view of an entry. Bits 55:52 are the walker's.
@@ -42,6 +47,8 @@ pub struct Format {
     no_execute: u64,
     /// The memory type in a small and in a large leaf, by cacheability in its numeric order: WB, WT, WC, UC, WP.
     memory_types: [[u64; 5]; 2],
+    /// The bits of all memory types in a small and in a large leaf.
+    memory_type: [u64; 2],
 }
 
 /// Four-level paging for user pages (Intel SDM vol. 3A, 4.5; AMD APM vol. 2, 5.3), and nested paging, where every access
@@ -56,6 +63,7 @@ pub static HOST: Format = Format {
     execute: 0,
     no_execute: host::NO_EXECUTE,
     memory_types: [host::memory_types(host::PAT_SMALL), host::memory_types(host::PAT_LARGE)],
+    memory_type: [host::PAT_SMALL | host::TYPE, host::PAT_LARGE | host::TYPE],
 };
 
 /// Bits of [`HOST`] entries.
@@ -70,6 +78,7 @@ mod host {
     pub const PAT_SMALL: u64 = 1 << 7;
     pub const PAT_LARGE: u64 = 1 << 12;
     pub const NO_EXECUTE: u64 = 1 << 63;
+    pub const TYPE: u64 = CACHE_DISABLE | WRITE_THROUGH;
 
     pub const fn memory_types(pat: u64) -> [u64; 5] {
         [0, WRITE_THROUGH, pat, CACHE_DISABLE | WRITE_THROUGH, pat | WRITE_THROUGH]
@@ -85,6 +94,7 @@ pub static EPT: Format = Format {
     execute: ept::EXECUTE,
     no_execute: 0,
     memory_types: [ept::MEMORY_TYPES; 2],
+    memory_type: [7 << 3; 2],
 };
 
 /// Bits of [`EPT`] entries.
@@ -110,6 +120,8 @@ pub trait Tables {
     fn read(&self, table: u64, index: usize) -> u64;
     /// Replaces entry `index`, below 512, of a table, by one 64-bit store.
     fn write(&mut self, table: u64, index: usize, entry: u64);
+    /// An entry that processors may have cached was replaced by another one.
+    fn taken(&mut self);
     /// Sets all entries of a table that nothing refers to yet: `first`, and each `step` more than the one before.
     fn fill(&mut self, table: u64, first: u64, step: u64);
     /// Adds `delta` to a table's number of entries in use and returns the result.
@@ -142,22 +154,15 @@ pub struct Piece {
     pub permissions: Permissions,
     /// Cacheability.
     pub cacheability: Cacheability,
+    /// The pages are the kernel's own: nobody can take them from here.
+    pub kept: bool,
 }
 
 impl Piece {
     /// Unmaps `count` pages from `va` on.
     pub const fn unmap(va: u64, count: u64) -> Self {
-        Self { va, pa: 0, count, permissions: Permissions::empty(), cacheability: Cacheability::WriteBack }
+        Self { va, pa: 0, count, permissions: Permissions::empty(), cacheability: Cacheability::WriteBack, kept: false }
     }
-}
-
-/// Why nothing was mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapError {
-    /// [`Tables::alloc`] returned nothing.
-    OutOfTables,
-    /// The range does not lie in the space or the physical address is too large.
-    OutOfRange,
 }
 
 /// A tree of tables.
@@ -181,105 +186,157 @@ impl Space {
         self.root
     }
 
-    /// What the page at `va` is mapped to, and the number of pages from it on, at least one, for which the same leaf,
-    /// or the same absent entry, answers.
-    pub fn lookup_run(&self, tables: &impl Tables, va: u64) -> (Option<Leaf>, u64) {
+    /// Down to the entry for `page` in a table of level `target`, or above if there is no table: table, level, entry.
+    fn descend(&self, tables: &impl Tables, page: u64, target: u8) -> (u64, u8, u64) {
+        let (mut table, mut level) = (self.root, ROOT_LEVEL);
+        loop {
+            let entry = tables.read(table, index(page, level));
+            if level <= target || !is_table(entry, level) {
+                return (table, level, entry);
+            }
+            (table, level) = (entry & ADDRESS, level - 1);
+        }
+    }
+
+    /// What the page at `va` is mapped to, and the number of pages from it on, at least one, for which the same leaf
+    /// answers, or those behind it that map what follows with the same rights; or absent entries. Counts up to about
+    /// `most` pages, in bounded time.
+    pub fn lookup_run(&self, tables: &impl Tables, va: u64, most: u64) -> (Option<Leaf>, u64) {
         let page = va >> abi::PAGE_BITS;
         if page >= SPACE_PAGES {
             return (None, 1);
         }
-        let (mut table, mut level) = (self.root, ROOT_LEVEL);
-        loop {
-            let entry = tables.read(table, index(page, level));
-            if is_table(entry, level) {
-                (table, level) = (entry & ADDRESS, level - 1);
-                continue;
+        let (table, level, entry) = self.descend(tables, page, 0);
+        let first = index(page, level);
+        let span = pages(level);
+        let offset = page & (span - 1);
+        let (mut next, mut run) = (entry, span - offset);
+        for at in first + 1..ENTRIES.min(first + STEP) {
+            if entry != 0 {
+                next = next.wrapping_add(span << abi::PAGE_BITS);
             }
-            let offset = page & (pages(level) - 1);
-            let leaf = (entry != 0).then(|| Leaf {
-                address: leaf_address(entry, level) + (offset << abi::PAGE_BITS),
-                level,
-                permissions: permissions(entry),
-                cacheability: self.format.cacheability(entry, level),
-            });
-            return (leaf, pages(level) - offset);
+            if run >= most || tables.read(table, at) != next {
+                break;
+            }
+            run += span;
         }
+        let leaf = (entry != 0).then(|| Leaf {
+            address: leaf_address(entry, level) + (offset << abi::PAGE_BITS),
+            level,
+            permissions: permissions(entry),
+            cacheability: self.format.cacheability(entry, level),
+        });
+        (leaf, run)
     }
 
-    /// Maps the first page of a piece, and as many behind it as one leaf can, replacing what was there; or unmaps them.
-    /// Returns how many pages are done; the caller goes on behind them. That is 0 if a leaf was split first.
+    /// Maps the first page of a piece, and as many behind it as a bounded number of leaves in one table can, replacing
+    /// what was there; or unmaps them. Returns how many pages are done; the caller goes on behind them. That is 0 if a
+    /// leaf was split first.
     ///
     /// Takes bounded time: at most one leaf is split or one table of leaves taken out. Tables that become empty are
     /// freed, except the root.
-    pub fn map_step(&self, tables: &mut impl Tables, piece: Piece) -> Result<u64, MapError> {
-        let Piece { va, pa, count, permissions, cacheability } = piece;
+    ///
+    /// # Errors
+    /// MEM_CAP if there is no memory for a table, BAD_PAR if the range does not lie in the space or the physical address is
+    /// too large. Then nothing was mapped.
+    pub fn map_step(&self, tables: &mut impl Tables, piece: &Piece) -> Result<u64, Status> {
+        let Piece { va, pa, count, permissions, cacheability, kept } = *piece;
         let (page, frame) = (va >> abi::PAGE_BITS, pa >> abi::PAGE_BITS);
         let permissions = permissions & PERMISSIONS;
         let mapping = !permissions.is_empty();
-        let inside = |first: u64, limit: u64| first.checked_add(count).is_some_and(|end| end <= limit);
-        if !inside(page, SPACE_PAGES) || (mapping && !inside(frame, FRAMES)) {
-            return Err(MapError::OutOfRange);
+        if count > SPACE_PAGES || page > SPACE_PAGES - count || (mapping && frame > FRAMES - count) {
+            return Err(Status::BadPar);
         }
         // Unmapping clears whole tables even where no leaf is that large.
         let (alignment, limit) = if mapping { (page | frame, self.leaf_level) } else { (page, LEAF_LEVEL_MAX) };
-        let fits = |level: &u8| alignment & (pages(*level) - 1) == 0 && pages(*level) <= count;
-        let Some(target) = (0..=limit).rev().find(fits) else { return Ok(0) };
-
-        let mut path = [self.root; ROOT_LEVEL as usize + 1];
-        let (mut table, mut level) = (self.root, ROOT_LEVEL);
-        let mut entry = tables.read(table, index(page, level));
-        // Of a table only those are replaced that hold leaves: one after the other.
-        while level > target || (level > 1 && is_table(entry, level)) {
+        let Some(order) = count.checked_ilog2() else { return Ok(0) };
+        let order = alignment.trailing_zeros().min(order);
+        let target = limit.min(u8::from(order >= 9) + u8::from(order >= 18));
+        let (table, level, entry) = loop {
+            // Of a table only those are replaced that hold leaves: one after the other.
+            let (table, level, entry) = self.descend(tables, page, target.min(1));
+            if level <= target {
+                break (table, level, entry);
+            }
             if entry == 0 && !mapping {
                 return Ok(count.min(pages(level) - (page & (pages(level) - 1))));
             }
-            let mut below = entry & ADDRESS;
-            if !is_table(entry, level) {
-                let Some(new) = self.insert_table(tables, table, index(page, level), entry, level) else {
-                    self.prune(tables, &path, page, level);
-                    return Err(MapError::OutOfTables);
-                };
-                if entry != 0 {
-                    return Ok(0);
-                }
-                below = new;
+            if !self.insert_table(tables, table, index(page, level), entry, level) {
+                self.prune(tables, page);
+                return Err(Status::MemCap);
             }
-            (table, level) = (below, level - 1);
-            path[usize::from(level) % path.len()] = table;
-            entry = tables.read(table, index(page, level));
+            if entry != 0 {
+                return Ok(0);
+            }
+        };
+        let mut new =
+            if mapping { self.format.leaf(frame << abi::PAGE_BITS, level, permissions, cacheability) } else { 0 };
+        if kept {
+            new &= !KEPT;
         }
-        let new = if mapping { self.format.leaf(frame << abi::PAGE_BITS, level, permissions, cacheability) } else { 0 };
-        replace(tables, table, index(page, level), new);
-        if is_table(entry, level) {
+        let below = is_table(entry, level);
+        let first = index(page, level);
+        let most = if below { 1 } else { STEP.min((count >> (9 * level)) as usize) };
+        let (mut at, mut old, mut gone, mut taken) = (first, entry, 0, false);
+        loop {
+            tables.write(table, at, new);
+            if old != 0 {
+                taken |= old != new;
+                gone += 1;
+            }
+            at += 1;
+            if at == ENTRIES.min(first + most) {
+                break;
+            }
+            old = tables.read(table, at);
+            if is_table(old, level) {
+                break;
+            }
+            if mapping {
+                new = new.wrapping_add(pages(level) << abi::PAGE_BITS);
+            }
+        }
+        if taken {
+            tables.taken();
+        }
+        if below {
             tables.free(entry & ADDRESS);
         }
-        if !mapping {
-            self.prune(tables, &path, page, level);
+        let done = at - first;
+        if tables.live(table, if mapping { done as i32 - gone } else { -gone }) == 0 {
+            self.prune(tables, page);
         }
-        Ok(pages(level))
+        Ok((done as u64) << (9 * level))
     }
 
-    /// Makes an entry of a table of level `level` that is absent or a leaf refer to a table that maps the same.
-    fn insert_table(&self, tables: &mut impl Tables, table: u64, index: usize, entry: u64, level: u8) -> Option<u64> {
-        let below = tables.alloc()?;
+    /// Makes an entry of a table of level `level` that is absent or a leaf refer to a table that maps the same; false if
+    /// there is no memory for it.
+    fn insert_table(&self, tables: &mut impl Tables, table: u64, index: usize, entry: u64, level: u8) -> bool {
+        let Some(below) = tables.alloc() else { return false };
         if entry != 0 {
             let (permissions, cacheability) = (permissions(entry), self.format.cacheability(entry, level));
             let first = self.format.leaf(leaf_address(entry, level), level - 1, permissions, cacheability);
             tables.fill(below, first, pages(level - 1) << abi::PAGE_BITS);
             tables.live(below, ENTRIES as i32);
+            tables.taken();
+        } else {
+            tables.live(table, 1);
         }
-        replace(tables, table, index, below | self.format.table);
-        Some(below)
+        tables.write(table, index, below | self.format.table);
+        true
     }
 
-    /// Frees the tables of the path from `level` upwards that are empty.
-    fn prune(&self, tables: &mut impl Tables, path: &[u64; ROOT_LEVEL as usize + 1], page: u64, level: u8) {
-        for (above, pair) in (1..).zip(path.windows(2)).skip(usize::from(level)) {
-            let &[table, parent] = pair else { return };
-            if tables.live(table, 0) != 0 {
+    /// Frees the tables on the way to `page` that are empty.
+    fn prune(&self, tables: &mut impl Tables, page: u64) {
+        loop {
+            let (table, level, _) = self.descend(tables, page, 0);
+            if level == ROOT_LEVEL || tables.live(table, 0) != 0 {
                 return;
             }
-            replace(tables, parent, index(page, above), 0);
+            let (above, level, _) = self.descend(tables, page, level + 1);
+            tables.write(above, index(page, level), 0);
+            tables.live(above, -1);
+            tables.taken();
             tables.free(table);
         }
     }
@@ -319,20 +376,11 @@ impl Format {
 
     /// The cacheability of a leaf of level `level`.
     fn cacheability(&self, entry: u64, level: u8) -> Cacheability {
-        let types = &self.memory_types[usize::from(level != 0)];
-        let mask = types.iter().fold(0, |mask, bits| mask | bits);
-        let found = types.iter().position(|&bits| bits == entry & mask).and_then(|n| Cacheability::from_bits(n as u32));
+        let large = usize::from(level != 0);
+        let bits = entry & self.memory_type[large];
+        let found = self.memory_types[large].iter().position(|known| *known == bits);
+        let found = found.and_then(|n| Cacheability::from_bits(n as u32));
         found.unwrap_or(Cacheability::Uncacheable)
-    }
-}
-
-/// Writes an entry and keeps the table's count of entries in use.
-fn replace(tables: &mut impl Tables, table: u64, index: usize, entry: u64) {
-    let old = tables.read(table, index);
-    tables.write(table, index, entry);
-    let delta = i32::from(entry != 0) - i32::from(old != 0);
-    if delta != 0 {
-        tables.live(table, delta);
     }
 }
 

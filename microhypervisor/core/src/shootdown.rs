@@ -38,7 +38,7 @@ impl Generation {
 
     /// Rights were taken away: after the entry was written, under the space's lock.
     pub fn bump(&self) {
-        self.current.fetch_add(1, Release);
+        self.current.store(self.current.load(Relaxed) + 1, Release);
     }
 
     /// The generation that the space has now. Who compares it with what it saw last does so after it began to use the
@@ -48,11 +48,13 @@ impl Generation {
     }
 
     /// The generation that a round is needed for: somebody, maybe another CPU whose round is still under way, took
-    /// rights away. A full barrier: what CPUs use can be looked at now.
+    /// rights away. Then it was a full barrier: what CPUs use can be looked at now.
     pub fn due(&self) -> Option<u64> {
         let current = self.current.load(Acquire);
-        fence(SeqCst);
-        (self.completed() < current).then_some(current)
+        (self.completed() < current).then(|| {
+            fence(SeqCst);
+            current
+        })
     }
 
     /// The last generation that every CPU is known to have seen.

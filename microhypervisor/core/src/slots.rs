@@ -174,9 +174,32 @@ impl Header {
         (self.life.load(order) >> 32) as u32
     }
 
+    /// What a reference with `generation` names; nothing if it is stale.
+    #[inline(always)]
+    pub fn named(&self, generation: u32) -> Named {
+        Named(if self.generation(Acquire) == generation { self.content.load(Relaxed) } else { 0 })
+    }
+
     fn content(&self) -> (Kind, u32) {
         let content = self.content.load(Relaxed);
         (Kind::from_raw((content >> 2) as u8 & 0xf), content >> 6)
+    }
+}
+
+/// What a reference names: the content of a header, or nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Named(u32);
+
+impl Named {
+    /// The object if it is one of `kind`.
+    #[inline(always)]
+    pub fn object(self, kind: Kind) -> Option<u32> {
+        (self.0 & (KIND | STATE) == Header::live_content(kind, 0)).then_some(self.0 >> 6)
+    }
+
+    /// Whether it is nothing.
+    pub fn is_nothing(self) -> bool {
+        self.0 & STATE != LIVE
     }
 }
 
@@ -214,24 +237,6 @@ impl<'a> HeaderTable<'a> {
         header.content.store(Header::live_content(kind, object), Relaxed);
         header.life.store((generation as u64) << 32 | 1, Release);
         Some(Reference { index, generation })
-    }
-
-    /// The header of a live reference; `None` for a stale one.
-    #[inline(always)]
-    fn live(&self, Reference { index, generation }: Reference) -> Option<&'a Header> {
-        self.header(index).filter(|header| generation != 0 && header.generation(Acquire) == generation)
-    }
-
-    /// Kind and object of a live reference; `None` for a stale one.
-    pub fn resolve(&self, reference: Reference) -> Option<(Kind, u32)> {
-        self.live(reference).map(Header::content)
-    }
-
-    /// The object of a live reference if it is of `kind`.
-    #[inline(always)]
-    pub fn resolve_as(&self, reference: Reference, kind: Kind) -> Option<u32> {
-        let content = self.live(reference)?.content.load(Relaxed);
-        (content & KIND == (kind as u32) << 2).then_some(content >> 6)
     }
 
     /// Counts another use of a live reference; false for a stale one.

@@ -6,16 +6,15 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use abi::Status;
-use abi::capability::{Cacheability, Permissions};
-use kernel_core::paging::{EPT, Format, HOST, Leaf, MapError, Piece, Space};
+use abi::capability::Permissions;
+use kernel_core::paging::{EPT, Format, HOST, Leaf, Piece, Space};
 use kernel_core::shootdown::Generation;
-use kernel_core::slots::Kind;
 use spin::{Mutex, Once};
 
 use super::kernel::{PRESENT, WRITE, fill_window, master};
 use crate::cpu::Cpu;
 use crate::memory::{Frame, Retired, Tables, read_entry, release, write_entry};
-use crate::object::Object;
+
 use crate::pd::Pd;
 use crate::vcpu::Processor;
 
@@ -52,20 +51,17 @@ impl Memory {
     }
 
     fn tables<'a>(&'a self, retired: &'a mut Retired) -> Tables<'a> {
-        Tables { account: self.pd.account(), retired, generation: &self.generation }
+        Tables { account: self.pd.account(), retired, generation: &self.generation, taken: false }
     }
 
-    /// Maps or unmaps as much of `piece` as one entry covers, if `may` still holds when nobody else changes the space.
-    /// Returns the number of pages done, 0 if it must be tried again.
-    pub fn step(&self, piece: Piece, may: &dyn Fn() -> bool) -> Result<u64, Status> {
+    /// Maps or unmaps as much of `piece` as takes bounded time; if it was taken `from` a space, only if that still has
+    /// this generation when nobody else changes this one. Returns the number of pages done, 0 if it must be tried again.
+    pub fn step(&self, piece: &Piece, from: Option<(&Generation, u64)>) -> Result<u64, Status> {
         let mut retired = self.lock.lock();
-        if !may() {
+        if from.is_some_and(|(generation, seen)| generation.current() != seen) {
             return Ok(0);
         }
-        self.tree.map_step(&mut self.tables(&mut retired), piece).map_err(|error| match error {
-            MapError::OutOfTables => Status::MemCap,
-            MapError::OutOfRange => Status::BadPar,
-        })
+        self.tree.map_step(&mut self.tables(&mut retired), piece)
     }
 
     /// Frees one of the tables that no processor can reach any more; false if there is none.
@@ -73,11 +69,11 @@ impl Memory {
         self.lock.lock().free_one(self.generation.completed())
     }
 
-    /// The capability at `address` and how many pages of the same piece follow, or how many pages are not mapped.
-    pub fn lookup(&self, address: u64) -> (Option<Leaf>, u64) {
+    /// The capability at `address` and for how many pages, of `most`, it goes on, or how many pages are not mapped.
+    pub fn lookup(&self, address: u64, most: u64) -> (Option<Leaf>, u64) {
         // Else a table on the way could be freed.
         let mut retired = self.lock.lock();
-        self.tree.lookup_run(&self.tables(&mut retired), address)
+        self.tree.lookup_run(&self.tables(&mut retired), address, most)
     }
 
     /// Whether `cpu` may have cached what the space held.
@@ -97,7 +93,7 @@ impl Memory {
             release_table(self.root());
             return true;
         }
-        let step = self.step(Piece::unmap(*done << 12, left), &|| true).unwrap_or(1);
+        let step = self.step(&Piece::unmap(*done << 12, left), None).unwrap_or(1);
         *done = done.saturating_add(step);
         false
     }
@@ -115,10 +111,6 @@ pub struct HostSpace {
     /// Its capabilities.
     pub memory: Memory,
     ports: AtomicBool,
-}
-
-impl Object for HostSpace {
-    const KIND: Kind = Kind::HostSpace;
 }
 
 impl HostSpace {
@@ -145,9 +137,9 @@ impl HostSpace {
 
     /// Maps one frame of the kernel's pool or image, as UTCBs and the information page are.
     pub fn map_kernel_page(&self, va: u64, pa: u64, permissions: Permissions) -> Result<(), Status> {
-        let piece = Piece { va, pa, count: 1, permissions, cacheability: Cacheability::WriteBack };
+        let piece = Piece { pa, permissions, kept: true, ..Piece::unmap(va, 1) };
         // Again if a large page had to be split.
-        while self.memory.step(piece, &|| true).map_err(|_| Status::MemObj)? == 0 {}
+        while self.memory.step(&piece, None).map_err(|_| Status::MemObj)? == 0 {}
         Ok(())
     }
 
@@ -156,9 +148,9 @@ impl HostSpace {
         let memory = &self.memory;
         let mut retired = memory.lock.lock();
         let mut tables = memory.tables(&mut retired);
-        if memory.tree.lookup_run(&tables, address).0.is_some_and(|leaf| leaf.address == physical) {
+        if memory.tree.lookup_run(&tables, address, 1).0.is_some_and(|leaf| leaf.address == physical) {
             // Unmapping needs no memory but where a large page is split; this is a small one.
-            let _ = memory.tree.map_step(&mut tables, Piece::unmap(address, 1));
+            let _ = memory.tree.map_step(&mut tables, &Piece::unmap(address, 1));
         }
     }
 
@@ -197,10 +189,6 @@ pub struct GuestSpace(pub Memory);
 impl GuestSpace {
     /// Offset of the generation that the space has now (u64).
     pub const GENERATION: usize = core::mem::offset_of!(Self, 0.generation) + Generation::CURRENT;
-}
-
-impl Object for GuestSpace {
-    const KIND: Kind = Kind::GuestSpace;
 }
 
 impl GuestSpace {

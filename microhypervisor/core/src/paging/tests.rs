@@ -10,13 +10,22 @@ type Page = (u64, Permissions, Cacheability);
 struct Memory {
     tables: Vec<Option<(Vec<u64>, i32)>>,
     budget: usize,
+    /// An entry was replaced that processors may have cached, and whether that was told.
+    stale: bool,
+    told: bool,
 }
 
 const ROOT: u64 = 0x1000;
 
 impl Memory {
     fn new(budget: usize) -> Self {
-        Self { tables: vec![None, Some((vec![0; ENTRIES], 0))], budget }
+        Self { tables: vec![None, Some((vec![0; ENTRIES], 0))], budget, stale: false, told: false }
+    }
+
+    /// The end of a step.
+    fn settle(&mut self) {
+        assert_eq!(self.stale, self.told);
+        (self.stale, self.told) = (false, false);
     }
 
     fn table(&self, table: u64) -> &(Vec<u64>, i32) {
@@ -63,8 +72,13 @@ impl Tables for Memory {
     }
 
     fn write(&mut self, table: u64, index: usize, entry: u64) {
-        self.table(table);
+        let old = self.read(table, index);
+        self.stale |= old != 0 && old != entry;
         self.tables[table as usize / 4096].as_mut().unwrap().0[index] = entry;
+    }
+
+    fn taken(&mut self) {
+        self.told = true;
     }
 
     fn fill(&mut self, table: u64, first: u64, step: u64) {
@@ -166,7 +180,10 @@ fn agrees_with_map(format: &'static Format, leaf_level: u8, budget: usize, ops: 
         let (mut done, mut splits) = (0, 0);
         while done < count {
             let (va, pa) = ((page + done) << 12, (frame + done) << 12);
-            match space.map_step(&mut memory, Piece { va, pa, count: count - done, permissions, cacheability }) {
+            let step = space
+                .map_step(&mut memory, &Piece { va, pa, count: count - done, permissions, cacheability, kept: false });
+            memory.settle();
+            match step {
                 Ok(step) => {
                     splits = if step == 0 { splits + 1 } else { 0 };
                     assert!(splits <= 2 && step <= count - done);
@@ -180,7 +197,7 @@ fn agrees_with_map(format: &'static Format, leaf_level: u8, budget: usize, ops: 
                     done += step;
                 }
                 Err(error) => {
-                    assert_eq!(error, MapError::OutOfTables);
+                    assert_eq!(error, Status::MemCap);
                     assert!(memory.budget < 3, "a step never needs more than three tables");
                     break;
                 }
@@ -188,10 +205,10 @@ fn agrees_with_map(format: &'static Format, leaf_level: u8, budget: usize, ops: 
         }
         check(&space, &memory, &model, decode);
         for page in (page.saturating_sub(2)..page + count + 2).step_by(97) {
-            let (leaf, run) = space.lookup_run(&memory, page << 12 | 0xabc);
+            let (leaf, run) = space.lookup_run(&memory, page << 12 | 0xabc, count);
             let found = leaf.map(|leaf| (leaf.address, leaf.permissions, leaf.cacheability));
             assert_eq!(found, model.get(&page).copied());
-            assert_eq!(space.lookup_run(&memory, page << 12), (leaf, run));
+            assert_eq!(space.lookup_run(&memory, page << 12, count), (leaf, run));
             for offset in 1..run.min(1500) {
                 let expected = found.map(|(pa, permissions, ca)| (pa + offset * 4096, permissions, ca));
                 assert_eq!(model.get(&(page + offset)).copied(), expected);
@@ -201,7 +218,7 @@ fn agrees_with_map(format: &'static Format, leaf_level: u8, budget: usize, ops: 
     // Destruction: all steps together take all tables.
     let mut done = 0;
     while done < SPACE_PAGES {
-        let step = space.map_step(&mut memory, Piece::unmap(done << 12, SPACE_PAGES - done));
+        let step = space.map_step(&mut memory, &Piece::unmap(done << 12, SPACE_PAGES - done));
         done += step.expect("clearing everything needs no table");
     }
     assert_eq!((memory.tables.iter().flatten().count(), memory.budget), (1, budget));
@@ -222,14 +239,14 @@ proptest! {
 }
 
 fn lookup_level(space: &Space, memory: &Memory, va: u64) -> Option<u8> {
-    space.lookup_run(memory, va).0.map(|leaf| leaf.level)
+    space.lookup_run(memory, va, 1).0.map(|leaf| leaf.level)
 }
 
 const ALL: Permissions = abi::capability::MEMORY_ALL;
 const WB: Cacheability = Cacheability::WriteBack;
 
 fn piece(va: u64, pa: u64, count: u64, permissions: Permissions) -> Piece {
-    Piece { va, pa, count, permissions, cacheability: WB }
+    Piece { va, pa, count, permissions, cacheability: WB, kept: false }
 }
 
 #[test]
@@ -237,26 +254,26 @@ fn large_pages_are_used_split_and_replaced() {
     let space = Space::new(&EPT, ROOT, 2);
     let mut memory = Memory::new(100);
     let gib = 1u64 << 30;
-    assert_eq!(space.map_step(&mut memory, piece(gib, 4 * gib, 1 << 18, ALL)), Ok(1 << 18));
+    assert_eq!(space.map_step(&mut memory, &piece(gib, 4 * gib, 1 << 18, ALL)), Ok(1 << 18));
     let leaf = Leaf { address: 4 * gib + 0x5000, level: 2, permissions: ALL, cacheability: WB };
-    assert_eq!(space.lookup_run(&memory, gib + 0x5123), (Some(leaf), (1 << 18) - 5));
-    assert_eq!(space.lookup_run(&memory, 0), (None, 1 << 18));
+    assert_eq!(space.lookup_run(&memory, gib + 0x5123, 1), (Some(leaf), (1 << 18) - 5));
+    assert_eq!(space.lookup_run(&memory, 0, 1), (None, 1 << 18));
     // One page less: 511 leaves of 2 MiB and 511 of 4 KiB remain, after two splits.
     for done in [0, 0, 1] {
-        assert_eq!(space.map_step(&mut memory, piece(gib + 0x5000, 0, 1, Permissions::empty())), Ok(done));
+        assert_eq!(space.map_step(&mut memory, &piece(gib + 0x5000, 0, 1, Permissions::empty())), Ok(done));
     }
     assert_eq!(memory.tables.iter().flatten().count(), 4);
-    let lookup = |va| space.lookup_run(&memory, va).0;
+    let lookup = |va| space.lookup_run(&memory, va, 1).0;
     assert_eq!(lookup(gib + 0x5000), None);
     assert_eq!(lookup(gib + 0x6000), Some(Leaf { address: 4 * gib + 0x6000, level: 0, ..leaf }));
     assert_eq!(lookup(gib + 0x200000), Some(Leaf { address: 4 * gib + 0x200000, level: 1, ..leaf }));
     // Back to leaves of 2 MiB: the table below goes.
-    assert_eq!(space.map_step(&mut memory, piece(gib, 4 * gib, 1 << 18, ALL)), Ok(1 << 9));
+    assert_eq!(space.map_step(&mut memory, &piece(gib, 4 * gib, 1 << 18, ALL)), Ok(1 << 9));
     assert_eq!(lookup_level(&space, &memory, gib + 0x5000), Some(1));
     assert_eq!(memory.tables.iter().flatten().count(), 3);
     // Aligned differently: no large leaf is possible.
-    for done in [0, 1] {
-        assert_eq!(space.map_step(&mut memory, piece(gib, 4 * gib + 0x1000, 1 << 18, ALL)), Ok(done));
+    for done in [0, STEP as u64] {
+        assert_eq!(space.map_step(&mut memory, &piece(gib, 4 * gib + 0x1000, 1 << 18, ALL)), Ok(done));
     }
 }
 
@@ -265,7 +282,7 @@ fn failed_steps_change_nothing() {
     for budget in 0..3 {
         let space = Space::new(&HOST, ROOT, 2);
         let mut memory = Memory::new(budget);
-        assert_eq!(space.map_step(&mut memory, piece(0x1000, 0x1000, 1, ALL)), Err(MapError::OutOfTables));
+        assert_eq!(space.map_step(&mut memory, &piece(0x1000, 0x1000, 1, ALL)), Err(Status::MemCap));
         assert_eq!((memory.budget, memory.tables.iter().flatten().count()), (budget, 1));
     }
 }
@@ -274,14 +291,31 @@ fn failed_steps_change_nothing() {
 fn ranges_are_checked() {
     let space = Space::new(&HOST, ROOT, 2);
     let mut memory = Memory::new(100);
-    let mut step = |va, pa, count, permissions| space.map_step(&mut memory, piece(va, pa, count, permissions));
-    assert_eq!(step(1 << 48, 0, 1, ALL), Err(MapError::OutOfRange));
-    assert_eq!(step((1 << 48) - 4096, 0, 2, ALL), Err(MapError::OutOfRange));
-    assert_eq!(step(u64::MAX, u64::MAX, u64::MAX, ALL), Err(MapError::OutOfRange));
-    assert_eq!(step(0, 1 << 52, 1, ALL), Err(MapError::OutOfRange));
+    let mut step = |va, pa, count, permissions| space.map_step(&mut memory, &piece(va, pa, count, permissions));
+    assert_eq!(step(1 << 48, 0, 1, ALL), Err(Status::BadPar));
+    assert_eq!(step((1 << 48) - 4096, 0, 2, ALL), Err(Status::BadPar));
+    assert_eq!(step(u64::MAX, u64::MAX, u64::MAX, ALL), Err(Status::BadPar));
+    assert_eq!(step(0, 1 << 52, 1, ALL), Err(Status::BadPar));
     assert_eq!(step(0, 0, 0, ALL), Ok(0));
     assert_eq!(step((1 << 48) - 4096, (1 << 52) - 4096, 1, ALL), Ok(1));
     assert_eq!(step((1 << 48) - 4096, u64::MAX, 1, Permissions::empty()), Ok(1));
     assert_eq!(step(0, 0, 1 << 36, Permissions::empty()), Ok(1 << 27));
-    assert_eq!(space.lookup_run(&memory, u64::MAX), (None, 1));
+    assert_eq!(space.lookup_run(&memory, u64::MAX, 1), (None, 1));
+}
+
+#[test]
+fn what_is_kept_is_mapped_but_gives_nothing() {
+    let space = Space::new(&HOST, ROOT, 2);
+    let mut memory = Memory::new(100);
+    let kept = Piece { kept: true, ..piece(0x5000, 0x8000, 1, ALL) };
+    assert_eq!(space.map_step(&mut memory, &kept), Ok(1));
+    let (table, level, entry) = space.descend(&memory, 5, 0);
+    assert_eq!((level, decode_host(entry, 0)), (0, (0x8000, true, true, WB)));
+    let leaf = space.lookup_run(&memory, 0x5000, 1).0.unwrap();
+    assert_eq!((leaf.address, leaf.permissions), (0x8000, Permissions::empty()));
+    // A page of the program's own behind it is another piece.
+    assert_eq!(space.map_step(&mut memory, &piece(0x6000, 0x9000, 1, ALL)), Ok(1));
+    assert_eq!(space.lookup_run(&memory, 0x5000, 9).1, 1);
+    assert_eq!(space.map_step(&mut memory, &Piece::unmap(0x5000, 2)), Ok(2));
+    assert!(memory.tables[table as usize / 4096].is_none(), "the table goes with its last page");
 }

@@ -8,6 +8,16 @@ fn kind() -> impl Strategy<Value = Kind> {
     (1..12u8).prop_map(Kind::from_raw)
 }
 
+impl HeaderTable<'_> {
+    /// What a reference names, found as the kernel does.
+    fn resolve(&self, reference: Reference) -> Option<(Kind, u32)> {
+        let named = self.header(reference.index).map_or(Named(0), |header| header.named(reference.generation));
+        let found = (1..12).map(Kind::from_raw).find_map(|kind| Some((kind, named.object(kind)?)));
+        assert_eq!(named.is_nothing(), found.is_none());
+        found
+    }
+}
+
 /// Ends what `reference` names; false if that is over.
 fn invalidate(table: &HeaderTable, reference: Reference) -> bool {
     table.resolve(reference).is_some() && table.end(reference.index, false)

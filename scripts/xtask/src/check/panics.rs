@@ -13,9 +13,10 @@ use anyhow::{Context, Result, ensure};
 const FATAL: &str = "microhypervisor::panic::fatal";
 
 /// Where a panic of the core library is left, and why no program can bring it about.
-const UNREACHABLE: [(&str, &str); 2] = [
+const UNREACHABLE: [(&str, &str); 3] = [
     ("/once.rs:", "spin's Once panics when an initializer has panicked, and none can"),
     ("in microhypervisor::boot::kernel_main", "the same, inlined; before the first program runs"),
+    ("in microhypervisor::root::create", "the same, inlined; before the first program runs"),
 ];
 /// Where the machine is stopped on purpose, and why no program can bring it about.
 const ON_PURPOSE: [(&str, &str); 7] = [

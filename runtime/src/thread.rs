@@ -79,7 +79,7 @@ fn pulse(ec: Selector) -> &'static Pulse {
 
 /// Reserves a stack and puts a record on it; the record's address is the initial stack pointer.
 fn stack(
-    ec: Selector,
+    pulse: &'static Pulse,
     handler: extern "C" fn(u64, u32, *mut (), u64) -> u32,
     context: *mut (),
     utcb: u64,
@@ -93,7 +93,7 @@ fn stack(
     let top = window.address + (slot + 1) * STACK_SLOT as u64;
     let record = (top - size_of::<Record>() as u64) as *mut Record;
     // SAFETY: the slot is mapped, and no other EC has or will have it.
-    unsafe { record.write(Record { handler, context, utcb, pulse: pulse(ec), parent }) };
+    unsafe { record.write(Record { handler, context, utcb, pulse, parent }) };
     Ok(record)
 }
 
@@ -156,6 +156,13 @@ pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
 pub trait Service: Send + 'static {
     /// Handles a call or event: `pid` is the portal's identifier, `mtd` says what `utcb` holds. Returns the descriptor of the reply.
     fn serve(&mut self, pid: u64, mtd: u32, utcb: Utcb) -> u32;
+
+    /// As [`Self::serve`], for what takes a few instructions and calls nothing, so that no register has to be kept. None,
+    /// with nothing done: it is for `serve`.
+    #[inline(always)]
+    fn quick(&mut self, _pid: u64, _mtd: u32, _utcb: Utcb) -> Option<u32> {
+        None
+    }
 }
 
 impl<F: FnMut(u64, u32, Utcb) -> u32 + Send + 'static> Service for F {
@@ -199,21 +206,32 @@ impl Server {
 
     /// As [`Self::new`], with the EC's capability at `ec`.
     pub fn at<S: Service>(ec: Selector, cpu: u32, service: S) -> Result<Self> {
+        /// The service, and the EC's signs of life, which would otherwise have to be looked for at every call.
+        struct Hosted<S>(S, &'static Pulse);
         extern "C" fn call<S: Service>(pid: u64, mtd: u32, context: *mut (), utcb: u64) -> u32 {
             // SAFETY: `context` is the leaked box below, and only this EC, whose calls do not overlap, uses it.
-            let service = unsafe { &mut *context.cast::<S>() };
-            // SAFETY: this EC's own record.
-            let pulse = unsafe { (*current()).pulse };
-            pulse.beat();
+            let hosted = unsafe { &mut *context.cast::<Hosted<S>>() };
+            hosted.1.beat();
             // SAFETY: this EC's UTCB, from its record.
-            let reply = service.serve(pid, mtd, unsafe { Utcb::new(utcb) });
-            pulse.beat();
+            let utcb = unsafe { Utcb::new(utcb) };
+            if let Some(reply) = hosted.0.quick(pid, mtd, utcb) {
+                hosted.1.beat();
+                return reply;
+            }
+            serve(pid, mtd, utcb, hosted)
+        }
+        /// Apart, so that only what needs registers of its own saves them.
+        #[inline(never)]
+        extern "C" fn serve<S: Service>(pid: u64, mtd: u32, utcb: Utcb, hosted: &mut Hosted<S>) -> u32 {
+            let reply = hosted.0.serve(pid, mtd, utcb);
+            hosted.1.beat();
             reply
         }
         let (events, parent) = manifest().portals_on(cpu).ok_or(Status::BadCpu)?;
         let utcb = utcb_address()?;
-        let context = Box::into_raw(Box::new(service));
-        let sp = stack(ec, call::<S>, context.cast(), utcb, parent)? as u64;
+        let pulse = pulse(ec);
+        let context = Box::into_raw(Box::new(Hosted(service, pulse)));
+        let sp = stack(pulse, call::<S>, context.cast(), utcb, parent)? as u64;
         syscall::create_ec(ec, selector::PROTECTION_DOMAIN, EcKind::Local, utcb, cpu, sp, events)?;
         Ok(Self { ec })
     }
@@ -303,7 +321,7 @@ pub fn spawn_on(cpu: u32, scd: Scd, run: impl FnOnce() + Send + 'static) -> Resu
     let recall = arch + RECALL as u64;
     syscall::delegate_object(own, portals + recall, own, events + recall, Permissions::all())?;
     let utcb = utcb_address()?;
-    let sp = stack(caps, no_handler, core::ptr::null_mut(), utcb, parent)? as u64;
+    let sp = stack(pulse(caps), no_handler, core::ptr::null_mut(), utcb, parent)? as u64;
     let start = Box::into_raw(Box::new(Start { run: Some(Box::new(run)), sp }));
     starter.portal(events + arch, start as u64, Mtd::GPR_0_7 | Mtd::RIP)?;
     let (thread, pd) = (Thread { ec: caps, sc: caps + 1 }, selector::PROTECTION_DOMAIN);

@@ -8,6 +8,7 @@ use abi::utcb::{Architectural, WORDS};
 
 /// The UTCB of the execution context that runs this code.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub struct Utcb(*mut u64);
 
 impl Utcb {

@@ -55,9 +55,18 @@ struct Restarted;
 
 impl Service for Monitor {
     fn serve(&mut self, pid: u64, mtd: u32, mut utcb: Utcb) -> u32 {
-        let number = pid as u16;
-        let have = Mtd::from_bits_truncate(mtd);
-        self.serve_event(number, have, utcb.architectural()).bits()
+        let (number, have, state) = (pid as u16, Mtd::from_bits_retain(mtd), utcb.architectural());
+        match self.vcpu.quick(number, have, state, &self.machine.memory) {
+            Some(reply) => reply.bits(),
+            None => self.serve_event(number, have, state).bits(),
+        }
+    }
+
+    // What else is to be done does not come unannounced: whoever has something recalls the vCPU.
+    #[inline(always)]
+    fn quick(&mut self, pid: u64, mtd: u32, mut utcb: Utcb) -> Option<u32> {
+        let (number, have) = (pid as u16, Mtd::from_bits_retain(mtd));
+        self.vcpu.quick_port(number, have, utcb.architectural()).map(|reply| reply.bits())
     }
 }
 
@@ -67,6 +76,7 @@ impl Monitor {
         Self { machine, index, vcpu, portals, widened: Vec::new(), flush_at: u64::MAX, resets: 0 }
     }
 
+    #[inline(never)]
     fn serve_event(&mut self, number: u16, have: Mtd, state: &mut Architectural) -> Mtd {
         let mut outcome = match number == GUEST_ARCH + STARTUP {
             true => self.begin(state),

@@ -194,6 +194,11 @@ impl Platform for &Machine {
         Locked(self.devices.lock())
     }
 
+    #[inline]
+    fn try_board(&self) -> Option<impl DerefMut<Target = Board>> {
+        self.devices.try_lock().map(Locked)
+    }
+
     fn wake(&self, vcpus: VcpuSet) {
         vcpus.iter().filter_map(|vcpu| self.seats.get(vcpu)).for_each(Seat::wake);
     }

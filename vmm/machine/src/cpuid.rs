@@ -98,12 +98,19 @@ struct Component {
     offset: u32,
 }
 
+/// A leaf and its answer. Its size is a power of two, for it is looked for at every exit.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(32))]
+struct Leaf {
+    number: u32,
+    answer: Registers,
+}
+
 /// The guest's CPUID.
 #[derive(Clone, Debug)]
 pub struct Cpuid {
-    leaves: Vec<(u32, Registers)>,
-    /// Where each leaf is in `leaves`, by [`slot`].
-    index: [u8; SLOTS],
+    /// Each leaf with its answer, at its [`slot`].
+    leaves: [Leaf; SLOTS],
     vendor: Vendor,
     place: Place,
     xcr0: u64,
@@ -139,8 +146,8 @@ impl Cpuid {
         };
 
         let mut this = Self {
-            leaves: Vec::new(),
-            index: [u8::MAX; SLOTS],
+            // None of them is where it belongs: leaf 0 is at slot 0.
+            leaves: [Leaf::default(); SLOTS],
             vendor,
             place,
             xcr0: 1,
@@ -179,15 +186,20 @@ impl Cpuid {
     }
 
     fn put(&mut self, leaf: u32, registers: Registers) {
-        self.index[slot(leaf)] = self.leaves.len() as u8;
-        self.leaves.push((leaf, registers));
+        self.leaves[slot(leaf)] = Leaf { number: leaf, answer: registers };
     }
 
     fn leaf(&self, leaf: u32) -> Registers {
-        match self.leaves.get(self.index[slot(leaf)] as usize) {
-            Some((known, registers)) if *known == leaf => *registers,
-            _ => [0; 4],
-        }
+        let Leaf { number, answer } = self.leaves[slot(leaf)];
+        if number == leaf { answer } else { [0; 4] }
+    }
+
+    /// The answer where it depends on nothing but the leaf; None where it does, or where nothing is known.
+    #[inline]
+    pub fn plain(&self, leaf: u32) -> Option<&Registers> {
+        let Leaf { number, answer } = &self.leaves[slot(leaf)];
+        // Leaf 1 depends on CR4, leaf 7 on the subleaf. None of the others that do are in the table.
+        (*number == leaf && leaf | 6 != 7).then_some(answer)
     }
 
     fn hypervisor_leaves(&mut self, clocks: Clocks) {

@@ -59,13 +59,17 @@ impl fmt::Display for Cause {
     }
 }
 
-/// One remembered exit.
+/// One remembered exit. Its size is a power of two: remembering is part of every exit.
 #[derive(Clone, Copy, Debug, Default)]
 struct Exit {
-    number: u16,
-    rip: Option<u64>,
+    /// The event's number, and [`LOCATED`].
+    what: u32,
+    rip: u64,
     detail: [u64; 2],
 }
+
+/// The instruction pointer is known.
+const LOCATED: u32 = 1 << 16;
 
 /// The last exits of a vCPU.
 #[derive(Clone, Debug)]
@@ -82,6 +86,7 @@ impl Default for History {
 
 impl History {
     /// Remembers an exit.
+    #[inline]
     pub fn push(&mut self, number: u16, have: Mtd, state: &Architectural) {
         let detail = match number {
             guest::IO => [state.qualification[0], state.gpr[gpr::RAX]],
@@ -92,9 +97,15 @@ impl History {
             guest::PAGE_FAULT => [state.qualification[0], state.qualification[2]],
             _ => [0; 2],
         };
-        let rip = have.contains(Mtd::RIP).then_some(state.rip);
-        self.exits[self.count % REMEMBERED] = Exit { number, rip, detail };
-        self.count += 1;
+        self.remember(number, have.contains(Mtd::RIP), state.rip, detail);
+    }
+
+    /// As [`History::push`], with what is to be remembered of an exit of this kind.
+    #[inline]
+    pub fn remember(&mut self, number: u16, located: bool, rip: u64, detail: [u64; 2]) {
+        let what = u32::from(number) | if located { LOCATED } else { 0 };
+        self.exits[self.count % REMEMBERED] = Exit { what, rip, detail };
+        self.count = self.count.wrapping_add(1);
     }
 
     /// The remembered exits, oldest first.
@@ -106,12 +117,13 @@ impl History {
 
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match event_name(self.number) {
-            "" => write!(f, "event {:#x}", self.number)?,
+        let number = self.what as u16;
+        match event_name(number) {
+            "" => write!(f, "event {number:#x}")?,
             name => f.write_str(name)?,
         }
         let [a, b] = self.detail;
-        match self.number {
+        match number {
             guest::IO => {
                 let direction = if a & 8 != 0 { "in" } else { "out" };
                 write!(f, " {direction} port {:#x}, {} bytes, rax {b:#x}", a >> 16 & 0xffff, (a & 7) + 1)?;
@@ -122,10 +134,7 @@ impl fmt::Display for Exit {
             guest::PAGE_FAULT => write!(f, " at {b:#x}, qualification {a:#x}")?,
             _ => {}
         }
-        match self.rip {
-            Some(rip) => write!(f, ", rip {rip:#x}"),
-            None => Ok(()),
-        }
+        if self.what & LOCATED != 0 { write!(f, ", rip {:#x}", self.rip) } else { Ok(()) }
     }
 }
 

@@ -9,6 +9,15 @@ use crate::byte_queue::ByteQueue;
 
 /// First port of COM1.
 pub const PORT: u16 = 0x3f8;
+/// Ports of COM1.
+pub const REGISTERS: u16 = 8;
+/// The register at a port, if it is one of COM1's.
+#[inline]
+pub const fn register(port: u16) -> Option<u16> {
+    let register = port.wrapping_sub(PORT);
+    if register < REGISTERS { Some(register) } else { None }
+}
+
 /// Interrupt line of COM1.
 pub const IRQ: u8 = 4;
 
@@ -189,17 +198,41 @@ impl Serial {
                 if self.fifo_enabled() && status & LSR_ERRORS & !LSR_OVERRUN != 0 {
                     status |= LSR_FIFO_ERROR;
                 }
-                if !self.received.is_empty() {
-                    status |= LSR_READY;
-                }
-                if self.output.room() != 0 {
-                    status |= LSR_HOLDING_EMPTY | LSR_IDLE;
-                }
-                status
+                status | self.status()
             }
             6 => self.modem() | core::mem::take(&mut self.modem_delta),
             _ => self.scratch,
         }
+    }
+
+    /// As [`Serial::read`], of a register that nothing follows from reading; None for any other.
+    #[inline]
+    pub fn quiet_read(&self, register: u16) -> Option<u8> {
+        match register {
+            3 => Some(self.lcr),
+            4 => Some(self.mcr),
+            5 if self.errors == 0 => Some(self.status()),
+            7 => Some(self.scratch),
+            _ => None,
+        }
+    }
+
+    /// As [`Serial::write`], if nothing follows from it but that the register has the value; false otherwise.
+    #[inline]
+    pub fn quiet_write(&mut self, register: u16, value: u8) -> bool {
+        match register {
+            3 if !self.loopback() => self.lcr = value,
+            7 => self.scratch = value,
+            _ => return false,
+        }
+        true
+    }
+
+    /// The line status beside errors.
+    fn status(&self) -> u8 {
+        let received = if self.received.is_empty() { 0 } else { LSR_READY };
+        let sent = if self.output.room() == 0 { 0 } else { LSR_HOLDING_EMPTY | LSR_IDLE };
+        received | sent
     }
 
     /// Writes register 0 to 7; whether a byte came into the output queue.

@@ -6,6 +6,7 @@ use core::fmt;
 use abi::event::{self, guest};
 
 use crate::event_name::event_name;
+use crate::serial;
 
 /// Events that have a counter.
 const EVENTS: usize = event::GUEST_ARCH as usize + event::GUEST_NOVA as usize;
@@ -25,7 +26,8 @@ pub enum Class {
 #[derive(Clone, Debug)]
 pub struct Statistics {
     events: [u64; EVENTS],
-    serial: u64,
+    /// Accesses to the serial port, by register; the other ports are in `ports`.
+    serial: [u64; serial::REGISTERS as usize],
     timer: u64,
     ports: Tally,
     msrs: Tally,
@@ -36,7 +38,7 @@ impl Default for Statistics {
     fn default() -> Self {
         Self {
             events: [0; EVENTS],
-            serial: 0,
+            serial: [0; serial::REGISTERS as usize],
             timer: 0,
             ports: Tally::default(),
             msrs: Tally::default(),
@@ -60,9 +62,18 @@ impl Statistics {
     /// Counts a port access; the exit is counted already.
     #[inline]
     pub fn port(&mut self, port: u16) {
-        self.ports.count(port.into());
-        if (0x3f8..=0x3ff).contains(&port) {
-            self.serial += 1;
+        match serial::register(port) {
+            Some(register) => self.serial[register as usize] += 1,
+            None => self.ports.count(port.into()),
+        }
+    }
+
+    /// Counts an exit for an access to a serial register.
+    #[inline]
+    pub fn serial(&mut self, register: u16) {
+        self.exit(guest::IO);
+        if let Some(count) = self.serial.get_mut(register as usize) {
+            *count += 1;
         }
     }
 
@@ -84,7 +95,9 @@ impl Statistics {
         for (count, more) in self.events.iter_mut().zip(&other.events) {
             *count += more;
         }
-        self.serial += other.serial;
+        for (count, more) in self.serial.iter_mut().zip(&other.serial) {
+            *count += more;
+        }
         self.timer += other.timer;
         self.interrupts += other.interrupts;
         self.ports.add(&other.ports);
@@ -96,12 +109,25 @@ impl Statistics {
         self.events.iter().sum()
     }
 
+    fn serial_accesses(&self) -> u64 {
+        self.serial.iter().sum()
+    }
+
+    /// Accesses by port.
+    fn all_ports(&self) -> Tally {
+        let mut ports = self.ports.clone();
+        for (port, &count) in (serial::PORT..).zip(&self.serial) {
+            Tally::keep(&mut ports.others, port.into(), count);
+        }
+        ports
+    }
+
     /// Exits of a class.
     pub fn class(&self, class: Class) -> u64 {
         match class {
-            Class::Serial => self.serial,
+            Class::Serial => self.serial_accesses(),
             Class::Timer => self.timer,
-            Class::Other => self.total() - self.serial - self.timer,
+            Class::Other => self.total() - self.serial_accesses() - self.timer,
         }
     }
 
@@ -110,7 +136,7 @@ impl Statistics {
         let events = self.events.iter().enumerate().filter(|(_, count)| **count != 0);
         core::iter::once(Line::Total(self))
             .chain(events.map(|(number, &count)| Line::Event(number as u16, count)))
-            .chain(core::iter::once(Line::Top("ports", self.ports.top())))
+            .chain(core::iter::once(Line::Top("ports", self.all_ports().top())))
             .chain(core::iter::once(Line::Top("registers", self.msrs.top())))
     }
 }

@@ -10,6 +10,7 @@ mod apic;
 mod interrupts;
 mod io;
 mod mmio;
+mod quick;
 mod registers;
 mod startup;
 
@@ -137,6 +138,8 @@ pub enum PriorityExit {
 pub trait Platform {
     /// The board, for one access: it is behind a lock.
     fn board(&self) -> impl DerefMut<Target = Board>;
+    /// The board, if nobody else has it now.
+    fn try_board(&self) -> Option<impl DerefMut<Target = Board>>;
     /// Makes vCPUs look: they leave the guest ([`event::RECALL`]), or wake. Also the one that asks.
     fn wake(&self, vcpus: VcpuSet);
 }
@@ -175,6 +178,7 @@ pub struct Vcpu<P> {
     kvmclock: KvmClock,
     clock: (Clock, Config),
     lengths_told: bool,
+    cpuid_mtd: Mtd,
     xcr0: u64,
     deadline: u64,
     /// The deadline may be another one than [`Vcpu::take_deadline`] gave.
@@ -212,6 +216,7 @@ impl<P: Platform> Vcpu<P> {
             kvmclock: KvmClock::new(clock, config.wall_clock, now),
             clock: (clock, *config),
             lengths_told: hardware.lengths_told,
+            cpuid_mtd: quick::cpuid_mtd(hardware.lengths_told),
             xcr0: 1,
             deadline: u64::MAX,
             rearm: true,
@@ -280,9 +285,9 @@ impl<P: Platform> Vcpu<P> {
     pub fn portal_mtd(&self, number: u16) -> Mtd {
         let decode = if self.lengths_told { Mtd::RIP } else { DECODE };
         match number {
-            guest::CPUID => Mtd::GPR_0_7 | Mtd::CR | decode,
+            guest::CPUID => self.cpuid_mtd,
             guest::RDMSR | guest::WRMSR | guest::XSETBV | guest::VMCALL | guest::RDTSC => Mtd::GPR_0_7 | decode,
-            guest::IO => Mtd::GPR_0_7 | Mtd::QUAL | Mtd::RIP,
+            guest::IO => quick::PORT,
             guest::HLT => Mtd::RFLAGS | Mtd::STA | Mtd::CR | decode,
             guest::INVD | guest::WBINVD => decode,
             guest::INTERRUPT_WINDOW | guest::NMI_WINDOW => Mtd::INJ | Mtd::CR | Mtd::RIP,
@@ -352,10 +357,11 @@ impl<P: Platform> Vcpu<P> {
 
     #[inline]
     fn cpuid(&mut self, have: Mtd, state: &mut Architectural, memory: &impl GuestMemory) -> Next {
+        if !self.lengths_told && !have.contains(DECODE) {
+            return Next::More(DECODE);
+        }
         let (leaf, subleaf) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
-        let [eax, ebx, ecx, edx] = self.cpuid.query(leaf, subleaf, state.cr4, self.xcr0).map(u64::from);
-        (state.gpr[gpr::RAX], state.gpr[gpr::RBX]) = (eax, ebx);
-        (state.gpr[gpr::RCX], state.gpr[gpr::RDX]) = (ecx, edx);
+        quick::set_answer(state, &self.cpuid.query(leaf, subleaf, state.cr4, self.xcr0));
         self.complete(guest::CPUID, have, state, memory, Mtd::GPR_0_7)
     }
 

@@ -123,22 +123,29 @@ impl Paging {
 
     /// Where the instruction is that the CPU has just executed in 64-bit mode, at a linear address: it had the right to, so
     /// that only addresses are looked at. None in other modes, and where tables are not in RAM.
-    #[inline]
+    #[inline(always)]
     pub fn executed(&self, memory: &impl GuestMemory, linear: u64) -> Option<u64> {
         if self.cr0 & cr0::PG == 0 || self.efer & efer::LMA == 0 {
             return None;
         }
-        let mut table = self.cr3 & ADDRESS;
-        for shift in [39, 30, 21, 12] {
-            let entry = memory.read_u64(table + (linear >> shift & 511) * 8).ok()?;
-            let large = shift == 12 || shift < 39 && entry & LARGE != 0;
-            if entry & PRESENT == 0 || large {
-                let mask = (1 << shift) - 1;
-                return (entry & PRESENT != 0).then_some(entry & ADDRESS & !mask | linear & mask);
-            }
-            table = entry & ADDRESS;
+        let entry = |table: u64, shift: u32| {
+            let entry = memory.read_u64((table & ADDRESS) + (linear >> shift & 511) * 8).ok()?;
+            (entry & PRESENT != 0).then_some(entry)
+        };
+        let page = |entry: u64, shift: u32| {
+            let mask = (1 << shift) - 1;
+            Some(entry & ADDRESS & !mask | linear & mask)
+        };
+        let table = entry(self.cr3, 39)?;
+        let table = entry(table, 30)?;
+        if table & LARGE != 0 {
+            return page(table, 30);
         }
-        None
+        let table = entry(table, 21)?;
+        if table & LARGE != 0 {
+            return page(table, 21);
+        }
+        page(entry(table, 12)?, 12)
     }
 
     fn fault(&self, address: u64, access: Access, present: bool) -> PageFault {

@@ -23,6 +23,18 @@ impl Board {
         }
     }
 
+    /// Reads a serial register, if nothing follows from it: no interrupt, no output, no other deadline.
+    #[inline]
+    pub fn quiet_read(&self, register: u16) -> Option<u8> {
+        self.serial.quiet_read(register)
+    }
+
+    /// Writes a serial register, if nothing follows from it; false, and nothing is done, otherwise.
+    #[inline]
+    pub fn quiet_write(&mut self, register: u16, byte: u8) -> bool {
+        self.serial.quiet_write(register, byte)
+    }
+
     #[inline]
     fn read_serial(&mut self, offset: u16) -> u8 {
         let byte = self.serial.read(offset);

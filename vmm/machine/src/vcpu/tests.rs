@@ -21,6 +21,8 @@ fn host(leaf: u32, _: u32) -> [u32; 4] {
     }
 }
 
+mod quick;
+
 const HARDWARE: Hardware = Hardware { lengths_told: true, priority_exit: PriorityExit::Threshold };
 
 struct Shared {
@@ -31,6 +33,10 @@ struct Shared {
 impl Platform for Arc<Shared> {
     fn board(&self) -> impl DerefMut<Target = Board> {
         self.board.lock().unwrap()
+    }
+
+    fn try_board(&self) -> Option<impl DerefMut<Target = Board>> {
+        self.board.try_lock().ok()
     }
 
     fn wake(&self, vcpus: VcpuSet) {
@@ -55,6 +61,10 @@ impl Fixture {
     }
 
     fn with(vcpus: usize) -> Self {
+        Self::on(HARDWARE, vcpus)
+    }
+
+    fn on(hardware: Hardware, vcpus: usize) -> Self {
         let config = Config {
             stc_frequency: 1_000_000_000,
             wall_clock: WallClock { unix_ns: 0, stc: 0 },
@@ -70,7 +80,7 @@ impl Fixture {
         let shared = Arc::new(Shared { board, woken: Mutex::new(VcpuSet::EMPTY) });
         let make = |index| {
             let backplane = backplane.clone();
-            let setup = Setup { config: &config, host: &host, hardware: HARDWARE, backplane, index, now: 0 };
+            let setup = Setup { config: &config, host: &host, hardware, backplane, index, now: 0 };
             Vcpu::new(&setup, shared.clone())
         };
         let (vcpu, others) = (make(0), (1..vcpus).map(make).collect());

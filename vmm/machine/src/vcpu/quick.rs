@@ -1,0 +1,102 @@
+//! Exits from which nothing follows: registers that only hold a value, and CPUID.
+//!
+//! They are the ones that cost is counted for, and most of what a guest does. [`Vcpu::quick`] answers them without a look
+//! at the clock, at mail, or at what else there is to do: all of that makes the vCPU exit by a recall when its time comes,
+//! and is done then. An exit that it does not know in full it leaves as it was, for [`Vcpu::handle`].
+
+use abi::Mtd;
+use abi::event::guest;
+use abi::utcb::{Architectural, gpr};
+
+use super::{Platform, Vcpu};
+use crate::cpuid::Registers;
+use crate::decode;
+use crate::memory::GuestMemory;
+use crate::serial;
+
+/// What a port access needs.
+pub const PORT: Mtd = Mtd::GPR_0_7.union(Mtd::QUAL).union(Mtd::RIP);
+/// What CPUID needs: its answer depends on CR4.
+const CPUID: Mtd = Mtd::GPR_0_7.union(Mtd::CR).union(Mtd::RIP);
+/// The exit qualification of an OUT of a byte, and of an IN, but for the port and where it stands in the instruction.
+const OUT_BYTE: u64 = 0;
+const IN_BYTE: u64 = 1 << 3;
+/// What of the qualification tells them from others: width, direction, string, REP.
+const KIND: u64 = 0x3f;
+
+/// The state that CPUID's portal asks for: where the length is not told, also what finding the instruction needs.
+pub(super) fn cpuid_mtd(lengths_told: bool) -> Mtd {
+    if lengths_told { CPUID } else { CPUID | Mtd::EFER }
+}
+
+impl<P: Platform> Vcpu<P> {
+    /// Handles an access to a register from which nothing follows; the reply. None: nothing has happened, it is
+    /// [`Vcpu::handle`]'s. It calls nothing.
+    #[inline(always)]
+    pub fn quick_port(&mut self, number: u16, have: Mtd, state: &mut Architectural) -> Option<Mtd> {
+        if number != guest::IO || have != PORT || state.instruction_length == 0 {
+            return None;
+        }
+        let qualification = state.qualification[0];
+        let register = serial::register((qualification >> 16) as u16)?;
+        let input = match qualification & KIND {
+            OUT_BYTE => {
+                let written = self.platform.try_board()?.quiet_write(register, state.gpr[gpr::RAX] as u8);
+                written.then_some(None)?
+            }
+            IN_BYTE => Some(self.platform.try_board()?.quiet_read(register)?),
+            _ => return None,
+        };
+        self.statistics.serial(register);
+        self.history.push(guest::IO, PORT, state);
+        state.rip = state.rip.wrapping_add(state.instruction_length.into());
+        let Some(byte) = input else { return Some(Mtd::RIP) };
+        state.gpr[gpr::RAX] = state.gpr[gpr::RAX] & !0xff | u64::from(byte);
+        Some(Mtd::GPR_0_7 | Mtd::RIP)
+    }
+
+    /// The same for what needs more.
+    #[inline]
+    pub fn quick(
+        &mut self,
+        number: u16,
+        have: Mtd,
+        state: &mut Architectural,
+        memory: &impl GuestMemory,
+    ) -> Option<Mtd> {
+        match number {
+            guest::CPUID if have == self.cpuid_mtd => self.quick_cpuid(state, memory),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn quick_cpuid(&mut self, state: &mut Architectural, memory: &impl GuestMemory) -> Option<Mtd> {
+        let told = self.cpuid_mtd == CPUID;
+        let length = if told { state.instruction_length } else { decode::cpuid_length(state, memory)? };
+        let (leaf, subleaf) = (state.gpr[gpr::RAX], state.gpr[gpr::RCX]);
+        let answer = self.cpuid.plain(leaf as u32)?;
+        let rip = state.rip;
+        state.rip = behind(rip, length)?;
+        self.statistics.exit(guest::CPUID);
+        self.history.remember(guest::CPUID, true, rip, [leaf, subleaf]);
+        set_answer(state, answer);
+        Some(Mtd::GPR_0_7 | Mtd::RIP)
+    }
+}
+
+/// CPUID's answer in the registers.
+#[inline]
+pub(super) fn set_answer(state: &mut Architectural, [eax, ebx, ecx, edx]: &Registers) {
+    (state.gpr[gpr::RAX], state.gpr[gpr::RBX]) = (u64::from(*eax), u64::from(*ebx));
+    (state.gpr[gpr::RCX], state.gpr[gpr::RDX]) = (u64::from(*ecx), u64::from(*edx));
+}
+
+/// The instruction pointer behind an instruction, unless the length is unknown, or it leaves the lower 32 bits, where the
+/// mode counts.
+#[inline]
+fn behind(rip: u64, length: u32) -> Option<u64> {
+    let next = rip.wrapping_add(length.into());
+    let changed = rip ^ next;
+    (changed.wrapping_sub(1) >> 32 == 0).then_some(next)
+}

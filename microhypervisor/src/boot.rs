@@ -269,7 +269,7 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
         lapic::id() as u64
     );
     root::create(cpu, &image, &hand_over, pins);
-    sched::schedule(cpu)
+    sched::schedule(cpu, crate::cpu::now())
 }
 
 /// Makes the CPU that executes this ready for programs. `choose` is called before the LAPIC is enabled.
@@ -289,7 +289,7 @@ extern "C" fn further_main() -> ! {
     start_this(cpu, fpu::components(), || ());
     enable_virtualization(cpu);
     smp::started();
-    sched::schedule(cpu)
+    sched::schedule(cpu, crate::cpu::now())
 }
 
 fn enable_virtualization(cpu: &Cpu) {

@@ -7,7 +7,6 @@ use abi::hypercall::{CreatePd, flag};
 use abi::scd::Scd;
 use abi::utcb::gpr;
 use abi::{PAGE_BITS, Status, USER_END};
-use kernel_core::slots::Entry;
 use spin::Once;
 
 use crate::cpu::Cpu;
@@ -15,41 +14,31 @@ use crate::ec::{Binding, Ec, EcKind};
 use crate::guest::GuestState;
 use crate::hypercall::Call;
 use crate::memory::Draft;
-use crate::object::{self, Object, Ref};
+use crate::object::{self, Found, Object, Ref};
 use crate::pd::Pd;
 use crate::portal::Pt;
 use crate::sched::{self, Sc};
 use crate::semaphore::Sm;
-use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace};
+use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace, Place};
 use crate::vcpu::{PhysPage, Processor, VcpuPages};
 use crate::{fpu, rounds, timer};
 
-/// Creates an object and its capability at the call's selector in the caller's object space, where room was made.
+/// Creates an object, and its capability at `place`.
 fn install<T: Object>(
-    (ec, call): (&Ec, Call),
+    place: &Place,
     owner: &Pd,
     permissions: Permissions,
     build: impl FnOnce(Ref<T>) -> Result<T, Status>,
-) -> Result<(&'static T, Ref<T>), Status> {
+) -> Found<T> {
     let created = object::create(Some(owner), owner.account(), build)?;
-    hand_over(ec, call, created.1.capability(permissions))?;
+    place.fill(created.1.capability(permissions));
     Ok(created)
 }
 
-/// The creator's use of an object becomes the capability's. Without one the object is abandoned.
-fn hand_over(ec: &Ec, call: Call, entry: Entry) -> Result<(), Status> {
-    let filled = ec.objects.fill(call.selector, entry);
-    object::table().drop_use(entry.reference());
-    filled
-}
-
-/// Creates what belongs into `place`, which only one caller can fill.
-fn only<T: Object>(
-    place: &Once<&'static T>,
-    create: impl FnOnce() -> Result<(&'static T, Ref<T>), Status>,
-) -> Result<(), Status> {
+/// Creates what belongs into `room`, which only one caller can fill.
+fn only<T: Object>(room: &Once<&'static T>, create: impl FnOnce() -> Found<T>) -> Result<(), Status> {
     let mut filled = false;
-    place.try_call_once(|| {
+    room.try_call_once(|| {
         filled = true;
         create().map(|(space, _)| space)
     })?;
@@ -67,27 +56,27 @@ pub fn pd(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     let operation = *OPERATIONS.get(call.flags as usize).ok_or(Status::BadPar)?;
     let owner = ec.selectors.find(ec.gpr(gpr::RSI));
     let (pd, _) = object::resolve::<Pd>(owner, Permissions::PD)?;
-    ec.objects.reserve(call.selector)?;
+    let place = ec.objects.reserve(call.selector)?;
     let account = pd.account();
     match operation {
         CreatePd::ProtectionDomain => {
-            install((ec, call), pd, owner.0.permissions(), |own| Ok(Pd::new(own, account, false)))?;
+            install(&place, pd, owner.0.permissions(), |own| Ok(Pd::new(own, account, false)))?;
         }
-        CreatePd::ObjectSpace => only(&pd.objects, || install((ec, call), pd, MEMORY, |_| ObjectSpace::new(pd)))?,
-        CreatePd::HostSpace => only(&pd.host, || install((ec, call), pd, MEMORY, |_| HostSpace::new(pd)))?,
+        CreatePd::ObjectSpace => only(&pd.objects, || install(&place, pd, MEMORY, |_| ObjectSpace::new(pd)))?,
+        CreatePd::HostSpace => only(&pd.host, || install(&place, pd, MEMORY, |_| HostSpace::new(pd)))?,
         CreatePd::GuestSpace => {
-            install((ec, call), pd, Permissions::GRANT | Permissions::ASSIGN, |_| GuestSpace::new(pd))?;
+            install(&place, pd, Permissions::GRANT | Permissions::ASSIGN, |_| GuestSpace::new(pd))?;
         }
         CreatePd::DmaSpace => return Err(Status::BadFtr),
         CreatePd::PioSpace => {
-            let create = |first| install((ec, call), pd, REGISTERS, |_| PioSpace::new(pd, first));
+            let create = |first| install(&place, pd, REGISTERS, |_| PioSpace::new(pd, first));
             match only(&pd.pio, || create(true)) {
                 Err(Status::Aborted) => drop(create(false)?),
                 result => result?,
             }
         }
         CreatePd::MsrSpace => {
-            install((ec, call), pd, REGISTERS, |_| MsrSpace::new(pd))?;
+            install(&place, pd, REGISTERS, |_| MsrSpace::new(pd))?;
         }
     }
     Ok(())
@@ -96,7 +85,7 @@ pub fn pd(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
 /// create_ec: a local thread, a global thread or a virtual CPU.
 pub fn ec(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::EC)?;
-    ec.objects.reserve(call.selector)?;
+    let place = ec.objects.reserve(call.selector)?;
     let rdx = ec.gpr(gpr::RDX);
     let (page, number) = (rdx >> PAGE_BITS, rdx as u16 & 0xfff);
     let cpu = Cpu::by_number(number).ok_or(Status::BadCpu)?;
@@ -112,14 +101,14 @@ pub fn ec(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     if shows_page(guest, cpu) && page >= USER_END >> PAGE_BITS {
         return Err(Status::BadPar);
     }
-    let (objects, space) = match (pd.objects.get(), pd.host.get()) {
-        (Some(objects), Some(space)) if guest || pd.pio.get().is_some() => (*objects, *space),
-        _ => return Err(Status::Aborted),
-    };
-    let (rsp, event_base, fpu) = (ec.gpr(gpr::RAX), ec.gpr(8), call.flags & flag::EC_FPU != 0);
-    let (_, reference) = host_or_guest(cpu, pd, objects, space, kind, fpu || guest, page, rsp, event_base)?;
+    if !guest && pd.pio.get().is_none() {
+        return Err(Status::Aborted);
+    }
+    let fpu = guest || call.flags & flag::EC_FPU != 0;
+    let (_, reference) = host_or_guest(cpu, pd, kind, fpu, [page, ec.gpr(gpr::RAX), ec.gpr(8)])?;
     let permissions = Permissions::CTRL | Permissions::BIND_PT | Permissions::BIND_SC;
-    hand_over(ec, call, reference.capability(permissions))
+    place.fill(reference.capability(permissions));
+    Ok(())
 }
 
 /// Whether an EC's page is mapped in its host space: a UTCB, or the virtual-APIC page, which only VMX has.
@@ -128,18 +117,14 @@ fn shows_page(guest: bool, cpu: &Cpu) -> bool {
 }
 
 /// Creates an EC in `pd` with its pages, its UTCB or virtual-APIC page mapped at page number `page`.
-#[allow(clippy::too_many_arguments)]
 pub fn host_or_guest(
     cpu: &'static Cpu,
     pd: &'static Pd,
-    objects: &'static ObjectSpace,
-    space: &'static HostSpace,
     kind: EcKind,
     fpu: bool,
-    page: u64,
-    rsp: u64,
-    event_base: u64,
-) -> Result<(&'static Ec, Ref<Ec>), Status> {
+    [page, rsp, event_base]: [u64; 3],
+) -> Found<Ec> {
+    let (Some(&objects), Some(&space)) = (pd.objects.get(), pd.host.get()) else { return Err(Status::Aborted) };
     let account = pd.account();
     object::create(Some(pd), account, |reference| {
         let utcb = account.draft(0)?;
@@ -177,7 +162,7 @@ pub fn host_or_guest(
 /// create_sc: gives an EC time.
 pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SC)?;
-    ec.objects.reserve(call.selector)?;
+    let place = ec.objects.reserve(call.selector)?;
     let (target, target_reference) = ec.selectors.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_SC)?;
     let scd = Scd::from_raw(ec.gpr(gpr::RAX)).filter(|scd| scd.cos == 0).ok_or(Status::BadPar)?;
     if target.kind == EcKind::Local {
@@ -187,7 +172,7 @@ pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> 
         return Err(Status::Aborted);
     }
     let ticks = timer::frequency() / 1000;
-    let result = install((ec, call), pd, Permissions::CTRL, |_| {
+    let result = install(&place, pd, Permissions::CTRL, |_| {
         target_reference.retain()?;
         Ok(Sc::new(target_reference, target.cpu, scd, ticks))
     });
@@ -204,21 +189,20 @@ pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> 
 /// create_pt: an entry into an EC.
 pub fn pt(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::PT)?;
-    ec.objects.reserve(call.selector)?;
+    let place = ec.objects.reserve(call.selector)?;
     let (target, target_reference) = ec.selectors.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_PT)?;
     if target.kind != EcKind::Local {
         return Err(Status::BadCap);
     }
     let ip = ec.gpr(gpr::RAX);
     let permissions = Permissions::CTRL | Permissions::CALL | Permissions::EVENT;
-    install((ec, call), pd, permissions, |_| target_reference.retain().map(|()| Pt::new(target_reference, ip)))
-        .map(drop)
+    install(&place, pd, permissions, |_| target_reference.retain().map(|()| Pt::new(target_reference, ip))).map(drop)
 }
 
 /// create_sm: a semaphore.
 pub fn sm(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SM)?;
-    ec.objects.reserve(call.selector)?;
+    let place = ec.objects.reserve(call.selector)?;
     let counter = ec.gpr(gpr::RDX);
-    install((ec, call), pd, Permissions::UP | Permissions::DOWN, |_| Ok(Sm::new(counter))).map(drop)
+    install(&place, pd, Permissions::UP | Permissions::DOWN, |_| Ok(Sm::new(counter))).map(drop)
 }

@@ -25,7 +25,7 @@ use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
 use crate::guest::{self, GuestState};
 use crate::memory::{release, release_small};
-use crate::object::{self, Object, table};
+use crate::object::{self, Object, TABLE};
 use crate::pd::Pd;
 use crate::portal::{self, Pt};
 use crate::rounds::{self, mail};
@@ -104,7 +104,7 @@ pub fn start(cpu: &'static Cpu, ec: &'static Ec) -> ! {
 
 /// The end of a call that took capabilities away: destroys what nothing uses any more, unless it is active.
 pub fn collect(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
-    if !table().any_abandoned() {
+    if !TABLE.any_abandoned() {
         return Ok(());
     }
     ec.errand.set(Errand::NONE);
@@ -151,7 +151,7 @@ impl Work {
     /// Takes a step with the time of `ec`, unless it must wait before, or has nothing more to wait for.
     fn step(&mut self, cpu: &'static Cpu, ec: &'static Ec) -> Result<Next, Status> {
         let (phase, mut errand) = (self.phase, ec.errand.get());
-        if self.ended >= errand.goal && (errand.favours == 0 || !table().any_abandoned()) {
+        if self.ended >= errand.goal && (errand.favours == 0 || !TABLE.any_abandoned()) {
             return Ok(Next::End);
         }
         let next = match phase {
@@ -195,7 +195,7 @@ impl Work {
 
 /// Takes an abandoned object: if it is inactive it is the next target, and its references are ended.
 fn choose(work: &mut Work) -> bool {
-    let target = table().take_abandoned().and_then(inactive).filter(|target| table().end(*target, true));
+    let target = TABLE.take_abandoned().and_then(inactive).filter(|target| TABLE.end(*target, true));
     target.inspect(|target| work.start(*target)).is_some()
 }
 
@@ -210,12 +210,12 @@ fn inactive(index: u32) -> Option<u32> {
         Kind::Sm => !object::content::<Sm>(index)?.has_waiters(),
         Kind::Pd => {
             let mut part = object::first(index);
-            while part.is_some_and(|part| is_part(part) && table().is_unused(part)) {
+            while part.is_some_and(|part| is_part(part) && TABLE.is_unused(part)) {
                 part = object::next(part?);
             }
             part.is_none()
         }
-        _ if is_part(index) => return table().owner(index).filter(|pd| inactive(*pd).is_some()),
+        _ if is_part(index) => return TABLE.owner(index).filter(|pd| inactive(*pd).is_some()),
         _ => true,
     };
     gone.then_some(index)
@@ -248,10 +248,10 @@ fn begin(work: &mut Work, ec: &'static Ec) -> Result<(), Status> {
     }
     let mut inside = Some(ec.pd.reference.index());
     while inside.is_some_and(|pd| pd != target) {
-        inside = table().owner(inside.unwrap_or(target));
+        inside = TABLE.owner(inside.unwrap_or(target));
     }
     let allowed = !is_part(target) && ec.reference.index() != target;
-    if !allowed || inside.is_some() || table().owner(target) != Some(owner.reference.index()) {
+    if !allowed || inside.is_some() || TABLE.owner(target) != Some(owner.reference.index()) {
         return Err(Status::BadPar);
     }
     work.start(target);
@@ -273,7 +273,7 @@ fn mark(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> bool {
     } else if let Some(next) = object::next(work.at) {
         (work.at, work.descend) = (next, true);
     } else {
-        (work.at, work.descend) = (table().owner(work.at).unwrap_or(work.target), false);
+        (work.at, work.descend) = (TABLE.owner(work.at).unwrap_or(work.target), false);
     }
     false
 }
@@ -281,7 +281,7 @@ fn mark(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> bool {
 /// Ends all references to an object and has it stop; false if there is more to do.
 fn mark_one(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> bool {
     let index = work.at;
-    table().end(index, false);
+    TABLE.end(index, false);
     if let Some(pd) = object::content::<Pd>(index) {
         *pd.dying.lock() = true;
     } else if let Some(target) = object::content::<Ec>(index) {
@@ -330,7 +330,7 @@ fn sweep(work: &mut Work) -> Next {
         return Next::Step;
     }
     let index = below.unwrap_or(work.at);
-    let above = table().owner(index).unwrap_or(work.target);
+    let above = TABLE.owner(index).unwrap_or(work.target);
     match sweep_one(index, work) {
         Next::End => work.cleared = 0,
         left => return left,
@@ -353,18 +353,8 @@ fn sweep_one(index: u32, work: &mut Work) -> Next {
     let all = free::<HostSpace>(index, |space| space.clear(cleared))
         .or_else(|| free::<GuestSpace>(index, |space| space.0.clear(cleared)))
         .or_else(|| free::<ObjectSpace>(index, |space| space.clear(cleared)))
-        .or_else(|| {
-            free::<PioSpace>(index, |space| {
-                release(space.bitmap);
-                true
-            })
-        })
-        .or_else(|| {
-            free::<MsrSpace>(index, |space| {
-                release(space.bitmap);
-                true
-            })
-        })
+        .or_else(|| free::<PioSpace>(index, |space| (release(space.bitmap), true).1))
+        .or_else(|| free::<MsrSpace>(index, |space| (release(space.bitmap), true).1))
         .or_else(|| free::<Sc>(index, |sc| sc.ec.drop_use()))
         .or_else(|| free::<Pt>(index, |pt| pt.ec.drop_use()))
         .or_else(|| free::<Sm>(index, |_| true))

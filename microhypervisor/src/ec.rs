@@ -263,12 +263,6 @@ impl Ec {
         states.iter().any(|state| *state as u8 == now)
     }
 
-    /// Whether a recall is pending; clears it.
-    #[inline(always)]
-    pub fn take_recall(&self) -> bool {
-        self.recall.load(Ordering::Relaxed) && self.recall.swap(false, Ordering::Relaxed)
-    }
-
     /// State of a host EC named by `mtd` -> `utcb` (NOVA 8.7.4).
     pub fn save_host(&self, mtd: Mtd, utcb: &mut Architectural) {
         self.gprs.get().save(mtd, utcb, || self.rsp.get());

@@ -52,11 +52,13 @@ static HANDLERS: [Handler; 16] = [
 /// SYSCALL from user mode. `ec` holds all registers that the call preserves.
 pub extern "C" fn hypercall(ec: &'static Ec) -> ! {
     let rdi = ec.gpr(gpr::RDI);
-    let (call, number) = (Call { selector: rdi >> 8, flags: rdi as u8 >> 4 }, rdi as usize & 0xf);
-    ec.cpu.counters.count(counter::HYPERCALL + number);
-    trace(ec.cpu, Traced::Hypercall, rdi as u8 as u16, call.selector, ec.reference.index() as u64);
+    ec.cpu.counters.count(counter::HYPERCALL + (rdi as usize & 0xf));
+    trace(ec.cpu, Traced::Hypercall, rdi as u8 as u16, rdi >> 8, ec.reference.index() as u64);
     ec.continuation.set(Continuation::ReturnHypercall);
-    run::end(ec.cpu, ec, HANDLERS[number](ec.cpu, ec, call))
+    // Read again, so that no register is kept meanwhile.
+    let rdi = ec.gpr(gpr::RDI);
+    let result = HANDLERS[rdi as usize & 0xf](ec.cpu, ec, Call { selector: rdi >> 8, flags: rdi as u8 >> 4 });
+    run::end(ec.cpu, ec, result)
 }
 
 /// Marks the recall; the EC takes it on its way out of the kernel, where it is already if it belongs to this CPU. The
@@ -90,11 +92,9 @@ fn ctrl_pt(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
 }
 
 fn ctrl_sm(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
-    if call.flags & flag::SM_DOWN == 0 {
-        return ec.selectors.get::<Sm>(call.selector, Permissions::UP)?.0.up(cpu);
-    }
-    let (sm, _) = ec.selectors.get::<Sm>(call.selector, Permissions::DOWN)?;
-    sm.down(cpu, ec, call.flags & flag::SM_ZERO != 0, ec.gpr(gpr::RSI))
+    let down = call.flags & flag::SM_DOWN != 0;
+    let (sm, _) = ec.selectors.get::<Sm>(call.selector, if down { Permissions::DOWN } else { Permissions::UP })?;
+    if down { sm.down(cpu, ec, call.flags & flag::SM_ZERO != 0) } else { sm.up(cpu) }
 }
 
 fn assign_int(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
@@ -118,7 +118,7 @@ fn extension(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Statu
         }
         flags if flags == Operation::Balance as u8 => {
             let (pd, _) = ec.selectors.get::<Pd>(call.selector, Permissions::PD)?;
-            ec.set_gpr(gpr::RSI, pd.account().balance() as u64);
+            ec.set_gpr(gpr::RSI, pd.account().allowance.balance() as u64);
             ec.set_gpr(gpr::RDX, memory::free_frames() as u64);
             Ok(())
         }

@@ -135,14 +135,15 @@ pub fn release(frame: Frame) {
     if let Some(frames) = FRAMES.lock().as_mut() {
         let Some(owner) = frames.meta_mut(number).map(|meta| meta.owner) else { return };
         let _ = frames.free(number);
-        Account::by_id(owner).balance.credit(1 << order);
+        Account::by_id(owner).allowance.credit(1 << order);
     }
 }
 
-/// Size classes of small objects in bytes.
-const CLASSES: [usize; 4] = [SMALLEST, 256, 512, 1024];
-/// Smallest size class.
+/// Smallest size class of small objects in bytes; each of the others is twice as large as the one before.
 pub const SMALLEST: usize = 128;
+const CLASSES: usize = 4;
+/// Largest size class.
+pub const LARGEST: usize = SMALLEST << (CLASSES - 1);
 const NONE: u32 = u32::MAX;
 
 /// A slab frame: its free slots (bit set = free), and its links in the list of its account and class. Of a page table:
@@ -162,6 +163,16 @@ static SLABS: Shared<[Slab; POOL_FRAMES]> = Shared::new([Slab { free: 0, next: 0
 fn slab(frame: u32) -> &'static mut Slab {
     // SAFETY: frame numbers are in bounds; exclusive under the owner's lock, see `SLABS`.
     unsafe { &mut (*SLABS.get())[frame as usize % POOL_FRAMES] }
+}
+
+/// The class of objects of `size` bytes.
+const fn class(size: usize) -> usize {
+    (size > SMALLEST) as usize + (size > 2 * SMALLEST) as usize + (size > 4 * SMALLEST) as usize
+}
+
+/// The free slots of a slab frame whose slots are all free.
+const fn all_free(class: usize) -> u64 {
+    (1 << ((FRAME / SMALLEST) >> class)) - 1
 }
 
 /// Puts `frame` at the head of a list.
@@ -188,25 +199,16 @@ fn unlink(head: &mut u32, frame: u32) {
 
 /// An allowance of kernel memory, in frames, and the slabs paid from it.
 pub struct Account {
-    balance: Balance,
+    /// What is left of it.
+    pub allowance: Balance,
     /// Per class the head of a list of frames with free slots, linked through their frame metadata.
-    slabs: Mutex<[u32; CLASSES.len()]>,
+    slabs: Mutex<[u32; CLASSES]>,
 }
 
 impl Account {
     /// An account with `frames` frames to spend.
     pub const fn new(frames: u32) -> Self {
-        Self { balance: Balance::new(frames), slabs: Mutex::new([NONE; CLASSES.len()]) }
-    }
-
-    /// Frames that are left.
-    pub fn balance(&self) -> u32 {
-        self.balance.balance()
-    }
-
-    /// Moves `frames` frames of allowance to `other`; false if there is not so much left.
-    pub fn transfer(&self, other: &Account, frames: u32) -> bool {
-        self.balance.transfer(&other.balance, frames)
+        Self { allowance: Balance::new(frames), slabs: Mutex::new([NONE; CLASSES]) }
     }
 
     /// The number that names it in frames' metadata. Accounts lie in the image or in the pool.
@@ -221,7 +223,7 @@ impl Account {
 
     /// 2^`order` contiguous zeroed frames, to be given back by [`release`].
     pub fn frames(&self, order: u8) -> Option<Frame> {
-        if !self.balance.charge(1 << order) {
+        if !self.allowance.charge(1 << order) {
             return None;
         }
         let frame = FRAMES.lock().as_mut().and_then(|frames| {
@@ -230,7 +232,7 @@ impl Account {
             Some(Frame(number.0))
         });
         if frame.is_none() {
-            self.balance.credit(1 << order);
+            self.allowance.credit(1 << order);
         }
         frame
     }
@@ -240,31 +242,29 @@ impl Account {
         self.frames(order).map(|frame| Draft { frame }).ok_or(Status::MemObj)
     }
 
-    /// Zeroed memory for a small object of `size` bytes (at most 1024), aligned to its size class.
+    /// Zeroed memory for a small object of `size` bytes, at most [`LARGEST`], aligned to its size class.
     pub fn small(&self, size: usize) -> Option<*mut u8> {
-        let class = CLASSES.iter().position(|c| size <= *c)?;
-        let bytes = CLASSES[class];
+        let class = class(size);
         let mut slabs = self.slabs.lock();
-        if slabs[class] == NONE {
+        let head = &mut slabs[class];
+        if *head == NONE {
             let frame = self.frames(0)?;
-            let slots = FRAME / bytes;
-            slab(frame.0).free = if slots == 64 { u64::MAX } else { (1 << slots) - 1 };
-            link(&mut slabs[class], frame.0);
+            slab(frame.0).free = all_free(class);
+            link(head, frame.0);
         }
-        let frame = Frame(slabs[class]);
+        let frame = Frame(*head);
         let free = slab(frame.0).free;
-        let slot = free.trailing_zeros() as usize;
         slab(frame.0).free = free & (free - 1);
         if slab(frame.0).free == 0 {
-            unlink(&mut slabs[class], frame.0);
+            unlink(head, frame.0);
         }
-        // SAFETY: slot < FRAME / bytes, so the object lies inside the frame.
-        Some(unsafe { frame.pointer().add(slot * bytes) })
+        // SAFETY: the slot lies inside the frame.
+        Some(unsafe { frame.pointer().add((free.trailing_zeros() as usize * SMALLEST) << class) })
     }
 
     /// Moves `value` into memory of its own, where it stays.
     pub fn place<T>(&self, value: T) -> Option<&'static T> {
-        const { assert!(size_of::<T>() <= 1024 && align_of::<T>() <= 64) };
+        const { assert!(size_of::<T>() <= LARGEST && align_of::<T>() <= 64) };
         let memory = self.small(size_of::<T>())?.cast::<T>();
         // SAFETY: fresh memory, large enough and aligned to its size class.
         unsafe {
@@ -276,21 +276,20 @@ impl Account {
 
 /// Gives back memory from [`Account::small`] of the same `size`.
 pub fn release_small(object: *mut u8, size: usize) {
-    let Some(class) = CLASSES.iter().position(|c| size <= *c) else { return };
-    let bytes = CLASSES[class];
+    let class = class(size);
     let Some(frame) = Frame::from_physical(object as u64 - KERNEL) else { return };
     let meta = |f: &mut Frames| Some(f.meta_mut(FrameNumber(frame.0))?.owner);
     let Some(owner) = FRAMES.lock().as_mut().and_then(meta) else { return };
-    let slot = (object as usize % FRAME) / bytes;
+    let slot = (object as usize % FRAME / SMALLEST) >> class;
     // SAFETY: the slot was handed out by `small` and nobody refers to it any more.
-    unsafe { ptr::write_bytes(object, 0, bytes) };
+    unsafe { ptr::write_bytes(object, 0, SMALLEST << class) };
     {
         let mut slabs = Account::by_id(owner).slabs.lock();
         if slab(frame.0).free == 0 {
             link(&mut slabs[class], frame.0);
         }
         slab(frame.0).free |= 1 << slot;
-        if slab(frame.0).free.count_ones() as usize == FRAME / bytes {
+        if slab(frame.0).free == all_free(class) {
             unlink(&mut slabs[class], frame.0);
             slab(frame.0).free = 0;
             release(frame);

@@ -16,7 +16,7 @@ use abi::capability::Permissions;
 use kernel_core::slots::{Entry, Header, HeaderTable, Kind, Named, Reference};
 
 use crate::ec::Ec;
-use crate::memory::{Account, FRAME, KERNEL, POOL_FRAMES, SMALLEST, release_small};
+use crate::memory::{Account, FRAME, KERNEL, LARGEST, POOL_FRAMES, SMALLEST, release_small};
 use crate::pd::Pd;
 use crate::portal::Pt;
 use crate::sched::Sc;
@@ -30,7 +30,8 @@ const HEADERS: usize = POOL_FRAMES * FRAME / SMALLEST;
 #[unsafe(link_section = ".metadata")]
 pub static HEADER_MEMORY: [Header; HEADERS] = [const { Header::new() }; HEADERS];
 
-static TABLE: HeaderTable<'static> = HeaderTable::new(&HEADER_MEMORY);
+/// Their table.
+pub static TABLE: HeaderTable<'static> = HeaderTable::new(&HEADER_MEMORY);
 
 /// A kind of object that capabilities can name.
 pub trait Object: Sized + 'static {
@@ -87,6 +88,9 @@ impl<T: Object> Ref<T> {
     }
 }
 
+/// An object and its reference, if all went well.
+pub type Found<T> = Result<(&'static T, Ref<T>), Status>;
+
 /// The number that names `object` in queues: its place in the pool.
 #[inline(always)]
 pub fn id<T: Object>(object: &T) -> u32 {
@@ -108,8 +112,8 @@ fn at<T>(offset: u32) -> &'static T {
 /// What `reference` names.
 #[inline(always)]
 pub fn named(reference: Reference) -> Named {
-    static NEVER: Header = Header::new();
-    HEADER_MEMORY.get(reference.index as usize).unwrap_or(&NEVER).named(reference.generation)
+    // References to other headers do not exist.
+    HEADER_MEMORY[reference.index as usize % HEADERS].named(reference.generation)
 }
 
 /// What was found for a capability, if it is a `T`.
@@ -120,10 +124,7 @@ pub fn cast<T: Object>(named: Named) -> Result<&'static T, Status> {
 
 /// The object of a capability that was found, if it is a `T` and the capability carries all of `permissions`.
 #[inline(always)]
-pub fn resolve<T: Object>(
-    (entry, named): (Entry, Named),
-    permissions: Permissions,
-) -> Result<(&'static T, Ref<T>), Status> {
+pub fn resolve<T: Object>((entry, named): (Entry, Named), permissions: Permissions) -> Found<T> {
     let object = cast(named).ok().filter(|_| entry.permissions().contains(permissions)).ok_or(Status::BadCap)?;
     Ok((object, Ref(entry.reference(), PhantomData)))
 }
@@ -135,7 +136,8 @@ pub fn create<T: Object>(
     owner: Option<&Pd>,
     account: &Account,
     build: impl FnOnce(Ref<T>) -> Result<T, Status>,
-) -> Result<(&'static T, Ref<T>), Status> {
+) -> Found<T> {
+    const { assert!(size_of::<T>() <= LARGEST) };
     let (memory, reference) = allocate(account, T::KIND, size_of::<T>())?;
     match build(Ref(reference, PhantomData)) {
         Ok(object) => {
@@ -212,11 +214,6 @@ pub fn content_kind(index: u32) -> Kind {
 /// What header `index` names, whatever its generation, if it is a `T`. For who destroys it.
 pub fn content<T: Object>(index: u32) -> Option<&'static T> {
     TABLE.content(index).filter(|(kind, _)| *kind == T::KIND).map(|(_, offset)| at(offset))
-}
-
-/// The table of headers.
-pub fn table() -> &'static HeaderTable<'static> {
-    &TABLE
 }
 
 /// The first object that protection domain `index` owns.

@@ -51,12 +51,12 @@ impl Pd {
 
     /// Gives its own allowance back to who created it.
     pub fn return_allowance(&self) -> bool {
-        self.own_account.transfer(self.payer, self.own_account.balance())
+        self.own_account.allowance.transfer(&self.payer.allowance, self.own_account.allowance.balance())
     }
 
     /// Moves `frames` frames from `account` to the protection domain's own account, which it pays from henceforth.
     pub fn give_allowance(&self, account: &Account, frames: u32) -> bool {
-        let moved = account.transfer(&self.own_account, frames);
+        let moved = account.allowance.transfer(&self.own_account.allowance, frames);
         if moved {
             self.has_own.store(true, Ordering::Release);
         }

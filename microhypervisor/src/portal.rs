@@ -13,7 +13,7 @@ use crate::ec::{Continuation, Ec, EcKind};
 use crate::guest::{NOBODY, save_state};
 use crate::hypercall::Call;
 use crate::memory::copy_words;
-use crate::object::{Ref, table};
+use crate::object::{Ref, TABLE};
 use crate::observation::trace;
 use crate::vcpu::{Gprs, legal};
 use crate::{run, sched};
@@ -193,8 +193,8 @@ pub fn unwind(cpu: &Cpu, ec: &'static Ec) {
         dead.callee.set(None);
         sched::unpark(cpu, dead);
         // It and its scheduling context are inactive now.
-        table().suspect(dead.reference.index());
-        table().suspect(dead.bound.load(Ordering::Relaxed).wrapping_sub(1));
+        TABLE.suspect(dead.reference.index());
+        TABLE.suspect(dead.bound.load(Ordering::Relaxed).wrapping_sub(1));
         let Some(caller) = dead.caller.take() else { return };
         caller.callee.set(None);
         if caller.continuation.get() == Continuation::AwaitReply {

@@ -63,7 +63,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     let account = &KERNEL_ACCOUNT;
     let (nova_pd, _) = must(object::create(None, account, |own| Ok(Pd::new(own, account, false))));
     let (pd, pd_reference) = must(object::create(None, account, |own| Ok(Pd::new(own, account, true))));
-    if !pd.give_allowance(account, account.balance().saturating_sub(KERNEL_RESERVE)) {
+    if !pd.give_allowance(account, account.allowance.balance().saturating_sub(KERNEL_RESERVE)) {
         must::<()>(Err(Status::MemObj));
     }
 
@@ -103,8 +103,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     write_hip(image, hand_over, pins);
     must(host.0.map_kernel_page(HIP_ADDRESS, HIP.physical(), Permissions::READ));
     let page = ROOT_UTCB_ADDRESS >> 12;
-    let (ec, ec_reference) =
-        must(create::host_or_guest(cpu, pd, objects.0, host.0, EcKind::Global, false, page, HIP_ADDRESS, 0));
+    let (ec, ec_reference) = must(create::host_or_guest(cpu, pd, EcKind::Global, false, [page, HIP_ADDRESS, 0]));
     ec.rip.set(image.elf.entry);
     ec.set_gpr(gpr::RDI, hand_over.magic as u64);
     ec.set_gpr(gpr::RSI, hand_over.information as u64);

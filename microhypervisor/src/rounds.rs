@@ -210,6 +210,10 @@ const BATCH: u32 = 8;
 /// they were about to run. False if there was nothing to do.
 pub fn attend(cpu: &'static Cpu) -> bool {
     let rounds = &cpu.rounds;
+    let quiet = rounds.inbox.get().is_empty(&rounds.mailbox) && rounds.waiting.get().front().is_none();
+    if quiet && !rounds.requests.any(count()) {
+        return false;
+    }
     // Before the mail, so that all mail that was sent before a request is handled before its answer.
     let asked = rounds.requests.take(count());
     let mut handled = 0_u32;

@@ -71,25 +71,20 @@ extern "C" fn go_on(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     if cpu.reschedule.get() {
         sched::check(cpu, ec)
     }
+    // All that `prepare_user` does is to tell who runs, and the trace is off.
     let plain = ec.continuation.get() == Continuation::ReturnHypercall && !ec.recall.load(Ordering::Relaxed);
-    if !plain || !is_ready(cpu, ec) {
+    let same = cpu.space.root() == ec.tables && !core::ptr::eq(cpu.fpu_owner.get(), ec);
+    if !plain || !same || !cpu.unusual.is_none() || ec.rip.get() >= USER_END {
         go_on_with_more(cpu, ec)
+    }
+    if !core::ptr::eq(cpu.current.replace(ec), ec) {
+        cpu.counters.count(counter::SWITCH);
     }
     // SAFETY: the EC's state is complete, and its RIP is a user address.
     unsafe { return_from_hypercall(ec.gprs.get()) }
 }
 
-/// Whether [`prepare_user`] has nothing to do.
-#[inline(always)]
-fn is_ready(cpu: &Cpu, ec: &Ec) -> bool {
-    core::ptr::eq(cpu.current.get(), ec)
-        && cpu.space.root() == ec.tables
-        && cpu.unusual.is_none()
-        && !core::ptr::eq(cpu.fpu_owner.get(), ec)
-        && ec.rip.get() < USER_END
-}
-
-/// What [`go_on`] does if there is more to do than to return to the EC that ran.
+/// What [`go_on`] does if there is more to do.
 fn go_on_with_more(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     let continuation = ec.continuation.get();
     if ec.recall.load(Ordering::Relaxed) {
@@ -143,7 +138,7 @@ fn recall(cpu: &'static Cpu, ec: &'static Ec, continuation: Continuation) {
         Continuation::ReturnInterrupt | Continuation::EnterGuest => {}
         _ => return,
     }
-    if ec.take_recall() {
+    if ec.recall.swap(false, Ordering::Relaxed) {
         let arch = first_microhypervisor_event(ec);
         portal::raise(cpu, ec, arch | abi::event::RECALL)
     }

@@ -139,7 +139,7 @@ pub fn disinherit(cpu: &Cpu, ec: &Ec) {
 /// `sc` competes no longer, nor does it if a message that it begins comes only now.
 pub fn remove(cpu: &Cpu, sc: &Sc) {
     if cpu.sc.get().is_some_and(|current| core::ptr::eq(current, sc)) {
-        suspend(cpu);
+        suspend(cpu, now());
         cpu.reschedule.set(true);
     } else if let Some(ec) = sc.parked_at.take() {
         ec.parked.get().remove(&ScLinks, object::id(sc));
@@ -149,27 +149,27 @@ pub fn remove(cpu: &Cpu, sc: &Sc) {
     sc.priority.set(0);
 }
 
-/// Ends the current SC's turn: accounts its time and returns it with what is left of its budget.
-fn suspend(cpu: &Cpu) -> Option<&'static Sc> {
+/// Ends the current SC's turn now: accounts its time and returns it with what is left of its budget.
+fn suspend(cpu: &Cpu, now: u64) -> Option<&'static Sc> {
     let sc = cpu.sc.take()?;
-    let now = now();
     sc.end(now);
     sc.left.set(cpu.slice_end.get().saturating_sub(now));
     Some(sc)
 }
 
-/// The current SC waits at `ec`, the blocked end of its chain.
-fn park_current(cpu: &Cpu, ec: &'static Ec) {
-    if let Some(sc) = suspend(cpu) {
+/// The current SC waits at `ec`, the blocked end of its chain. Returns the time.
+fn park_current(cpu: &Cpu, ec: &'static Ec) -> u64 {
+    let now = now();
+    if let Some(sc) = suspend(cpu, now) {
         sc.parked_at.set(Some(ec));
         ec.parked.get().push_back(&ScLinks, object::id(sc));
     }
+    now
 }
 
 /// The current SC waits at `ec`, which has just blocked; another one runs.
 pub fn park(cpu: &'static Cpu, ec: &'static Ec) -> ! {
-    park_current(cpu, ec);
-    schedule(cpu)
+    schedule(cpu, park_current(cpu, ec))
 }
 
 /// A more urgent SC may be ready, the budget used up, or another CPU wants something. If not, `ec` goes on, which the
@@ -177,8 +177,9 @@ pub fn park(cpu: &'static Cpu, ec: &'static Ec) -> ! {
 pub fn check(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     cpu.reschedule.set(false);
     let attended = rounds::attend(cpu);
-    let Some(current) = cpu.sc.get() else { schedule(cpu) };
-    let expired = now() >= cpu.slice_end.get();
+    let now = now();
+    let Some(current) = cpu.sc.get() else { schedule(cpu, now) };
+    let expired = now >= cpu.slice_end.get();
     let urgent = cpu.ready.get().highest().is_some_and(|priority| priority > current.priority.get());
     if !expired && !urgent {
         timer::program(cpu);
@@ -187,7 +188,7 @@ pub fn check(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         }
         run::run(cpu, ec)
     }
-    suspend(cpu);
+    suspend(cpu, now);
     let (priority, id) = (current.priority.get(), object::id(current));
     if expired {
         current.left.set(current.budget.get());
@@ -195,28 +196,30 @@ pub fn check(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     } else {
         cpu.ready.get().enqueue_front(&ScLinks, priority, id);
     }
-    schedule(cpu)
+    schedule(cpu, now)
 }
 
-/// Runs the most urgent ready SC, or waits for an interrupt.
-pub fn schedule(cpu: &'static Cpu) -> ! {
+/// Runs the most urgent ready SC, or waits for an interrupt. It is `time` now.
+pub fn schedule(cpu: &'static Cpu, mut time: u64) -> ! {
     loop {
-        cpu.reschedule.set(false);
-        rounds::attend(cpu);
+        // Whoever wants something of this CPU has set it.
+        if cpu.reschedule.replace(false) && rounds::attend(cpu) {
+            time = now();
+        }
         if let Some((_, id)) = cpu.ready.get().pop_highest(&ScLinks) {
             let sc = by_id::<Sc>(id);
             if sc.left.get() == 0 {
                 sc.left.set(sc.budget.get());
             }
-            let now = now();
             cpu.counters.count(counter::TURN);
             cpu.sc.set(Some(sc));
-            sc.begin(now);
-            cpu.slice_end.set(now.saturating_add(sc.left.get()));
+            sc.begin(time);
+            cpu.slice_end.set(time.saturating_add(sc.left.get()));
             timer::program(cpu);
             if let Some(ec) = follow(cpu, sc) {
                 run::run(cpu, ec);
             }
+            time = now();
             continue;
         }
         // An interrupt came while it attended.
@@ -232,7 +235,8 @@ pub fn schedule(cpu: &'static Cpu) -> ! {
         let idle = cpu.idle.get();
         idle.inspect(|idle| idle.begin(now()));
         crate::registers::halt();
-        idle.inspect(|idle| idle.end(now()));
+        time = now();
+        idle.inspect(|idle| idle.end(time));
     }
 }
 
@@ -241,7 +245,7 @@ pub fn resume_current(cpu: &'static Cpu) -> ! {
     if let Some(ec) = cpu.sc.get().and_then(|sc| follow(cpu, sc)) {
         run::run(cpu, ec);
     }
-    schedule(cpu)
+    schedule(cpu, now())
 }
 
 /// Who must be done before `ec` can go on: the callee that serves it, or the busy one that it helps. None of that
@@ -271,7 +275,7 @@ fn follow(cpu: &Cpu, sc: &Sc) -> Option<&'static Ec> {
             _ => return Some(ec),
         }
     }
-    suspend(cpu);
+    suspend(cpu, now());
     None
 }
 

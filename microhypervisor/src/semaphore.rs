@@ -8,8 +8,9 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use abi::Status;
+use abi::utcb::gpr;
 use kernel_core::ready::Fifo;
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcLinks, EcTimeouts};
@@ -66,17 +67,11 @@ impl Sm {
     /// Releases the EC that waits longest, or counts.
     pub fn up(&self, cpu: &Cpu) -> Result<(), Status> {
         let mut state = self.state.lock();
-        let Some(id) = state.queue.pop_front(&EcLinks) else {
-            state.counter = state.counter.checked_add(1).ok_or(Status::Overflow)?;
+        if state.queue.front().is_some() {
+            release(cpu, state);
             return Ok(());
-        };
-        drop(state);
-        let ec = by_id::<Ec>(id);
-        if core::ptr::eq(ec.cpu, cpu) {
-            wake(cpu, ec, Status::Success);
-        } else {
-            rounds::post_ec(ec, rounds::mail::WAKE);
         }
+        state.counter = state.counter.checked_add(1).ok_or(Status::Overflow)?;
         Ok(())
     }
 
@@ -96,8 +91,8 @@ impl Sm {
         first.is_some()
     }
 
-    /// Counts down, or blocks `ec` until an up, or until `timeout` if that is not 0.
-    pub fn down(&'static self, cpu: &'static Cpu, ec: &'static Ec, zero: bool, timeout: u64) -> Result<(), Status> {
+    /// Counts down, or blocks `ec` until an up, or until the time in its RSI if that is not 0.
+    pub fn down(&'static self, cpu: &'static Cpu, ec: &'static Ec, zero: bool) -> Result<(), Status> {
         if let Some(gsi) = self.interrupt() {
             if self.route.load(Ordering::Relaxed) != ec.cpu.number as u32 {
                 return Err(Status::BadCpu);
@@ -112,6 +107,12 @@ impl Sm {
             state.counter = if zero { 0 } else { state.counter.saturating_sub(1) };
             return Ok(());
         }
+        self.wait(cpu, ec, state)
+    }
+
+    #[inline(never)]
+    fn wait(&'static self, cpu: &'static Cpu, ec: &'static Ec, mut state: MutexGuard<State>) -> Result<(), Status> {
+        let timeout = ec.gpr(gpr::RSI);
         if timeout != 0 && timeout <= crate::cpu::now() {
             return Err(Status::Timeout);
         }
@@ -125,6 +126,19 @@ impl Sm {
             timer::program(cpu);
         }
         sched::park(cpu, ec)
+    }
+}
+
+/// Takes the EC that waits longest out of a semaphore's queue, and wakes it.
+#[inline(never)]
+fn release(cpu: &Cpu, mut state: MutexGuard<State>) {
+    let first = state.queue.pop_front(&EcLinks);
+    drop(state);
+    let Some(ec) = first.map(by_id::<Ec>) else { return };
+    if core::ptr::eq(ec.cpu, cpu) {
+        wake(cpu, ec, Status::Success);
+    } else {
+        rounds::post_ec(ec, rounds::mail::WAKE);
     }
 }
 

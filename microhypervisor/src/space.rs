@@ -5,7 +5,8 @@
 //!
 //! Every space has one lock for writers. What a delegation takes it reads under the lock of the destination: a right
 //! that is revoked in the source and then in the destination does not come back. Hence the source is read without its
-//! lock, or read again if it changed. Lock order: a PIO space, a space of memory, an account's slabs, the pool.
+//! lock, or read again if it changed. Lock order: an object space, the list of what a protection domain
+//! owns; a PIO space, a space of memory, an account's slabs, the pool.
 
 mod kernel;
 mod memory;
@@ -16,13 +17,13 @@ use abi::Status;
 use abi::capability::{Permissions, SELECTOR_COUNT};
 use kernel_core::shootdown::Use;
 use kernel_core::slots::{Entry, Named};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 pub use self::kernel::{CPUS, DEVICES, build_kernel, map_cpu, map_device, master, unmap_device};
 pub use self::memory::{GuestSpace, HostSpace, Memory, set_largest_page};
 use crate::cpu::Cpu;
 use crate::memory::{Frame, release};
-use crate::object::{self, Object, Ref, named, resolve};
+use crate::object::{self, Found, Object, named, resolve};
 use crate::pd::Pd;
 
 /// The root of a table of capabilities with two levels of 512 entries.
@@ -48,7 +49,7 @@ impl Selectors {
 
     /// The object at `selector` if it is a `T` and the capability carries `permissions`.
     #[inline(always)]
-    pub fn get<T: Object>(&self, selector: u64, permissions: Permissions) -> Result<(&'static T, Ref<T>), Status> {
+    pub fn get<T: Object>(&self, selector: u64, permissions: Permissions) -> Found<T> {
         resolve(self.find(selector), permissions)
     }
 }
@@ -73,10 +74,6 @@ impl ObjectSpace {
         unsafe { &*self.root.pointer().cast() }
     }
 
-    fn slot(&self, selector: u64) -> Option<&'static AtomicU64> {
-        self.selectors().slot(selector)
-    }
-
     /// Destruction: drops some more of its capabilities, frees its frames; `done` counts. True when all are gone.
     pub fn clear(&self, done: &mut u64) -> bool {
         const BATCH: u64 = 16;
@@ -87,13 +84,13 @@ impl ObjectSpace {
             release(self.root);
             return true;
         };
-        if self.slot(first).is_none() {
+        if self.selectors().slot(first).is_none() {
             *done += 512;
             return false;
         }
         *done += BATCH;
         for selector in first..*done {
-            object::table().drop_use(self.selectors().find(selector).0.reference());
+            object::TABLE.drop_use(self.selectors().find(selector).0.reference());
         }
         if let Some(frame) = Frame::from_pointer(leaf.load(Ordering::Relaxed)).filter(|_| (*done).is_multiple_of(512)) {
             release(frame);
@@ -105,50 +102,50 @@ impl ObjectSpace {
     pub fn set(&self, selector: u64, entry: &dyn Fn() -> Entry) -> Result<(), Status> {
         let _guard = self.lock.lock();
         let entry = entry();
-        if entry != Entry::NULL {
-            self.provide(selector)?;
-        }
-        self.write(selector, entry);
+        let slot = match self.selectors().slot(selector) {
+            Some(slot) => slot,
+            None if entry == Entry::NULL => return Ok(()),
+            None => self.provide(selector)?,
+        };
+        let entry = if object::TABLE.retain(entry.reference()) { entry } else { Entry::NULL };
+        let old = Entry::from_raw(slot.load(Ordering::Relaxed));
+        slot.store(entry.to_raw(), Ordering::Release);
+        object::TABLE.drop_use(old.reference());
         Ok(())
-    }
-
-    /// Replaces what is at `selector`. The lock is held.
-    fn write(&self, selector: u64, entry: Entry) {
-        if let Some(slot) = self.slot(selector) {
-            let entry = if object::table().retain(entry.reference()) { entry } else { Entry::NULL };
-            let old = Entry::from_raw(slot.swap(entry.to_raw(), Ordering::Release));
-            object::table().drop_use(old.reference());
-        }
     }
 
     /// Makes room for a new object's capability at `selector`, which must hold a null capability.
-    pub fn reserve(&self, selector: u64) -> Result<(), Status> {
-        let _guard = self.lock.lock();
-        if selector >= SELECTOR_COUNT || !self.selectors().find(selector).1.is_nothing() {
+    pub fn reserve(&self, selector: u64) -> Result<Place<'_>, Status> {
+        let guard = self.lock.lock();
+        let slot = self.selectors().slot(selector);
+        let taken = |slot: &AtomicU64| !named(Entry::from_raw(slot.load(Ordering::Relaxed)).reference()).is_nothing();
+        if selector >= SELECTOR_COUNT || slot.is_some_and(taken) {
             return Err(Status::BadCap);
         }
-        self.provide(selector)
+        let slot = slot.map_or_else(|| self.provide(selector), Ok)?;
+        Ok(Place { slot, _guard: guard })
     }
 
-    /// Puts a new object's capability there, unless another CPU was faster.
-    pub fn fill(&self, selector: u64, entry: Entry) -> Result<(), Status> {
-        let _guard = self.lock.lock();
-        if !self.selectors().find(selector).1.is_nothing() {
-            return Err(Status::BadCap);
-        }
-        self.write(selector, entry);
-        Ok(())
+    /// The leaf of `selector`, which exists, is not there yet. The lock is held.
+    fn provide(&self, selector: u64) -> Result<&'static AtomicU64, Status> {
+        let leaf = self.pd.account().frames(0).ok_or(Status::MemCap)?;
+        // SAFETY: as in `slot`; the new leaf is zeroed.
+        let root = unsafe { &*self.root.pointer().cast::<[AtomicU64; 512]>() };
+        root[(selector >> 9) as usize & 511].store(leaf.pointer() as u64, Ordering::Release);
+        self.selectors().slot(selector).ok_or(Status::MemCap)
     }
+}
 
-    /// Makes sure that the leaf of `selector`, which exists, is there. The lock is held.
-    fn provide(&self, selector: u64) -> Result<(), Status> {
-        if self.slot(selector).is_none() {
-            let leaf = self.pd.account().frames(0).ok_or(Status::MemCap)?;
-            // SAFETY: as in `slot`; the new leaf is zeroed.
-            let root = unsafe { &*self.root.pointer().cast::<[AtomicU64; 512]>() };
-            root[(selector >> 9) as usize & 511].store(leaf.pointer() as u64, Ordering::Release);
-        }
-        Ok(())
+/// Where a new object's capability will be, in an object space that nobody else changes meanwhile.
+pub struct Place<'a> {
+    slot: &'static AtomicU64,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Place<'_> {
+    /// Puts the first capability for a new object there: its creator's use of the object becomes the capability's.
+    pub fn fill(&self, entry: Entry) {
+        self.slot.store(entry.to_raw(), Ordering::Release);
     }
 }
 

@@ -36,10 +36,6 @@ impl FrameMeta {
     pub const RESERVED: Self = Self { next: 0, prev: 0, state: INNER, owner: 0 };
 }
 
-/// Why a frame could not be freed: it does not begin an allocated block (freed twice, or never allocated).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAllocated;
-
 /// The allocator. Allocation and freeing take at most [`ORDERS`] steps.
 #[derive(Debug)]
 pub struct Frames<'a> {
@@ -76,9 +72,10 @@ impl<'a> Frames<'a> {
         Some(FrameNumber(frame))
     }
 
-    /// Frees the block that begins with `frame` and returns its order.
-    pub fn free(&mut self, frame: FrameNumber) -> Result<u8, NotAllocated> {
-        let order = self.order(frame).ok_or(NotAllocated)?;
+    /// Frees the block that begins with `frame` and returns its order; `None` if `frame` does not begin an allocated block
+    /// (freed twice, or never allocated).
+    pub fn free(&mut self, frame: FrameNumber) -> Option<u8> {
+        let order = self.order(frame)?;
         let (mut block, mut merged) = (frame.0, order);
         while let Some(meta) = self.meta.get_mut(block as usize) {
             meta.state = INNER;
@@ -92,7 +89,7 @@ impl<'a> Frames<'a> {
         }
         self.push(block, merged);
         self.available += 1 << order;
-        Ok(order)
+        Some(order)
     }
 
     /// Number of free frames.

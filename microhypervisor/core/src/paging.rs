@@ -47,8 +47,6 @@ pub struct Format {
     no_execute: u64,
     /// The memory type in a small and in a large leaf, by cacheability in its numeric order: WB, WT, WC, UC, WP.
     memory_types: [[u64; 5]; 2],
-    /// The bits of all memory types in a small and in a large leaf.
-    memory_type: [u64; 2],
 }
 
 /// Four-level paging for user pages (Intel SDM vol. 3A, 4.5; AMD APM vol. 2, 5.3), and nested paging, where every access
@@ -63,7 +61,6 @@ pub static HOST: Format = Format {
     execute: 0,
     no_execute: host::NO_EXECUTE,
     memory_types: [host::memory_types(host::PAT_SMALL), host::memory_types(host::PAT_LARGE)],
-    memory_type: [host::PAT_SMALL | host::TYPE, host::PAT_LARGE | host::TYPE],
 };
 
 /// Bits of [`HOST`] entries.
@@ -78,7 +75,6 @@ mod host {
     pub const PAT_SMALL: u64 = 1 << 7;
     pub const PAT_LARGE: u64 = 1 << 12;
     pub const NO_EXECUTE: u64 = 1 << 63;
-    pub const TYPE: u64 = CACHE_DISABLE | WRITE_THROUGH;
 
     pub const fn memory_types(pat: u64) -> [u64; 5] {
         [0, WRITE_THROUGH, pat, CACHE_DISABLE | WRITE_THROUGH, pat | WRITE_THROUGH]
@@ -94,7 +90,6 @@ pub static EPT: Format = Format {
     execute: ept::EXECUTE,
     no_execute: 0,
     memory_types: [ept::MEMORY_TYPES; 2],
-    memory_type: [7 << 3; 2],
 };
 
 /// Bits of [`EPT`] entries.
@@ -376,10 +371,9 @@ impl Format {
 
     /// The cacheability of a leaf of level `level`.
     fn cacheability(&self, entry: u64, level: u8) -> Cacheability {
-        let large = usize::from(level != 0);
-        let bits = entry & self.memory_type[large];
-        let found = self.memory_types[large].iter().position(|known| *known == bits);
-        let found = found.and_then(|n| Cacheability::from_bits(n as u32));
+        let types = &self.memory_types[usize::from(level != 0)];
+        let bits = entry & (types[0] | types[1] | types[2] | types[3] | types[4]);
+        let found = types.iter().position(|known| *known == bits).and_then(|n| Cacheability::from_bits(n as u32));
         found.unwrap_or(Cacheability::Uncacheable)
     }
 }

@@ -57,18 +57,40 @@ impl Fifo {
 
     /// Appends an object; false, and nothing done, if its cell is in a queue already.
     pub fn push_back(&mut self, links: &impl Links, id: u32) -> bool {
-        self.insert(links, id, self.tail, NIL)
+        let cell = links.links(id);
+        if cell.is_linked() {
+            return false;
+        }
+        cell.next.set(NIL);
+        cell.prev.set(self.tail);
+        match core::mem::replace(&mut self.tail, id) {
+            NIL => self.head = id,
+            last => links.links(last).next.set(id),
+        }
+        true
     }
 
     /// Puts an object before all others; false, and nothing done, if its cell is in a queue already.
     pub fn push_front(&mut self, links: &impl Links, id: u32) -> bool {
-        self.insert(links, id, NIL, self.head)
+        let free = !links.links(id).is_linked();
+        if free {
+            self.connect(links, id, self.head);
+            self.connect(links, NIL, id);
+        }
+        free
     }
 
     /// Takes out the object that waits longest.
     pub fn pop_front(&mut self, links: &impl Links) -> Option<u32> {
         let id = self.front()?;
-        self.remove(links, id).then_some(id)
+        let cell = links.links(id);
+        cell.prev.set(LinkCell::UNLINKED);
+        self.head = cell.next.replace(LinkCell::UNLINKED);
+        match self.head {
+            NIL => self.tail = NIL,
+            next => links.links(next).prev.set(NIL),
+        }
+        Some(id)
     }
 
     /// Takes out an object wherever it stands; false if its cell is in no queue. It must not be in another queue.
@@ -79,15 +101,6 @@ impl Fifo {
         }
         let (next, prev) = (cell.next.replace(LinkCell::UNLINKED), cell.prev.replace(LinkCell::UNLINKED));
         self.connect(links, prev, next);
-        true
-    }
-
-    fn insert(&mut self, links: &impl Links, id: u32, prev: u32, next: u32) -> bool {
-        if links.links(id).is_linked() {
-            return false;
-        }
-        self.connect(links, prev, id);
-        self.connect(links, id, next);
         true
     }
 
@@ -107,19 +120,21 @@ impl Fifo {
 /// A CPU's runnable scheduling contexts: one [`Fifo`] per priority, and a bitmap of those that are not empty.
 #[derive(Debug)]
 pub struct ReadyQueue {
-    occupied: u128,
+    occupied: [u64; 2],
     queues: [Fifo; PRIORITIES],
 }
 
 impl ReadyQueue {
     /// An empty queue.
     pub const fn empty() -> Self {
-        Self { occupied: 0, queues: [const { Fifo::empty() }; PRIORITIES] }
+        Self { occupied: [0; 2], queues: [const { Fifo::empty() }; PRIORITIES] }
     }
 
     /// The highest priority that has an object.
     pub fn highest(&self) -> Option<u8> {
-        self.occupied.checked_ilog2().map(|priority| priority as u8)
+        let [low, high] = self.occupied;
+        let (word, first) = if high != 0 { (high, 64) } else { (low, 0) };
+        word.checked_ilog2().map(|bit| bit as u8 | first)
     }
 
     /// Appends an object to those of its priority (at most [`PRIORITY_MAX`]); false if it is queued already.
@@ -140,15 +155,19 @@ impl ReadyQueue {
     /// Takes out the first object of the highest priority and returns its priority with it.
     pub fn pop_highest(&mut self, links: &impl Links) -> Option<(u8, u32)> {
         let priority = self.highest()?;
-        let id = self.queues.get(usize::from(priority))?.front()?;
-        self.remove(links, priority, id).then_some((priority, id))
+        let mut first = None;
+        self.update(priority, |queue| {
+            first = queue.pop_front(links);
+            first.is_some()
+        });
+        Some((priority, first?))
     }
 
     fn update(&mut self, priority: u8, change: impl FnOnce(&mut Fifo) -> bool) -> bool {
         let Some(queue) = self.queues.get_mut(usize::from(priority)) else { return false };
         let changed = change(queue);
-        let bit = 1 << priority;
-        self.occupied = if queue.front().is_some() { self.occupied | bit } else { self.occupied & !bit };
+        let (word, bit) = (&mut self.occupied[usize::from(priority >> 6) & 1], 1 << (priority & 63));
+        *word = if queue.front().is_some() { *word | bit } else { *word & !bit };
         changed
     }
 }

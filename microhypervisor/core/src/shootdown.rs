@@ -118,6 +118,11 @@ impl<const WORDS: usize> Requests<WORDS> {
         word.is_some_and(|word| word.fetch_or(1 << (from % 64), AcqRel) == 0)
     }
 
+    /// Whether one of the first `cpus` CPUs asks.
+    pub fn any(&self, cpus: u16) -> bool {
+        self.0.iter().take(usize::from(cpus).div_ceil(64)).any(|word| word.load(Relaxed) != 0)
+    }
+
     /// All requests of the first `cpus` CPUs, by the owner when it was interrupted; it flushes, and then acknowledges
     /// each.
     #[must_use = "each CPU in it waits"]

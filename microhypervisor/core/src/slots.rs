@@ -231,9 +231,7 @@ impl<'a> HeaderTable<'a> {
         let index = self.pop().or_else(|| self.take_fresh())?;
         let header = self.header(index)?;
         let generation = header.generation(Relaxed).max(1);
-        for member in [&header.link, &header.before, &header.owner, &header.first] {
-            member.store(0, Relaxed);
-        }
+        header.link.store(0, Relaxed);
         header.content.store(Header::live_content(kind, object), Relaxed);
         header.life.store((generation as u64) << 32 | 1, Release);
         Some(Reference { index, generation })
@@ -324,7 +322,8 @@ impl<'a> HeaderTable<'a> {
     /// Puts a header first into the list of what `owner` owns. Under the lock of that owner, as all that follows.
     pub fn attach(&self, owner: u32, index: u32) {
         let (Some(above), Some(header)) = (self.header(owner), self.header(index)) else { return };
-        let first = above.first.swap(index + 1, Relaxed);
+        let first = above.first.load(Relaxed);
+        above.first.store(index + 1, Relaxed);
         if let Some(second) = first.checked_sub(1).and_then(|first| self.header(first)) {
             second.before.store(index + 1, Relaxed);
         }
@@ -336,8 +335,11 @@ impl<'a> HeaderTable<'a> {
     /// Takes a header out of its owner's list.
     pub fn detach(&self, index: u32) {
         let Some(header) = self.header(index) else { return };
-        let (next, before) = (header.link.swap(0, Relaxed), header.before.swap(0, Relaxed));
-        let owner = header.owner.swap(0, Relaxed);
+        let [next, before, owner] = [&header.link, &header.before, &header.owner].map(|member| {
+            let old = member.load(Relaxed);
+            member.store(0, Relaxed);
+            old
+        });
         if let Some(next) = next.checked_sub(1).and_then(|next| self.header(next)) {
             next.before.store(before, Relaxed);
         }

@@ -230,6 +230,23 @@ impl Board {
         }
     }
 
+    /// As [`Board::mmio_read`], if nothing follows from it.
+    #[inline]
+    pub fn quiet_mmio_read(&self, gpa: u64, width: Width) -> Option<u64> {
+        let offset = gpa.wrapping_sub(ioapic::BASE);
+        (offset < ioapic::SIZE).then(|| self.ioapic.read(offset, width))
+    }
+
+    /// As [`Board::mmio_write`], if nothing follows from it; false, and nothing is done, otherwise.
+    #[inline]
+    pub fn quiet_mmio_write(&mut self, gpa: u64, value: u64) -> bool {
+        let quiet = gpa == ioapic::BASE + ioapic::REGISTER_SELECT;
+        if quiet {
+            self.ioapic.select(value);
+        }
+        quiet
+    }
+
     /// A write of guest-physical memory outside RAM.
     pub fn mmio_write(&mut self, gpa: u64, width: Width, value: u64, now: u64) {
         match gpa.wrapping_sub(ioapic::BASE) {

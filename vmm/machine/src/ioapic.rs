@@ -14,7 +14,8 @@ pub const SIZE: u64 = 0x1000;
 /// Number of pins.
 pub const PINS: u8 = 24;
 
-const REGISTER_SELECT: u64 = 0x00;
+/// Offset of the register that selects others.
+pub const REGISTER_SELECT: u64 = 0x00;
 const WINDOW: u64 = 0x10;
 const EOI: u64 = 0x40;
 
@@ -122,10 +123,16 @@ impl Ioapic {
         }
     }
 
+    /// Writes the register that selects others, from which nothing follows.
+    #[inline]
+    pub fn select(&mut self, value: u64) {
+        self.select = value as u8;
+    }
+
     /// Writes at an offset in the page; interrupts that become possible are given to `send`.
     pub fn write(&mut self, offset: u64, width: Width, value: u64, send: impl FnMut(Message)) {
         match (offset, width) {
-            (REGISTER_SELECT, _) => self.select = value as u8,
+            (REGISTER_SELECT, _) => self.select(value),
             (WINDOW, Width::Dword | Width::Qword) => self.write_register(value as u32, send),
             (EOI, _) => self.end_of_interrupt(value as u8, send),
             _ => {}

@@ -30,6 +30,7 @@ pub mod pm;
 pub mod report;
 pub mod rtc;
 pub mod serial;
+pub mod site;
 pub mod statistics;
 pub mod vcpu;
 pub mod walk;

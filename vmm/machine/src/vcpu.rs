@@ -33,6 +33,7 @@ use crate::lapic::timer::CrystalClock;
 use crate::memory::GuestMemory;
 use crate::msr;
 use crate::report::{Cause, History};
+use crate::site::Sites;
 use crate::statistics::Statistics;
 
 pub use interrupts::set_controls;
@@ -177,6 +178,7 @@ pub struct Vcpu<P> {
     msrs: msr::Registers,
     kvmclock: KvmClock,
     clock: (Clock, Config),
+    sites: Sites,
     lengths_told: bool,
     cpuid_mtd: Mtd,
     xcr0: u64,
@@ -215,6 +217,7 @@ impl<P: Platform> Vcpu<P> {
             cpuid,
             kvmclock: KvmClock::new(clock, config.wall_clock, now),
             clock: (clock, *config),
+            sites: Sites::default(),
             lengths_told: hardware.lengths_told,
             cpuid_mtd: quick::cpuid_mtd(hardware.lengths_told),
             xcr0: 1,
@@ -288,6 +291,7 @@ impl<P: Platform> Vcpu<P> {
             guest::CPUID => self.cpuid_mtd,
             guest::RDMSR | guest::WRMSR | guest::XSETBV | guest::VMCALL | guest::RDTSC => Mtd::GPR_0_7 | decode,
             guest::IO => quick::PORT,
+            guest::PAGE_FAULT => mmio::MEMORY,
             guest::HLT => Mtd::RFLAGS | Mtd::STA | Mtd::CR | decode,
             guest::INVD | guest::WBINVD => decode,
             guest::INTERRUPT_WINDOW | guest::NMI_WINDOW => Mtd::INJ | Mtd::CR | Mtd::RIP,

@@ -36,6 +36,23 @@ impl Lapic {
         u64::from(value >> (8 * byte)) & width.ones()
     }
 
+    /// As [`Lapic::read_memory`] of a register whose value depends neither on time nor on the processor's task priority.
+    #[inline]
+    pub fn quiet_read(&self, offset: u32, width: Width) -> Option<u64> {
+        if offset & 0xf != 0 || width != Width::Dword {
+            return None;
+        }
+        let value = match offset >> 4 {
+            ID => self.id << 24,
+            VERSION => VERSION_VALUE,
+            SVR => self.svr,
+            ICR => self.icr as u32,
+            LVT_TIMER..=LVT_ERROR => self.lvt[((offset >> 4) - LVT_TIMER) as usize],
+            _ => return None,
+        };
+        Some(value.into())
+    }
+
     /// Writes a register of the page in memory. Other than aligned double words vanish.
     pub fn write_memory(&mut self, offset: u32, width: Width, value: u64, now: u64) -> Outcome {
         if offset & 0xf != 0 || width < Width::Dword {

@@ -8,6 +8,7 @@ use abi::Mtd;
 use abi::event::guest;
 use abi::utcb::{Architectural, gpr};
 
+use super::mmio::MEMORY;
 use super::{Platform, Vcpu};
 use crate::cpuid::Registers;
 use crate::decode;
@@ -66,6 +67,7 @@ impl<P: Platform> Vcpu<P> {
     ) -> Option<Mtd> {
         match number {
             guest::CPUID if have == self.cpuid_mtd => self.quick_cpuid(state, memory),
+            guest::PAGE_FAULT if have == MEMORY => self.quick_access(state, memory),
             _ => None,
         }
     }

@@ -86,6 +86,75 @@ fn cpuid_without_a_length_is_read_where_it_is() {
     assert!(!f.quickly(guest::CPUID).1);
 }
 
+/// Tables under which linear addresses are physical ones, in long mode.
+fn paged() -> Fixture {
+    const TABLES: u64 = 0x1_0000;
+    let mut f = Fixture::on(UNTOLD, 1);
+    for (at, entry) in [(TABLES, 0x1_1003), (0x1_1000, 0x83), (0x1_1018, 0xc000_0083)] {
+        f.memory.write(at, &u64::to_le_bytes(entry)).unwrap();
+    }
+    (f.state.cr0, f.state.cr3, f.state.cr4) = (1 << 31 | 1, TABLES, 1 << 5);
+    f
+}
+
+impl Fixture {
+    /// Touches a device by the instruction `code`, whose address is in RBX and whose register is EAX; true if that was quick.
+    fn touch(&mut self, code: &[u8], gpa: u64, rax: u64) -> bool {
+        let write = u64::from(code[0] == 0x89) << 1;
+        self.memory.write(CODE, code).unwrap();
+        (self.state.rip, self.state.gpr[gpr::RBX], self.state.gpr[gpr::RAX]) = (CODE, gpa, rax);
+        self.state.qualification = [1 << 8 | write, gpa, gpa];
+        let (next, quickly) = self.quickly(guest::PAGE_FAULT);
+        if next == Next::More(EVERYTHING) {
+            assert!(matches!(self.exit(guest::PAGE_FAULT, EVERY), Next::Resume(_)));
+        } else {
+            assert!(matches!(next, Next::Resume(reply) if reply.contains(Mtd::GPR_0_7 | Mtd::GPR_8_15 | Mtd::RIP)));
+        }
+        assert_eq!(self.state.rip, CODE + code.len() as u64);
+        quickly
+    }
+}
+
+#[test]
+fn devices_in_memory_by_instructions_that_were_decoded_before() {
+    const IOAPIC: u64 = 0xfec0_0000;
+    const LOAD: &[u8] = &[0x8b, 0x03];
+    const STORE: &[u8] = &[0x89, 0x03];
+    let mut f = paged();
+    assert!(!f.touch(STORE, IOAPIC, 1), "it was never seen");
+    assert!(f.touch(STORE, IOAPIC, 1));
+    assert!(!f.touch(LOAD, IOAPIC + 0x10, 0), "it is another one");
+    assert!(f.touch(LOAD, IOAPIC + 0x10, 0));
+    assert_eq!(f.state.gpr[gpr::RAX], 0x17_0020);
+    assert!(f.touch(LOAD, 0xfee0_0030, 0));
+    assert_eq!(f.state.gpr[gpr::RAX] & 0xff, 0x14);
+    // From this something follows, but it is decoded once only: the task priority.
+    assert!(!f.touch(STORE, 0xfee0_0080, 0x20));
+    assert_eq!(f.state.cr8, 2);
+    assert!(!f.touch(STORE, 0xfee0_0080, 0x30));
+    assert_eq!((f.state.cr8, f.vcpu.lapic().cr8()), (3, 3));
+    // An access to page tables, or one of another kind than the instruction, is not the instruction's.
+    for qualification in [2, 1 << 8, 1 << 8 | 4] {
+        f.state.rip = CODE;
+        f.state.qualification[0] = qualification;
+        assert_eq!(f.quick(guest::PAGE_FAULT, f.vcpu.portal_mtd(guest::PAGE_FAULT)), None, "{qualification:#x}");
+    }
+}
+
+#[test]
+fn an_interrupt_that_a_known_instruction_makes_waits_for_a_recall() {
+    let mut f = paged();
+    const STORE: &[u8] = &[0x89, 0x03];
+    const ICR: u64 = 0xfee0_0300;
+    assert!(!f.touch(STORE, 0xfee0_00f0, 0x1ff));
+    f.state.qualification = [1 << 8 | 2, ICR, ICR];
+    (f.state.rip, f.state.gpr[gpr::RBX], f.state.gpr[gpr::RAX]) = (CODE, ICR, 0x4_0041);
+    let have = f.vcpu.portal_mtd(guest::PAGE_FAULT);
+    let Next::Resume(reply) = f.exit(guest::PAGE_FAULT, have) else { panic!("it is known") };
+    assert!(!reply.contains(Mtd::INJ), "nobody has asked what is on its way");
+    assert_eq!(f.woken(), VcpuSet::one(0));
+}
+
 proptest! {
     /// Whether quickly or not, a serial port and the account of it come to the same.
     #[test]

@@ -40,13 +40,9 @@ pub fn init() {
         if port(7).read() != 0x5a {
             return;
         }
-        port(1).write(0);
-        port(3).write(0x80);
-        port(0).write(1);
-        port(1).write(0);
-        port(3).write(3);
-        port(2).write(7);
-        port(4).write(3);
+        for (offset, value) in [(1, 0), (3, 0x80), (0, 1), (1, 0), (3, 3), (2, 7), (4, 3)] {
+            port(offset).write(value);
+        }
     }
     UART_PRESENT.store(true, Ordering::Relaxed);
 }

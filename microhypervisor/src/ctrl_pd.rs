@@ -39,7 +39,7 @@ pub fn start(cpu: &'static Cpu, ec: &'static Ec, _: Call) -> Result<(), Status> 
 }
 
 fn memory_space(named: Named) -> Result<&'static Memory, Status> {
-    cast::<HostSpace>(named).map(|host| &host.memory).or_else(|_| cast::<GuestSpace>(named).map(|guest| &guest.0))
+    if let Ok(host) = cast::<HostSpace>(named) { Ok(&host.memory) } else { Ok(&cast::<GuestSpace>(named)?.0) }
 }
 
 /// Goes on with a preempted call.

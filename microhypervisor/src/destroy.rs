@@ -18,14 +18,13 @@ use core::sync::atomic::Ordering;
 use abi::Status;
 use abi::capability::Permissions;
 use abi::utcb::gpr;
-use kernel_core::slots::Kind;
 use spin::Mutex;
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
 use crate::guest::{self, GuestState};
 use crate::memory::{release, release_small};
-use crate::object::{self, Object, TABLE};
+use crate::object::{self, Object, TABLE, content};
 use crate::pd::Pd;
 use crate::portal::{self, Pt};
 use crate::rounds::{self, mail};
@@ -201,33 +200,30 @@ fn choose(work: &mut Work) -> bool {
 
 /// What goes with `index`, which nothing used: itself, a protection domain of which it is a part, or nothing.
 fn inactive(index: u32) -> Option<u32> {
-    let gone = match object::content_kind(index) {
-        Kind::Null => false,
-        Kind::Ec => {
-            object::content::<Ec>(index)?.is_in(&[Continuation::Idle, Continuation::Startup, Continuation::Dead])
+    let gone = if let Some(ec) = content::<Ec>(index) {
+        ec.is_in(&[Continuation::Idle, Continuation::Startup, Continuation::Dead])
+    } else if let Some(sc) = content::<Sc>(index) {
+        sc.ec.get().is_none_or(|ec| ec.is_in(&[Continuation::Dead]))
+    } else if let Some(sm) = content::<Sm>(index) {
+        !sm.has_waiters()
+    } else if content::<Pd>(index).is_some() {
+        let mut part = object::first(index);
+        while part.is_some_and(|part| is_part(part) && TABLE.is_unused(part)) {
+            part = object::next(part?);
         }
-        Kind::Sc => object::content::<Sc>(index)?.ec.get().is_none_or(|ec| ec.is_in(&[Continuation::Dead])),
-        Kind::Sm => !object::content::<Sm>(index)?.has_waiters(),
-        Kind::Pd => {
-            let mut part = object::first(index);
-            while part.is_some_and(|part| is_part(part) && TABLE.is_unused(part)) {
-                part = object::next(part?);
-            }
-            part.is_none()
-        }
-        _ if is_part(index) => return TABLE.owner(index).filter(|pd| inactive(*pd).is_some()),
-        _ => true,
+        part.is_none()
+    } else if is_part(index) {
+        return TABLE.owner(index).filter(|pd| inactive(*pd).is_some());
+    } else {
+        !object::header(index).is_nothing()
     };
     gone.then_some(index)
 }
 
 /// Whether `index` goes with its protection domain only, whose ECs use it.
 fn is_part(index: u32) -> bool {
-    match object::content_kind(index) {
-        Kind::ObjectSpace | Kind::HostSpace => true,
-        Kind::PioSpace => object::content::<PioSpace>(index).is_some_and(|space| space.first),
-        _ => false,
-    }
+    let always = content::<ObjectSpace>(index).is_some() || content::<HostSpace>(index).is_some();
+    always || content::<PioSpace>(index).is_some_and(|space| space.first)
 }
 
 /// Whoever began the chain of calls that `ec` serves.
@@ -282,22 +278,22 @@ fn mark(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> bool {
 fn mark_one(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> bool {
     let index = work.at;
     TABLE.end(index, false);
-    if let Some(pd) = object::content::<Pd>(index) {
+    if let Some(pd) = content::<Pd>(index) {
         *pd.dying.lock() = true;
-    } else if let Some(target) = object::content::<Ec>(index) {
+    } else if let Some(target) = content::<Ec>(index) {
         if index == work.target {
             target.space.unmap_kernel_page(target.utcb_address, target.utcb.physical());
             work.unmapped = target.space.memory.generation.current();
         }
         rounds::post_ec(target, mail::STOP);
-    } else if let Some(sc) = object::content::<Sc>(index) {
+    } else if let Some(sc) = content::<Sc>(index) {
         if sc.ec == first_caller(ec).reference {
             sched::inherit(cpu, ec, first_caller(ec).share.get());
         }
         rounds::post_sc(sc, mail::STOP);
-    } else if let Some(sm) = object::content::<Sm>(index) {
+    } else if let Some(sm) = content::<Sm>(index) {
         return !sm.abort_one();
-    } else if !matches!(object::content_kind(index), Kind::Pt) {
+    } else if content::<Pt>(index).is_none() {
         // vCPUs may be using the space.
         guest::SPACES_ENDED.fetch_add(1, Ordering::Release);
     }
@@ -325,7 +321,7 @@ pub fn stop(cpu: &Cpu, ec: &'static Ec) {
 /// Frees something of what the target owns, or the target.
 fn sweep(work: &mut Work) -> Next {
     let below = object::first(work.at);
-    if let Some(pd) = below.filter(|below| object::content::<Pd>(*below).is_some()) {
+    if let Some(pd) = below.filter(|below| content::<Pd>(*below).is_some()) {
         work.at = pd;
         return Next::Step;
     }
@@ -346,7 +342,7 @@ fn sweep(work: &mut Work) -> Next {
 
 /// Frees the object of header `index`, or a part of it.
 fn sweep_one(index: u32, work: &mut Work) -> Next {
-    if let Some(target) = object::content::<Ec>(index) {
+    if let Some(target) = content::<Ec>(index) {
         return sweep_ec(index, target, work);
     }
     let cleared = &mut work.cleared;
@@ -364,7 +360,7 @@ fn sweep_one(index: u32, work: &mut Work) -> Next {
 
 /// Frees the object of header `index` if it is a `T`, when `clear` says that nothing of it remains, which it returns.
 fn free<T: Object>(index: u32, clear: impl FnOnce(&'static T) -> bool) -> Option<bool> {
-    let object = object::content::<T>(index)?;
+    let object = content::<T>(index)?;
     let all = clear(object);
     if all {
         object::free(index, object);

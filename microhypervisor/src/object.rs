@@ -119,14 +119,14 @@ pub fn named(reference: Reference) -> Named {
 /// What was found for a capability, if it is a `T`.
 #[inline(always)]
 pub fn cast<T: Object>(named: Named) -> Result<&'static T, Status> {
-    named.object(T::KIND).map(at).ok_or(Status::BadCap)
+    if let Some(offset) = named.object(T::KIND) { Ok(at(offset)) } else { Err(Status::BadCap) }
 }
 
 /// The object of a capability that was found, if it is a `T` and the capability carries all of `permissions`.
 #[inline(always)]
 pub fn resolve<T: Object>((entry, named): (Entry, Named), permissions: Permissions) -> Found<T> {
-    let object = cast(named).ok().filter(|_| entry.permissions().contains(permissions)).ok_or(Status::BadCap)?;
-    Ok((object, Ref(entry.reference(), PhantomData)))
+    let found = (cast(named)?, Ref(entry.reference(), PhantomData));
+    if entry.permissions().contains(permissions) { Ok(found) } else { Err(Status::BadCap) }
 }
 
 /// Creates an object paid from `account`, which `owner` owns if there is one. The caller has a use of it, to drop.
@@ -206,14 +206,16 @@ fn free_memory(index: u32, memory: *mut u8, size: usize) {
     release_small(memory, size);
 }
 
-/// The kind of what header `index` names, whatever its generation.
-pub fn content_kind(index: u32) -> Kind {
-    TABLE.content(index).map_or(Kind::Null, |(kind, _)| kind)
+/// What header `index` names, whatever its generation. For who destroys it.
+#[inline(always)]
+pub fn header(index: u32) -> Named {
+    HEADER_MEMORY[index as usize % HEADERS].content()
 }
 
-/// What header `index` names, whatever its generation, if it is a `T`. For who destroys it.
+/// The same, if it is a `T`.
+#[inline(always)]
 pub fn content<T: Object>(index: u32) -> Option<&'static T> {
-    TABLE.content(index).filter(|(kind, _)| *kind == T::KIND).map(|(_, offset)| at(offset))
+    cast(header(index)).ok()
 }
 
 /// The first object that protection domain `index` owns.

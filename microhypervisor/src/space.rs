@@ -43,7 +43,7 @@ impl Selectors {
     /// The capability at `selector`, null if there is none, and what it names.
     #[inline(never)]
     pub fn find(&self, selector: u64) -> (Entry, Named) {
-        let entry = self.slot(selector).map_or(Entry::NULL, |slot| Entry::from_raw(slot.load(Ordering::Relaxed)));
+        let entry = self.slot(selector).map_or(Entry::NULL, |slot| Entry(slot.load(Ordering::Relaxed)));
         (entry, named(entry.reference()))
     }
 
@@ -108,7 +108,7 @@ impl ObjectSpace {
             None => self.provide(selector)?,
         };
         let entry = if object::TABLE.retain(entry.reference()) { entry } else { Entry::NULL };
-        let old = Entry::from_raw(slot.load(Ordering::Relaxed));
+        let old = Entry(slot.load(Ordering::Relaxed));
         slot.store(entry.to_raw(), Ordering::Release);
         object::TABLE.drop_use(old.reference());
         Ok(())
@@ -118,7 +118,7 @@ impl ObjectSpace {
     pub fn reserve(&self, selector: u64) -> Result<Place<'_>, Status> {
         let guard = self.lock.lock();
         let slot = self.selectors().slot(selector);
-        let taken = |slot: &AtomicU64| !named(Entry::from_raw(slot.load(Ordering::Relaxed)).reference()).is_nothing();
+        let taken = |slot: &AtomicU64| !named(Entry(slot.load(Ordering::Relaxed)).reference()).is_nothing();
         if selector >= SELECTOR_COUNT || slot.is_some_and(taken) {
             return Err(Status::BadCap);
         }

@@ -184,13 +184,12 @@ impl Space {
     /// Down to the entry for `page` in a table of level `target`, or above if there is no table: table, level, entry.
     fn descend(&self, tables: &impl Tables, page: u64, target: u8) -> (u64, u8, u64) {
         let (mut table, mut level) = (self.root, ROOT_LEVEL);
-        loop {
-            let entry = tables.read(table, index(page, level));
-            if level <= target || !is_table(entry, level) {
-                return (table, level, entry);
-            }
+        let mut entry = tables.read(table, index(page, level));
+        while level > target && entry & LARGE == 0 && entry != 0 {
             (table, level) = (entry & ADDRESS, level - 1);
+            entry = tables.read(table, index(page, level));
         }
+        (table, level, entry)
     }
 
     /// What the page at `va` is mapped to, and the number of pages from it on, at least one, for which the same leaf

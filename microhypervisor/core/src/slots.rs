@@ -47,15 +47,6 @@ pub enum Kind {
     Sm,
 }
 
-impl Kind {
-    fn from_raw(raw: u8) -> Self {
-        use Kind::*;
-        const BY_NUMBER: [Kind; 12] =
-            [Null, Pd, ObjectSpace, HostSpace, GuestSpace, DmaSpace, PioSpace, MsrSpace, Ec, Sc, Pt, Sm];
-        BY_NUMBER.get(usize::from(raw)).copied().unwrap_or(Null)
-    }
-}
-
 /// A reference from one kernel object to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -74,7 +65,7 @@ impl Reference {
 /// An entry of an object space: bits 4:0 permissions, 28:5 header index, 63:32 generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
-pub struct Entry(u64);
+pub struct Entry(pub u64);
 
 impl Entry {
     /// The null capability.
@@ -87,11 +78,6 @@ impl Entry {
             return Self::NULL;
         }
         Self((reference.generation as u64) << 32 | (reference.index as u64) << 5 | permissions as u64)
-    }
-
-    /// The entry with this representation.
-    pub const fn from_raw(raw: u64) -> Self {
-        Self(raw)
     }
 
     /// The representation in memory.
@@ -180,9 +166,11 @@ impl Header {
         Named(if self.generation(Acquire) == generation { self.content.load(Relaxed) } else { 0 })
     }
 
-    fn content(&self) -> (Kind, u32) {
+    /// What it is the header of, whatever its generation: for who destroys that.
+    #[inline(always)]
+    pub fn content(&self) -> Named {
         let content = self.content.load(Relaxed);
-        (Kind::from_raw((content >> 2) as u8 & 0xf), content >> 6)
+        Named(if content & STATE == FREE { 0 } else { content & !STATE | LIVE })
     }
 }
 
@@ -311,12 +299,6 @@ impl<'a> HeaderTable<'a> {
             self.push(index, header);
         }
         released
-    }
-
-    /// Kind and object of a header in use, whatever its generation: for who destroys it.
-    pub fn content(&self, index: u32) -> Option<(Kind, u32)> {
-        let header = self.header(index).filter(|header| header.content.load(Relaxed) & STATE != FREE)?;
-        Some(header.content())
     }
 
     /// Puts a header first into the list of what `owner` owns. Under the lock of that owner, as all that follows.

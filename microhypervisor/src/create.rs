@@ -58,28 +58,22 @@ pub fn pd(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (pd, _) = object::resolve::<Pd>(owner, Permissions::PD)?;
     let place = ec.objects.reserve(call.selector)?;
     let account = pd.account();
+    let guest = Permissions::GRANT | Permissions::ASSIGN;
     match operation {
         CreatePd::ProtectionDomain => {
-            install(&place, pd, owner.0.permissions(), |own| Ok(Pd::new(own, account, false)))?;
+            install(&place, pd, owner.0.permissions(), |own| Ok(Pd::new(own, account, false))).map(drop)
         }
-        CreatePd::ObjectSpace => only(&pd.objects, || install(&place, pd, MEMORY, |_| ObjectSpace::new(pd)))?,
-        CreatePd::HostSpace => only(&pd.host, || install(&place, pd, MEMORY, |_| HostSpace::new(pd)))?,
-        CreatePd::GuestSpace => {
-            install(&place, pd, Permissions::GRANT | Permissions::ASSIGN, |_| GuestSpace::new(pd))?;
-        }
-        CreatePd::DmaSpace => return Err(Status::BadFtr),
+        CreatePd::ObjectSpace => only(&pd.objects, || install(&place, pd, MEMORY, |_| ObjectSpace::new(pd))),
+        CreatePd::HostSpace => only(&pd.host, || install(&place, pd, MEMORY, |_| HostSpace::new(pd))),
+        CreatePd::GuestSpace => install(&place, pd, guest, |_| GuestSpace::new(pd)).map(drop),
+        CreatePd::DmaSpace => Err(Status::BadFtr),
         CreatePd::PioSpace => {
             let create = |first| install(&place, pd, REGISTERS, |_| PioSpace::new(pd, first));
-            match only(&pd.pio, || create(true)) {
-                Err(Status::Aborted) => drop(create(false)?),
-                result => result?,
-            }
+            let result = only(&pd.pio, || create(true));
+            if result == Err(Status::Aborted) { create(false).map(drop) } else { result }
         }
-        CreatePd::MsrSpace => {
-            install(&place, pd, REGISTERS, |_| MsrSpace::new(pd))?;
-        }
+        CreatePd::MsrSpace => install(&place, pd, REGISTERS, |_| MsrSpace::new(pd)).map(drop),
     }
-    Ok(())
 }
 
 /// create_ec: a local thread, a global thread or a virtual CPU.
@@ -89,12 +83,9 @@ pub fn ec(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     let rdx = ec.gpr(gpr::RDX);
     let (page, number) = (rdx >> PAGE_BITS, rdx as u16 & 0xfff);
     let cpu = Cpu::by_number(number).ok_or(Status::BadCpu)?;
-    let guest = call.flags & flag::EC_GUEST != 0;
-    let kind = match (guest, call.flags & flag::EC_GLOBAL != 0) {
-        (true, _) => EcKind::Guest,
-        (false, true) => EcKind::Global,
-        (false, false) => EcKind::Local,
-    };
+    // By the flags EC_GUEST and EC_GLOBAL.
+    let kind = [EcKind::Local, EcKind::Guest, EcKind::Global, EcKind::Guest][call.flags as usize & 3];
+    let guest = kind == EcKind::Guest;
     if guest && cpu.processor.get().is_none() {
         return Err(Status::BadFtr);
     }

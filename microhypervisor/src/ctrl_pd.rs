@@ -38,6 +38,7 @@ pub fn start(cpu: &'static Cpu, ec: &'static Ec, _: Call) -> Result<(), Status> 
     perform(cpu, ec)
 }
 
+#[inline(always)]
 fn memory_space(named: Named) -> Result<&'static Memory, Status> {
     if let Ok(host) = cast::<HostSpace>(named) { Ok(&host.memory) } else { Ok(&cast::<GuestSpace>(named)?.0) }
 }
@@ -150,10 +151,10 @@ impl Request {
     }
 
     fn memory(&self, from: &Memory, nova: bool, to: &Memory) -> Result<(), Status> {
-        let attributes = self.ec.gpr(8) as u32;
         // Key identifiers, bits 17:3, end with 0; what is above is ignored.
-        let attributes = Cacheability::from_bits(attributes & 7).filter(|_| attributes >> 3 & 0x7fff == 0);
-        let cacheability = if nova { attributes.ok_or(Status::BadPar)? } else { Cacheability::WriteBack };
+        let attributes = self.ec.gpr(8) as u32 & 0x3_ffff;
+        let cacheability = if nova { Cacheability::from_bits(attributes) } else { Some(Cacheability::WriteBack) };
+        let cacheability = cacheability.ok_or(Status::BadPar)?;
         self.within(if nova { platform::physical_pages() } else { from.selectors }, to.selectors)?;
         let result = self.each(|done| {
             let (page, seen) = (self.source.wrapping_add(done), from.generation.current());

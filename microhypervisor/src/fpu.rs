@@ -110,8 +110,5 @@ pub fn prepare_user(cpu: &Cpu, ec: &Ec) {
 
 /// #NM in user mode: true if `ec` may use the FPU and now owns it.
 pub fn switch(cpu: &Cpu, ec: &Ec) -> bool {
-    if ec.fpu_state.is_some() {
-        acquire(cpu, ec);
-    }
-    ec.fpu_state.is_some()
+    ec.fpu_state.inspect(|_| acquire(cpu, ec)).is_some()
 }

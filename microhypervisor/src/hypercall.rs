@@ -111,10 +111,8 @@ fn extension(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Statu
         flags if flags == Operation::MoveAllowance as u8 => {
             let (pd, _) = ec.selectors.get::<Pd>(call.selector, Permissions::PD)?;
             let frames = u32::try_from(ec.gpr(gpr::RSI)).map_err(|_| Status::MemObj)?;
-            if core::ptr::eq(pd, ec.pd) || !pd.give_allowance(ec.pd.account(), frames) {
-                return Err(Status::MemObj);
-            }
-            Ok(())
+            let given = !core::ptr::eq(pd, ec.pd) && pd.give_allowance(ec.pd.account(), frames);
+            given.then_some(()).ok_or(Status::MemObj)
         }
         flags if flags == Operation::Balance as u8 => {
             let (pd, _) = ec.selectors.get::<Pd>(call.selector, Permissions::PD)?;

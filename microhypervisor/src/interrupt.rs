@@ -19,14 +19,13 @@ use crate::{ioapic, lapic, sched};
 /// Vector of global system interrupt 0.
 const FIRST_VECTOR: u8 = 0x20;
 
-const STATE_LEVEL: u8 = 1 << 0;
-const STATE_MASKED: u8 = 1 << 1;
 /// Masked by the kernel until the next down on the semaphore.
-const STATE_HELD: u8 = 1 << 2;
+const HELD: u8 = 1 << 7;
 
 static SEMAPHORES: [Once<Ref<Sm>>; ioapic::MAX_PINS as usize] = [const { Once::new() }; ioapic::MAX_PINS as usize];
+/// Whether a pin is level-triggered, masked ([`flag`]), held back.
 static STATES: [AtomicU8; ioapic::MAX_PINS as usize] =
-    [const { AtomicU8::new(STATE_MASKED) }; ioapic::MAX_PINS as usize];
+    [const { AtomicU8::new(flag::INT_MASKED) }; ioapic::MAX_PINS as usize];
 static CONSOLE: Once<Ref<Sm>> = Once::new();
 
 /// Binds the semaphore of a global system interrupt.
@@ -59,13 +58,10 @@ pub fn assign(semaphore: &Sm, cpu: u16, flags: u8) -> Result<(), Status> {
     }
     let state = STATES.get(gsi as usize).ok_or(Status::BadCap)?;
     semaphore.set_route(cpu);
-    let level = flags & flag::INT_LEVEL != 0;
-    let masked = flags & flag::INT_MASKED != 0;
-    let choose = |condition: bool, bit: u32| if condition { bit } else { 0 };
-    let bits = choose(level, STATE_LEVEL as u32) | choose(masked, STATE_MASKED as u32);
-    state.store(bits as u8, Ordering::Relaxed);
-    let low = choose(flags & flag::INT_LOW != 0, ioapic::LOW);
-    let mode = low | choose(level, ioapic::LEVEL) | choose(masked, ioapic::MASKED);
+    state.store(flags & (flag::INT_LEVEL | flag::INT_MASKED), Ordering::Relaxed);
+    let bit = |flag: u8, bit: u32| if flags & flag != 0 { bit } else { 0 };
+    let mode = bit(flag::INT_LEVEL, ioapic::LEVEL) | bit(flag::INT_MASKED, ioapic::MASKED);
+    let mode = mode | bit(flag::INT_LOW, ioapic::LOW);
     ioapic::route(gsi, FIRST_VECTOR.wrapping_add(gsi as u8), target, mode);
     Ok(())
 }
@@ -73,10 +69,10 @@ pub fn assign(semaphore: &Sm, cpu: u16, flags: u8) -> Result<(), Status> {
 /// Somebody waits for interrupt `gsi` again: a level-triggered one that is held back may come.
 pub fn unmask_level(gsi: u32) {
     if let Some(state) = STATES.get(gsi as usize)
-        && state.load(Ordering::Relaxed) & STATE_HELD != 0
+        && state.load(Ordering::Relaxed) & HELD != 0
     {
-        state.fetch_and(!STATE_HELD, Ordering::Relaxed);
-        if state.load(Ordering::Relaxed) & STATE_MASKED == 0 {
+        state.fetch_and(!HELD, Ordering::Relaxed);
+        if state.load(Ordering::Relaxed) & flag::INT_MASKED == 0 {
             ioapic::mask(gsi, false);
         }
     }
@@ -85,36 +81,24 @@ pub fn unmask_level(gsi: u32) {
 /// Handles an interrupt from outside.
 pub fn handle(cpu: &'static Cpu, vector: u8) {
     trace(cpu, Traced::Interrupt, vector as u16, 0, 0);
+    let gsi = vector.wrapping_sub(FIRST_VECTOR) as usize;
+    if let Some(state) = STATES.get(gsi).filter(|state| state.load(Ordering::Relaxed) & flag::INT_LEVEL != 0) {
+        state.fetch_or(HELD, Ordering::Relaxed);
+        ioapic::mask(gsi as u32, true);
+    }
+    if vector != lapic::SPURIOUS {
+        lapic::end_of_interrupt();
+    }
+    let semaphore = || SEMAPHORES.get(gsi)?.get()?.get();
     cpu.counters.count(match vector {
         lapic::TIMER => counter::TIMER,
         lapic::ATTENTION => counter::ATTENTION,
         _ => counter::INTERRUPT,
     });
-    if vector == lapic::TIMER {
-        lapic::end_of_interrupt();
-        sched::expire(cpu);
-        return;
-    }
-    if vector == lapic::ATTENTION {
-        lapic::end_of_interrupt();
-        cpu.reschedule.set(true);
-        return;
-    }
-    let gsi = vector.wrapping_sub(FIRST_VECTOR) as u32;
-    let Some((state, semaphore)) = STATES.get(gsi as usize).zip(SEMAPHORES.get(gsi as usize)) else {
-        // Spurious, or a vector that nobody programmed: only the former needs no end of interrupt.
-        if vector != 0xff {
-            lapic::end_of_interrupt();
-        }
-        return;
-    };
-    if state.load(Ordering::Relaxed) & STATE_LEVEL != 0 {
-        state.fetch_or(STATE_HELD, Ordering::Relaxed);
-        ioapic::mask(gsi, true);
-    }
-    lapic::end_of_interrupt();
-    if let Some(semaphore) = semaphore.get().and_then(|semaphore| semaphore.get()) {
-        let _ = semaphore.up(cpu);
+    match vector {
+        lapic::TIMER => sched::expire(cpu),
+        lapic::ATTENTION => cpu.reschedule.set(true),
+        _ => drop(semaphore().map(|semaphore| semaphore.up(cpu))),
     }
 }
 

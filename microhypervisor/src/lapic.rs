@@ -12,7 +12,7 @@ pub const TIMER: u8 = 0xf8;
 /// Vector by which CPUs call each other's attention.
 pub const ATTENTION: u8 = 0xf9;
 /// Vector of spurious interrupts.
-const SPURIOUS: u8 = 0xff;
+pub const SPURIOUS: u8 = 0xff;
 
 const ID: u32 = 0x02;
 const TASK_PRIORITY: u32 = 0x08;

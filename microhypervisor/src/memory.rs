@@ -435,8 +435,8 @@ impl kernel_core::paging::Tables for Tables<'_> {
     }
 
     fn live(&mut self, table: u64, delta: i32) -> u32 {
-        let Some(frame) = Frame::from_physical(table) else { return u32::MAX };
-        let live = &mut slab(frame.0).free;
+        // It lies in the pool.
+        let live = &mut slab((table.wrapping_sub(POOL.get() as u64 - KERNEL) / FRAME as u64) as u32).free;
         *live = live.wrapping_add_signed(delta as i64);
         *live as u32
     }

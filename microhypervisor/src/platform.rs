@@ -75,10 +75,8 @@ fn sleep(descriptor: u64) -> Result<(), Status> {
     match state {
         5 if fadt.pm1a_control != 0 => {
             crate::console::drain();
-            enter_sleep(fadt.pm1a_control, a);
-            if fadt.pm1b_control != 0 {
-                enter_sleep(fadt.pm1b_control, b);
-            }
+            let registers = [(fadt.pm1a_control, a), (fadt.pm1b_control, b)].into_iter();
+            registers.filter(|(port, _)| *port != 0).for_each(|(port, kind)| enter_sleep(port, kind));
         }
         7 => {
             crate::console::drain();

@@ -205,11 +205,7 @@ extern "C" fn user_interrupt(ec: &'static Ec) -> ! {
     let vector = ec.vector.get();
     match vector {
         2 => {}
-        8 | 18 => crate::panic::fatal(format_args!(
-            "{} in user mode at RIP {:#x}",
-            if vector == 8 { "double fault" } else { "machine check" },
-            ec.rip.get()
-        )),
+        8 | 18 => crate::panic::fatal(format_args!("exception {vector:#x} in user mode at RIP {:#x}", ec.rip.get())),
         7 if fpu::switch(cpu, ec) => {}
         13 if show_ports(cpu, ec) => {}
         0..32 => {

@@ -158,9 +158,15 @@ pub trait Service: Send + 'static {
     fn serve(&mut self, pid: u64, mtd: u32, utcb: Utcb) -> u32;
 
     /// As [`Self::serve`], for what takes a few instructions and calls nothing, so that no register has to be kept. None,
-    /// with nothing done: it is for `serve`.
+    /// with nothing done: it is for `brief`.
     #[inline(always)]
     fn quick(&mut self, _pid: u64, _mtd: u32, _utcb: Utcb) -> Option<u32> {
+        None
+    }
+
+    /// The same for what takes more of them. None: it is for `serve`.
+    #[inline(always)]
+    fn brief(&mut self, _pid: u64, _mtd: u32, _utcb: Utcb) -> Option<u32> {
         None
     }
 }
@@ -218,9 +224,17 @@ impl Server {
                 hosted.1.beat();
                 return reply;
             }
+            brief(pid, mtd, utcb, hosted)
+        }
+        // Apart, so that only what needs registers of its own saves them.
+        #[inline(never)]
+        extern "C" fn brief<S: Service>(pid: u64, mtd: u32, utcb: Utcb, hosted: &mut Hosted<S>) -> u32 {
+            if let Some(reply) = hosted.0.brief(pid, mtd, utcb) {
+                hosted.1.beat();
+                return reply;
+            }
             serve(pid, mtd, utcb, hosted)
         }
-        /// Apart, so that only what needs registers of its own saves them.
         #[inline(never)]
         extern "C" fn serve<S: Service>(pid: u64, mtd: u32, utcb: Utcb, hosted: &mut Hosted<S>) -> u32 {
             let reply = hosted.0.serve(pid, mtd, utcb);

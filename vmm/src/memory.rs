@@ -30,10 +30,12 @@ impl HostMemory {
         self.base
     }
 
-    /// The offset of eight bytes that are not below [`HostMemory::last`].
+    /// Eight bytes that are not below [`HostMemory::last`].
     #[inline(never)]
-    fn far(&self, gpa: u64) -> Result<u64, NotRam> {
-        self.ram.offset(gpa, 8).ok_or(NotRam { gpa })
+    fn far_u64(&self, gpa: u64) -> Result<u64, NotRam> {
+        let mut bytes = [0; 8];
+        self.read(gpa, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
     }
 
     /// The address of `length` bytes at `offset`, or null when they are not all inside.
@@ -52,14 +54,24 @@ impl GuestMemory for HostMemory {
 
     #[inline]
     fn read_u64(&self, gpa: u64) -> Result<u64, NotRam> {
-        let offset = if gpa < self.last { gpa } else { self.far(gpa)? };
+        match self.near_u64(gpa) {
+            Some(value) => Ok(value),
+            None => self.far_u64(gpa),
+        }
+    }
+
+    #[inline(always)]
+    fn near_u64(&self, gpa: u64) -> Option<u64> {
+        if gpa >= self.last {
+            return None;
+        }
         let value;
         // SAFETY: it lies in the mapped RAM. An instruction of its own, for it need not be aligned.
         unsafe {
-            asm!("mov {}, [{} + {}]", out(reg) value, in(reg) self.base, in(reg) offset,
+            asm!("mov {}, [{} + {}]", out(reg) value, in(reg) self.base, in(reg) gpa,
                 options(nostack, readonly, preserves_flags));
         }
-        Ok(value)
+        Some(value)
     }
 
     fn load(&self, offset: u64, bytes: &mut [u8]) {

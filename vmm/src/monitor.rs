@@ -68,6 +68,13 @@ impl Service for Monitor {
         let (number, have) = (pid as u16, Mtd::from_bits_retain(mtd));
         self.vcpu.quick_port(number, have, utcb.architectural()).map(|reply| reply.bits())
     }
+
+    #[inline(always)]
+    fn brief(&mut self, pid: u64, mtd: u32, mut utcb: Utcb) -> Option<u32> {
+        let (number, have) = (pid as u16, Mtd::from_bits_retain(mtd));
+        let memory = &self.machine.memory;
+        self.vcpu.quick_cpuid(number, have, utcb.architectural(), memory).map(|reply| reply.bits())
+    }
 }
 
 impl Monitor {

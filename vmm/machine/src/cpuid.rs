@@ -194,12 +194,20 @@ impl Cpuid {
         if number == leaf { answer } else { [0; 4] }
     }
 
-    /// The answer where it depends on nothing but the leaf; None where it does, or where nothing is known.
-    #[inline]
-    pub fn plain(&self, leaf: u32) -> Option<&Registers> {
+    /// The answer where it depends on next to nothing but the leaf, and bits that are to be added to its ECX; None where it
+    /// depends on more, or where nothing is known.
+    #[inline(always)]
+    pub fn plain(&self, leaf: u32, subleaf: u32, cr4: u64) -> Option<(&Registers, u32)> {
         let Leaf { number, answer } = &self.leaves[slot(leaf)];
-        // Leaf 1 depends on CR4, leaf 7 on the subleaf. None of the others that do are in the table.
-        (*number == leaf && leaf | 6 != 7).then_some(answer)
+        if *number != leaf {
+            return None;
+        }
+        // Of the leaves in the table, 1 depends on CR4, and 7 on the subleaf.
+        match leaf {
+            1 => Some((answer, osxsave(cr4))),
+            7 if subleaf != 0 => None,
+            _ => Some((answer, 0)),
+        }
     }
 
     fn hypervisor_leaves(&mut self, clocks: Clocks) {
@@ -306,8 +314,8 @@ impl Cpuid {
             leaf => leaf,
         };
         let mut registers = self.leaf(leaf);
-        if leaf == 1 && cr4 & crate::walk::cr4::OSXSAVE != 0 {
-            registers[2] |= OSXSAVE;
+        if leaf == 1 {
+            registers[2] |= osxsave(cr4);
         }
         registers
     }
@@ -331,6 +339,12 @@ impl Cpuid {
             _ => [0; 4],
         }
     }
+}
+
+/// What leaf 1 tells in ECX of CR4.
+#[inline]
+const fn osxsave(cr4: u64) -> u32 {
+    if cr4 & crate::walk::cr4::OSXSAVE != 0 { OSXSAVE } else { 0 }
 }
 
 /// Leaves 0xb and 0x1f: one thread to a core, all cores in one package.

@@ -73,12 +73,12 @@ const fn is_prefix(byte: u8, bitness: u32) -> bool {
 /// Length of the CPUID that caused an exit in long mode, if it has no prefixes. Needs RIP, CR, EFER, and not the code
 /// segment, which costs more than all the rest: should a program of 32 bits have a segment that does not begin at 0, other
 /// bytes are looked at; it would have to put just these there, and a prefix before its CPUID, to be deceived, by itself.
-#[inline]
-pub fn cpuid_length(state: &Architectural, memory: &impl GuestMemory) -> Option<u32> {
+#[inline(always)]
+pub fn cpuid_length(state: &Architectural, read: impl Fn(u64) -> Option<u64>) -> Option<u32> {
     const OPCODE: u64 = 0xa20f;
-    let gpa = Paging::of(state).executed(memory, state.rip)?;
+    let gpa = Paging::of(state).executed_by(&read, state.rip)?;
     let crosses = gpa & 0xfff > 0xff8;
-    (!crosses && memory.read_u64(gpa).ok()? & 0xffff == OPCODE).then_some(2)
+    (!crosses && read(gpa)? & 0xffff == OPCODE).then_some(2)
 }
 
 /// First byte of the instruction that caused an exit in 64-bit mode.

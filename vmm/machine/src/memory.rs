@@ -107,6 +107,12 @@ pub trait GuestMemory {
         Ok(u64::from_le_bytes(bytes))
     }
 
+    /// As [`GuestMemory::read_u64`], where that takes next to nothing; None where it takes more.
+    #[inline]
+    fn near_u64(&self, gpa: u64) -> Option<u64> {
+        self.read_u64(gpa).ok()
+    }
+
     /// Clears a range.
     fn clear(&self, gpa: u64, length: u64) -> Result<(), NotRam> {
         let mut offset = self.ram().offset(gpa, length).ok_or(NotRam { gpa })?;

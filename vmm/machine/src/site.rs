@@ -178,14 +178,13 @@ impl Default for Sites {
 }
 
 /// The code at the instruction pointer, if it lies in one page of RAM. Needs RIP, CR, EFER.
-#[inline]
+#[inline(always)]
 fn code(state: &Architectural, memory: &impl GuestMemory) -> Option<u64> {
     let gpa = Paging::of(state).executed(memory, state.rip)?;
     (gpa & 0xfff <= 0x1000 - COMPARED).then_some(gpa)
 }
 
 /// The first `length` bytes of two words.
-#[inline]
 fn first(length: u8, words: [u64; 2]) -> [u64; 2] {
     let length = usize::from(length);
     [words[0] & mask(length), if length > 8 { words[1] & mask(length - 8) } else { 0 }]
@@ -199,13 +198,18 @@ impl Sites {
     /// The instruction at the instruction pointer, if it was kept and is still there. Needs RIP, CR, EFER, but not the code
     /// segment: see [`crate::decode::cpuid_length`].
     #[inline]
-    pub fn find(&self, state: &Architectural, memory: &impl GuestMemory) -> Option<Move> {
+    pub fn find(&self, state: &Architectural, memory: &impl GuestMemory) -> Option<&Move> {
         let site = self.0[Self::slot(state.rip)].as_ref().filter(|site| site.rip == state.rip)?;
         let gpa = code(state, memory)?;
-        let length = site.access.length;
-        let low = memory.read_u64(gpa).ok()?;
-        let high = if length > 8 { memory.read_u64(gpa + 8).ok()? } else { 0 };
-        (first(length, [low, high]) == site.code).then_some(site.access)
+        let bits = 8 * u32::from(site.access.length);
+        let low = memory.read_u64(gpa).ok()? ^ site.code[0];
+        let same = if bits <= u64::BITS {
+            low << (u64::BITS - bits) == 0
+        } else {
+            let high = memory.read_u64(gpa + 8).ok()? ^ site.code[1];
+            low == 0 && high << (2 * u64::BITS - bits) == 0
+        };
+        same.then_some(&site.access)
     }
 
     /// Keeps the instruction at the instruction pointer, of 64-bit code, if it can be.

@@ -50,6 +50,13 @@ const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// An entry of a table of long mode, if it is present. A function of its own, as it is to be in line wherever it is used.
+#[inline(always)]
+fn present_entry(read: impl Fn(u64) -> Option<u64>, table: u64, index: u64) -> Option<u64> {
+    let entry = read((table & ADDRESS) + index * 8)?;
+    (entry & PRESENT != 0).then_some(entry)
+}
+
 /// What an access wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
@@ -123,15 +130,18 @@ impl Paging {
 
     /// Where the instruction is that the CPU has just executed in 64-bit mode, at a linear address: it had the right to, so
     /// that only addresses are looked at. None in other modes, and where tables are not in RAM.
-    #[inline(always)]
+    #[inline]
     pub fn executed(&self, memory: &impl GuestMemory, linear: u64) -> Option<u64> {
+        self.executed_by(|gpa| memory.read_u64(gpa).ok(), linear)
+    }
+
+    /// The same by any way to read eight bytes of RAM.
+    #[inline(always)]
+    pub fn executed_by(&self, read: impl Fn(u64) -> Option<u64>, linear: u64) -> Option<u64> {
         if self.cr0 & cr0::PG == 0 || self.efer & efer::LMA == 0 {
             return None;
         }
-        let entry = |table: u64, shift: u32| {
-            let entry = memory.read_u64((table & ADDRESS) + (linear >> shift & 511) * 8).ok()?;
-            (entry & PRESENT != 0).then_some(entry)
-        };
+        let entry = |table, shift: u32| present_entry(&read, table, linear >> shift & 511);
         let page = |entry: u64, shift: u32| {
             let mask = (1 << shift) - 1;
             Some(entry & ADDRESS & !mask | linear & mask)

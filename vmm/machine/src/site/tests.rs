@@ -48,11 +48,11 @@ fn an_instruction_is_found_again_until_it_changes() {
     let mut sites = Sites::default();
     assert_eq!(sites.find(&state, &memory), None);
     keep(&mut sites, &[0x8b, 0x43, 0x20], &state, &memory); // mov eax, [rbx + 0x20]
-    let found = sites.find(&state, &memory).expect("it was kept");
+    let found = *sites.find(&state, &memory).expect("it was kept");
     assert_eq!((found.width, found.write), (Width::Dword, false));
     // What stands behind it does not matter, each of its own bytes does.
     memory.write(CODE + 3, &[0xcc]).unwrap();
-    assert_eq!(sites.find(&state, &memory), Some(found));
+    assert_eq!(sites.find(&state, &memory), Some(&found));
     for (at, byte) in [(0, 0x89), (1, 0x4b), (2, 0x21)] {
         let mut before = [0];
         memory.read(CODE + at, &mut before).unwrap();
@@ -60,7 +60,7 @@ fn an_instruction_is_found_again_until_it_changes() {
         assert_eq!(sites.find(&state, &memory), None, "byte {at}");
         memory.write(CODE + at, &before).unwrap();
     }
-    assert_eq!(sites.find(&state, &memory), Some(found));
+    assert_eq!(sites.find(&state, &memory), Some(&found));
     // The same address in other tables, or without any.
     memory.write(TABLES + 0x1000, &0x4000_0083u64.to_le_bytes()).unwrap();
     assert_eq!(sites.find(&state, &memory), None);
@@ -106,7 +106,7 @@ fn an_access_is_its_own() {
     let mut sites = Sites::default();
     state.gpr[gpr::RBX] = 0xfee0_0ffe;
     keep(&mut sites, &[0x8b, 3], &state, &memory);
-    let found = sites.find(&state, &memory).unwrap();
+    let found = *sites.find(&state, &memory).unwrap();
     // The second page of an access that crosses; the first one; another place.
     assert!(!found.touches(&state, 0xfee0_1000) && !found.touches(&state, 0xfee0_0ffe));
     state.gpr[gpr::RBX] = 0xfee0_0030;

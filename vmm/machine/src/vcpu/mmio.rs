@@ -87,7 +87,7 @@ impl<P: Platform> Vcpu<P> {
 
     /// The access of an instruction that was decoded before; of all others everything is asked for.
     fn known_access(&mut self, gpa: u64, state: &mut Architectural, memory: &impl GuestMemory, now: u64) -> Next {
-        let Some(access) = self.known(gpa, state, memory) else { return Next::More(EVERYTHING) };
+        let Some(access) = self.known(gpa, state, memory).copied() else { return Next::More(EVERYTHING) };
         self.touched = true;
         self.sync_priority(state);
         let mut reply = MEMORY_REPLY;
@@ -111,7 +111,7 @@ impl<P: Platform> Vcpu<P> {
 
     /// The instruction at the instruction pointer, if it was kept and is what touched `gpa`.
     #[inline]
-    fn known(&self, gpa: u64, state: &Architectural, memory: &impl GuestMemory) -> Option<Move> {
+    fn known(&self, gpa: u64, state: &Architectural, memory: &impl GuestMemory) -> Option<&Move> {
         let access = self.sites.find(state, memory)?;
         let wanted = FINAL | if access.write { WRITE } else { 0 };
         let plain = state.qualification[0] & (FINAL | WRITE | FETCH) == wanted;

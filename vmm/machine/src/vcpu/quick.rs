@@ -13,7 +13,9 @@ use super::{Platform, Vcpu};
 use crate::cpuid::Registers;
 use crate::decode;
 use crate::memory::GuestMemory;
+use crate::report::History;
 use crate::serial;
+use crate::statistics::Statistics;
 
 /// What a port access needs.
 pub const PORT: Mtd = Mtd::GPR_0_7.union(Mtd::QUAL).union(Mtd::RIP);
@@ -56,7 +58,7 @@ impl<P: Platform> Vcpu<P> {
         Some(Mtd::GPR_0_7 | Mtd::RIP)
     }
 
-    /// The same for what needs more.
+    /// The same for all that needs more.
     #[inline]
     pub fn quick(
         &mut self,
@@ -66,25 +68,57 @@ impl<P: Platform> Vcpu<P> {
         memory: &impl GuestMemory,
     ) -> Option<Mtd> {
         match number {
-            guest::CPUID if have == self.cpuid_mtd => self.quick_cpuid(state, memory),
+            guest::CPUID if have == self.cpuid_mtd => self.any_cpuid(state, memory),
             guest::PAGE_FAULT if have == MEMORY => self.quick_access(state, memory),
             _ => None,
         }
     }
 
-    #[inline]
-    fn quick_cpuid(&mut self, state: &mut Architectural, memory: &impl GuestMemory) -> Option<Mtd> {
-        let told = self.cpuid_mtd == CPUID;
-        let length = if told { state.instruction_length } else { decode::cpuid_length(state, memory)? };
-        let (leaf, subleaf) = (state.gpr[gpr::RAX], state.gpr[gpr::RCX]);
-        let answer = self.cpuid.plain(leaf as u32)?;
-        let rip = state.rip;
-        state.rip = behind(rip, length)?;
-        self.statistics.exit(guest::CPUID);
-        self.history.remember(guest::CPUID, true, rip, [leaf, subleaf]);
+    /// The same for most leaves of CPUID.
+    #[inline(always)]
+    pub fn quick_cpuid(
+        &mut self,
+        number: u16,
+        have: Mtd,
+        state: &mut Architectural,
+        memory: &impl GuestMemory,
+    ) -> Option<Mtd> {
+        if number != guest::CPUID || have != self.cpuid_mtd {
+            return None;
+        }
+        let next = self.behind_cpuid(state, |gpa| memory.near_u64(gpa))?;
+        let (leaf, subleaf) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
+        let (answer, more) = self.cpuid.plain(leaf, subleaf, state.cr4)?;
+        account_for_cpuid(&mut self.statistics, &mut self.history, state);
+        state.rip = next;
         set_answer(state, answer);
+        state.gpr[gpr::RCX] |= u64::from(more);
         Some(Mtd::GPR_0_7 | Mtd::RIP)
     }
+
+    /// And for the others.
+    fn any_cpuid(&mut self, state: &mut Architectural, memory: &impl GuestMemory) -> Option<Mtd> {
+        let (leaf, subleaf) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
+        let next = self.behind_cpuid(state, |gpa| memory.read_u64(gpa).ok())?;
+        account_for_cpuid(&mut self.statistics, &mut self.history, state);
+        state.rip = next;
+        set_answer(state, &self.cpuid.query(leaf, subleaf, state.cr4, self.xcr0));
+        Some(Mtd::GPR_0_7 | Mtd::RIP)
+    }
+
+    /// The address of the instruction behind CPUID.
+    #[inline(always)]
+    fn behind_cpuid(&self, state: &Architectural, read: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let told = self.cpuid_mtd == CPUID;
+        let length = if told { state.instruction_length } else { decode::cpuid_length(state, read)? };
+        behind(state.rip, length)
+    }
+}
+
+#[inline(always)]
+fn account_for_cpuid(statistics: &mut Statistics, history: &mut History, state: &Architectural) {
+    statistics.exit(guest::CPUID);
+    history.remember(guest::CPUID, true, state.rip, [state.gpr[gpr::RAX], state.gpr[gpr::RCX]]);
 }
 
 /// CPUID's answer in the registers.

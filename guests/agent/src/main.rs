@@ -78,6 +78,21 @@ impl Write for StandardOutput {
     }
 }
 
+/// A line on its way to the output.
+struct Line {
+    bytes: [u8; 32],
+    length: usize,
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = self.bytes.get_mut(self.length..).and_then(|rest| rest.get_mut(..text.len())).ok_or(fmt::Error)?;
+        room.copy_from_slice(text.as_bytes());
+        self.length += text.len();
+        Ok(())
+    }
+}
+
 fn ring(seconds: &CStr, processes: &CStr) -> Result<u8, Failure> {
     let number = |text: &CStr| text.to_str().ok().and_then(|text| text.parse::<u64>().ok()).ok_or(Failure::Usage);
     let processes = number(processes)? as usize;
@@ -86,7 +101,10 @@ fn ring(seconds: &CStr, processes: &CStr) -> Result<u8, Failure> {
     }
     match ring::run(number(seconds)?, processes)? {
         Some(steps) => {
-            let _ = writeln!(StandardOutput, "ring {steps}");
+            // In one piece, for others write there, too.
+            let mut line = Line { bytes: [0; 32], length: 0 };
+            let _ = writeln!(line, "ring {steps}");
+            let _ = linux::write_all(linux::STANDARD_OUTPUT, &line.bytes[..line.length]);
             Ok(0)
         }
         None => Ok(1),

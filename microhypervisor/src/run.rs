@@ -72,9 +72,9 @@ extern "C" fn go_on(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         sched::check(cpu, ec)
     }
     // All that `prepare_user` does is to tell who runs, and the trace is off.
-    let plain = ec.continuation.get() == Continuation::ReturnHypercall && !ec.recall.load(Ordering::Relaxed);
-    let same = cpu.space.root() == ec.tables && !core::ptr::eq(cpu.fpu_owner.get(), ec);
-    if !plain || !same || !cpu.unusual.is_none() || ec.rip.get() >= USER_END {
+    let returns = || ec.continuation.get() == Continuation::ReturnHypercall && !ec.recall.load(Ordering::Relaxed);
+    let same = || cpu.space.root() == ec.tables && !core::ptr::eq(cpu.fpu_owner.get(), ec);
+    if !(returns() && same() && cpu.unusual.is_none() && ec.rip.get() < USER_END) {
         go_on_with_more(cpu, ec)
     }
     if !core::ptr::eq(cpu.current.replace(ec), ec) {

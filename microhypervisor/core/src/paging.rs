@@ -271,12 +271,14 @@ impl Space {
         let below = is_table(entry, level);
         let first = index(page, level);
         let most = if below { 1 } else { STEP.min((count >> (9 * level)) as usize) };
-        let (mut at, mut old, mut gone, mut taken) = (first, entry, 0, false);
+        let (mut at, mut old, mut gone) = (first, entry, 0);
         loop {
             tables.write(table, at, new);
             if old != 0 {
-                taken |= old != new;
                 gone += 1;
+                if old != new {
+                    tables.taken();
+                }
             }
             at += 1;
             if at == ENTRIES.min(first + most) {
@@ -289,9 +291,6 @@ impl Space {
             if mapping {
                 new = new.wrapping_add(pages(level) << abi::PAGE_BITS);
             }
-        }
-        if taken {
-            tables.taken();
         }
         if below {
             tables.free(entry & ADDRESS);

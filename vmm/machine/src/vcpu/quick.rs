@@ -42,20 +42,32 @@ impl<P: Platform> Vcpu<P> {
         }
         let qualification = state.qualification[0];
         let register = serial::register((qualification >> 16) as u16)?;
-        let input = match qualification & KIND {
+        // Each in one go: what they have in common would cost registers.
+        match qualification & KIND {
             OUT_BYTE => {
                 let written = self.platform.try_board()?.quiet_write(register, state.gpr[gpr::RAX] as u8);
-                written.then_some(None)?
+                if !written {
+                    return None;
+                }
+                self.pass_port(register, state);
+                Some(Mtd::RIP)
             }
-            IN_BYTE => Some(self.platform.try_board()?.quiet_read(register)?),
-            _ => return None,
-        };
+            IN_BYTE => {
+                let byte = self.platform.try_board()?.quiet_read(register)?;
+                self.pass_port(register, state);
+                state.gpr[gpr::RAX] = state.gpr[gpr::RAX] & !0xff | u64::from(byte);
+                Some(Mtd::GPR_0_7 | Mtd::RIP)
+            }
+            _ => None,
+        }
+    }
+
+    /// Accounts for an access to a serial register and moves on.
+    #[inline(always)]
+    fn pass_port(&mut self, register: u16, state: &mut Architectural) {
         self.statistics.serial(register);
         self.history.push(guest::IO, PORT, state);
         state.rip = state.rip.wrapping_add(state.instruction_length.into());
-        let Some(byte) = input else { return Some(Mtd::RIP) };
-        state.gpr[gpr::RAX] = state.gpr[gpr::RAX] & !0xff | u64::from(byte);
-        Some(Mtd::GPR_0_7 | Mtd::RIP)
     }
 
     /// The same for all that needs more.
@@ -74,7 +86,7 @@ impl<P: Platform> Vcpu<P> {
         }
     }
 
-    /// The same for most leaves of CPUID.
+    /// The same for CPUID.
     #[inline(always)]
     pub fn quick_cpuid(
         &mut self,
@@ -88,7 +100,9 @@ impl<P: Platform> Vcpu<P> {
         }
         let next = self.behind_cpuid(state, |gpa| memory.near_u64(gpa))?;
         let (leaf, subleaf) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
-        let (answer, more) = self.cpuid.plain(leaf, subleaf, state.cr4)?;
+        let Some((answer, more)) = self.cpuid.plain(leaf, subleaf, state.cr4) else {
+            return Some(self.other_cpuid(next, state));
+        };
         account_for_cpuid(&mut self.statistics, &mut self.history, state);
         state.rip = next;
         set_answer(state, answer);
@@ -96,14 +110,20 @@ impl<P: Platform> Vcpu<P> {
         Some(Mtd::GPR_0_7 | Mtd::RIP)
     }
 
-    /// And for the others.
+    /// The same for code that lies far up.
     fn any_cpuid(&mut self, state: &mut Architectural, memory: &impl GuestMemory) -> Option<Mtd> {
-        let (leaf, subleaf) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
         let next = self.behind_cpuid(state, |gpa| memory.read_u64(gpa).ok())?;
+        Some(self.other_cpuid(next, state))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn other_cpuid(&mut self, next: u64, state: &mut Architectural) -> Mtd {
+        let (leaf, subleaf) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
         account_for_cpuid(&mut self.statistics, &mut self.history, state);
         state.rip = next;
         set_answer(state, &self.cpuid.query(leaf, subleaf, state.cr4, self.xcr0));
-        Some(Mtd::GPR_0_7 | Mtd::RIP)
+        Mtd::GPR_0_7 | Mtd::RIP
     }
 
     /// The address of the instruction behind CPUID.

@@ -112,6 +112,7 @@ pub fn free_tables(cpu: &'static Cpu, ec: &'static Ec) -> ! {
 
 impl Request {
     /// Checks that both ranges are aligned and lie below `source` and `destination` selectors: then no sum overflows.
+    #[inline(always)]
     fn within(&self, source: u64, destination: u64) -> Result<(), Status> {
         let aligned = (self.source | self.destination) & self.pages.wrapping_sub(1) == 0;
         // Of 52 and 32 bits.

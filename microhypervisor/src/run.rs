@@ -15,7 +15,7 @@ use crate::fast::return_from_hypercall;
 use crate::hypercall::Call;
 use crate::observation::trace;
 use crate::vcpu::Gprs;
-use crate::{ctrl_pd, destroy, fpu, guest, interrupt, portal, sched};
+use crate::{ctrl_pd, destroy, fpu, guest, interrupt, portal, registers, sched};
 
 core::arch::global_asm!(
     include_str!("entry.S"),
@@ -150,6 +150,8 @@ fn prepare_user(cpu: &'static Cpu, ec: &'static Ec) {
         // SYSRET and IRET fault in the kernel on such an address; the fault is the program's.
         ec.error.set(0);
         ec.vector.set(13);
+        // Its handler may have such an address, too, and so on.
+        registers::interrupt_window();
         portal::raise(cpu, ec, 13);
     }
     make_current(cpu, ec);
@@ -185,7 +187,7 @@ pub fn switch_space(cpu: &Cpu, ec: &Ec) {
         cpu.counters.count(counter::SPACE_SWITCH);
         cpu.space.announce(root);
         // SAFETY: every host space maps the kernel.
-        unsafe { crate::registers::set_cr3(root) };
+        unsafe { registers::set_cr3(root) };
     }
 }
 
@@ -194,7 +196,7 @@ pub fn forget_space(cpu: &Cpu, ec: &Ec) {
     if cpu.space.root() == ec.space.root() {
         cpu.space.announce(crate::space::master());
         // SAFETY: the kernel's half is the same everywhere.
-        unsafe { crate::registers::set_cr3(crate::space::master()) };
+        unsafe { registers::set_cr3(crate::space::master()) };
     }
 }
 
@@ -209,7 +211,7 @@ extern "C" fn user_interrupt(ec: &'static Ec) -> ! {
         7 if fpu::switch(cpu, ec) => {}
         13 if show_ports(cpu, ec) => {}
         0..32 => {
-            ec.fault_address.set(if vector == 14 { crate::registers::cr2() } else { 0 });
+            ec.fault_address.set(if vector == 14 { registers::cr2() } else { 0 });
             portal::raise(cpu, ec, vector as u16)
         }
         _ => interrupt::handle(cpu, vector as u8),

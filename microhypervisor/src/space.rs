@@ -11,6 +11,7 @@
 mod kernel;
 mod memory;
 
+use core::hint::black_box;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use abi::Status;
@@ -164,8 +165,9 @@ impl PioSpace {
     /// A space without ports; `first` if host ECs of `pd` use it.
     pub fn new(pd: &'static Pd, first: bool) -> Result<Self, Status> {
         let bitmap = pd.account().draft(2)?.keep();
+        // Of a size that the compiler does not know, so that it is not done byte by byte.
         // SAFETY: four fresh frames.
-        unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, 4 * 4096) };
+        unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, black_box(4 * 4096)) };
         Ok(Self { bitmap, lock: Mutex::new(()), pd, first })
     }
 
@@ -216,7 +218,7 @@ impl MsrSpace {
     pub fn new(pd: &'static Pd) -> Result<Self, Status> {
         let bitmap = pd.account().draft(2)?.keep();
         // SAFETY: the first two of four fresh frames.
-        unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, 2 * 4096) };
+        unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, black_box(2 * 4096)) };
         Ok(Self { bitmap, lock: Mutex::new(()) })
     }
 

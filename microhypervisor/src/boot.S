@@ -43,51 +43,35 @@ boot_multiboot2:
     # Four page directories of 2 MiB pages: 4 GiB one to one, and its first GiB at KERNEL.
     mov $boot_pd, %edi
     mov $0x83, %eax
-1:  mov %eax, (%edi)
-    movl $0, 4(%edi)
-    add $0x200000, %eax
-    add $8, %edi
+1:  mov %eax, (%edi);  movl $0, 4(%edi)
+    add $0x200000, %eax;  add $8, %edi
     cmp $boot_pd_end, %edi
     jne 1b
-    movl $boot_pd + 3, boot_pdpt_low
-    movl $boot_pd + 0x1003, boot_pdpt_low + 8
-    movl $boot_pd + 0x2003, boot_pdpt_low + 16
-    movl $boot_pd + 0x3003, boot_pdpt_low + 24
+    movl $boot_pd + 3, boot_pdpt_low;            movl $boot_pd + 0x1003, boot_pdpt_low + 8
+    movl $boot_pd + 0x2003, boot_pdpt_low + 16;  movl $boot_pd + 0x3003, boot_pdpt_low + 24
     movl $boot_pd + 3, boot_pdpt_high + 510 * 8
-    movl $boot_pdpt_low + 3, boot_pml4
-    movl $boot_pdpt_high + 3, boot_pml4 + 511 * 8
+    movl $boot_pdpt_low + 3, boot_pml4;          movl $boot_pdpt_high + 3, boot_pml4 + 511 * 8
 
 boot_paging:
-    mov %cr4, %eax
-    or $0x20, %eax                  # PAE
-    mov %eax, %cr4
-    mov $boot_pml4, %eax
-    mov %eax, %cr3
+    mov %cr4, %eax;  or $0x20, %eax;  mov %eax, %cr4    # PAE
+    mov $boot_pml4, %eax;  mov %eax, %cr3
     mov $0xc0000080, %ecx           # EFER: SCE, LME, NXE
     rdmsr
     or $0x901, %eax
     wrmsr
-    mov $0x80010033, %eax           # CR0: PG, WP, NE, ET, MP, PE
-    mov %eax, %cr0
+    mov $0x80010033, %eax;  mov %eax, %cr0              # PG, WP, NE, ET, MP, PE
     lgdt boot_gdtr
     ljmp $8, $2f
 .code64
-2:  mov $16, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
-    xor %eax, %eax
-    mov %eax, %fs
-    mov %eax, %gs
+2:  mov $16, %eax;  mov %eax, %ds;  mov %eax, %es;  mov %eax, %ss
+    xor %eax, %eax;  mov %eax, %fs;  mov %eax, %gs
     mov $further_entry, %rax
     test %ebp, %ebp
     jz 3f
     mov ${block} + {stack}, %rsp
     push $0
     mov ${main}, %rax
-3:  mov %ebp, %edi
-    mov %esi, %esi
-    xor %ebp, %ebp
+3:  mov %ebp, %edi;  mov %esi, %esi;  xor %ebp, %ebp
     jmp *%rax
 
 .balign 8
@@ -104,17 +88,14 @@ trampoline:
     cli
     cld
     lgdtl %cs:trampoline_gdtr - trampoline
-    mov %cr0, %eax
-    or $1, %al
-    mov %eax, %cr0
+    mov %cr0, %eax;  or $1, %al;  mov %eax, %cr0
     ljmpl $24, $3f
 trampoline_gdtr:
     .short boot_gdtr - boot_gdt - 1
     .long boot_gdt
 trampoline_end:
 .code32
-3:  mov $16, %eax
-    mov %eax, %ds
+3:  mov $16, %eax;  mov %eax, %ds
     xor %ebp, %ebp
     jmp boot_paging
 
@@ -123,12 +104,10 @@ trampoline_end:
 .section .text
 .code64
 further_entry:
-    mov ${offered}, %eax
-    mov ${claimed}, %edx
+    mov ${offered}, %eax;  mov ${claimed}, %edx
     lock cmpxchg %edx, {ticket}(%rip)
     jne 1f
-    mov {tables}(%rip), %rax
-    mov %rax, %cr3
+    mov {tables}(%rip), %rax;  mov %rax, %cr3
     mov {further_stack}(%rip), %rsp
     push $0
     jmp {further}

@@ -11,12 +11,14 @@
 use kernel_core::boot::acpi::{self, Tables as AcpiTables};
 use kernel_core::boot::memory_map::{MemoryMap, UefiMap};
 use kernel_core::boot::{PhysicalMemory, multiboot1, multiboot2, pvh};
-use raw_cpuid::CpuId;
 use x86_64::instructions::port::Port;
 
 use crate::cpu::{BOOT_CPU, CPUS_MAX, Cpu, CpuBlock, now};
+use crate::fast::sysenter_entry;
 use crate::panic::fatal;
-use crate::registers::{self, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
+use crate::registers::{self, EFER, FMASK, LSTAR, PAT, STAR, SYSENTER_CS, rdmsr, wrmsr};
+use crate::svm::spec::CPUID_PAGE_1G;
+use crate::vcpu::register::cpuid;
 use crate::vcpu::{PhysPage, Processor};
 use crate::{
     console, descriptors, fpu, ioapic, lapic, log, memory, observation, platform, root, run, sched, smp, space, timer,
@@ -119,28 +121,22 @@ fn tables(hand_over: &HandOver) -> AcpiTables {
     found
 }
 
+/// Components of XSAVE, and physical address bits (Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E).
 fn check_processor() -> (u64, u32) {
-    let cpuid = CpuId::new();
-    let features = cpuid.get_feature_info();
-    if !features.as_ref().is_some_and(|f| f.has_xsave() && f.has_apic() && f.has_fxsave_fxstor()) {
+    let [_, _, features, legacy] = cpuid(1);
+    if features & 1 << 26 == 0 || legacy & (1 << 9 | 1 << 24) != 1 << 9 | 1 << 24 {
         fatal(format_args!("this processor lacks XSAVE or an APIC"));
     }
-    let state = raw_cpuid::cpuid!(0xd, 0);
-    let supported = state.eax as u64 | (state.edx as u64) << 32;
     // x87, SSE, AVX, AVX-512: their area fits one page; AMX (bits 17, 18) does not.
-    let components = supported & 0xe7 | 1;
-    let huge = cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_1gib_pages());
-    space::set_largest_page(if huge { 2 } else { 1 });
-    let bits = cpuid.get_processor_capacity_feature_info().map_or(36, |c| c.physical_address_bits());
-    (components, bits.clamp(32, 52) as u32)
+    let components = cpuid(0xd)[0] as u64 & 0xe7 | 1;
+    space::set_largest_page(if cpuid(0x8000_0001)[3] & CPUID_PAGE_1G != 0 { 2 } else { 1 });
+    (components, (cpuid(0x8000_0008)[0] & 0xff).clamp(32, 52))
 }
 
 /// CR4 bits: PAE, MCE, PGE, OSFXSR, OSXMMEXCPT, and where the processor has them UMIP, OSXSAVE, SMEP, SMAP.
 fn control_registers(cpu: &Cpu) {
-    let cpuid = CpuId::new();
-    let extended = cpuid.get_extended_feature_info();
-    let optional = extended
-        .map_or(0, |f| u64::from(f.has_umip()) << 11 | u64::from(f.has_smep()) << 20 | u64::from(f.has_smap()) << 21);
+    let [_, smep_smap, umip, _] = cpuid(7).map(u64::from);
+    let optional = (umip >> 2 & 1) << 11 | (smep_smap >> 7 & 1) << 20 | (smep_smap >> 20 & 1) << 21;
     let cr4 = 1 << 5 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 18 | optional;
     // SAFETY: only bits that the processor has; the system-call registers point to the kernel's entry; the attribute
     // table is the one that the page-table formats encode: WB, WT, UC-, UC, WC, WP, UC-, UC.
@@ -151,6 +147,10 @@ fn control_registers(cpu: &Cpu) {
         wrmsr(EFER, rdmsr(EFER) | 0x801);
         wrmsr(STAR, ((descriptors::USER_SS - 8) as u64) << 48 | (descriptors::KERNEL_CS as u64) << 32);
         wrmsr(LSTAR, smp::stub(cpu.number));
+        // As VM exits set them, on VMX: SYSENTER begins with the address of the current EC in RSP.
+        wrmsr(SYSENTER_CS, descriptors::KERNEL_CS as u64);
+        wrmsr(SYSENTER_CS + 1, core::ptr::from_ref(cpu) as u64);
+        wrmsr(SYSENTER_CS + 2, &raw const sysenter_entry as u64);
         wrmsr(FMASK, 0x5_7700);
     }
 }

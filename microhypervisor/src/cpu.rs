@@ -53,7 +53,7 @@ pub struct Unusual {
     pub helping: Cell<bool>,
     /// CR0.TS is clear in the kernel.
     pub ts_clear: Cell<bool>,
-    /// A guest ran since a host program did.
+    /// The state of a guest is in registers that host programs depend on, see [`Cpu::guest`].
     pub guest: Cell<bool>,
     /// The trace is on.
     pub tracing: AtomicBool,
@@ -116,6 +116,8 @@ pub struct Cpu {
     pub processor: Once<Processor>,
     /// The guest that ran last, if its state is in registers that host programs depend on.
     pub guest: Cell<Option<&'static GuestState>>,
+    /// Its CR2 at the latest exit (VMX).
+    pub guest_cr2: Cell<u64>,
     /// A guest ran since the task register was loaded: VMX exits cut its limit, so that all ports fault.
     pub task_register_stale: Cell<bool>,
     /// Task state segment.
@@ -132,6 +134,8 @@ pub struct Cpu {
 const STACK: usize = 16384;
 /// Bytes of a [`CpuBlock`], and its alignment: how entries on any of its stacks find it.
 pub const BLOCK: usize = 1 << 16;
+/// Bytes from one block to the next: zeros follow its descriptor table, see [`crate::descriptors::load`].
+pub const BLOCK_STRIDE: usize = 2 * BLOCK;
 
 /// An interrupt stack, guarded below.
 #[repr(C)]
@@ -147,8 +151,9 @@ pub struct CpuBlock {
     stack: UnsafeCell<[u8; STACK]>,
     /// On top of the stack.
     pub cpu: Cpu,
-    gdt: UnsafeCell<Gdt>,
     ist: Page<UnsafeCell<[InterruptStack; 4]>>,
+    /// Zeros behind it.
+    gdt: Page<UnsafeCell<Gdt>>,
 }
 
 #[repr(C, align(4096))]
@@ -167,8 +172,8 @@ impl CpuBlock {
             guard: [0; FRAME],
             stack: UnsafeCell::new([0; STACK]),
             cpu: Cpu::new(0),
-            gdt: UnsafeCell::new(Gdt::new(0)),
             ist: Page(UnsafeCell::new([EMPTY; 4])),
+            gdt: Page(UnsafeCell::new(Gdt::new(0))),
         }
     }
 
@@ -180,30 +185,33 @@ impl CpuBlock {
         // SAFETY: the caller's promise.
         unsafe {
             (&raw mut (*block).cpu).write(Cpu::new(number));
-            (&raw mut (*block).gdt).write(UnsafeCell::new(Gdt::new(number as usize)));
+            (&raw mut (*block).gdt).cast::<Gdt>().write(Gdt::new(number as usize));
         }
     }
 
     /// Whether the page at `offset` of a block is a guard, or unused: it must not be mapped.
     pub const fn is_guard(offset: usize) -> bool {
         let ist = core::mem::offset_of!(CpuBlock, ist);
-        let used = ist + size_of::<[InterruptStack; 4]>();
-        offset < FRAME || offset >= used || (offset >= ist && (offset - ist) % size_of::<InterruptStack>() < FRAME)
+        let in_ist = offset >= ist && offset < Self::GDT;
+        offset < FRAME || offset > Self::GDT || in_ist && (offset - ist) % size_of::<InterruptStack>() < FRAME
     }
 
     /// Loads this CPU's descriptor tables.
     pub fn load_descriptors(&'static self) {
         let ist = self.ist.0.get() as u64;
         let tops = [1, 2, 3, 4].map(|n| ist + (n * size_of::<InterruptStack>()) as u64);
+        let gdt = (place(self.cpu.number) as usize + Self::GDT) as *mut Gdt;
         // SAFETY: called once, by the CPU that owns the block; the window is mapped by then.
-        let task = unsafe { crate::descriptors::load(self.cpu.number as usize, &mut *self.gdt.get(), tops) };
+        let task = unsafe { crate::descriptors::load(self.cpu.number as usize, gdt, tops) };
         task.set_rsp0(core::ptr::from_ref(&self.cpu) as u64);
         self.cpu.task.set(Some(task));
-        self.cpu.gdt.set(self.gdt.get());
+        self.cpu.gdt.set(gdt);
     }
 
     /// Offset of the stack's top.
     pub const STACK_TOP: usize = core::mem::offset_of!(CpuBlock, cpu);
+    /// Offset of the descriptor table's page, the last that is mapped.
+    pub const GDT: usize = core::mem::offset_of!(CpuBlock, gdt);
 }
 
 /// The CPU that booted the machine.
@@ -232,6 +240,7 @@ impl Cpu {
             processor: Once::new(),
             poised: Cell::new(NOBODY),
             guest: Cell::new(None),
+            guest_cr2: Cell::new(0),
             task_register_stale: Cell::new(false),
             task: Cell::new(None),
             gdt: Cell::new(core::ptr::null_mut()),
@@ -283,10 +292,12 @@ pub fn add() {
 
 /// Where the block of CPU `number` is, or will be.
 pub fn block(number: CpuNumber) -> *mut CpuBlock {
-    if number == 0 {
-        return (&raw const BOOT_CPU).cast_mut();
-    }
-    (crate::space::CPUS + number as u64 * BLOCK as u64) as *mut CpuBlock
+    if number == 0 { (&raw const BOOT_CPU).cast_mut() } else { place(number) }
+}
+
+/// Where blocks follow each other. Of the first CPU's only the descriptor table is mapped there, too.
+fn place(number: CpuNumber) -> *mut CpuBlock {
+    (crate::space::CPUS + number as u64 * BLOCK_STRIDE as u64) as *mut CpuBlock
 }
 
 /// Reads the time-stamp counter: the system time.

@@ -10,7 +10,6 @@
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::mem::size_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::VirtAddr;
@@ -23,12 +22,12 @@ use crate::memory::{Shared, StaticFrame};
 pub const KERNEL_CS: u16 = 0x08;
 /// Selector of the kernel's stack segment.
 pub const KERNEL_SS: u16 = 0x10;
-/// Selector of the user stack segment. SYSRET wants it just below the user code segment.
-pub const USER_SS: u16 = 0x1b;
-/// Selector of the user code segment.
-pub const USER_CS: u16 = 0x23;
+/// Selector of the user stack segment. SYSRET wants it just below the user code segment, SYSEXIT another just above.
+pub const USER_SS: u16 = 0x23;
+/// Selector of the user code segment. SYSEXIT wants it 32 above the kernel's.
+pub const USER_CS: u16 = 0x2b;
 /// Selector of the task state segment.
-pub const TSS: u16 = 0x28;
+pub const TSS: u16 = 0x38;
 
 /// Start of the address-space window of task state segments and I/O bitmap.
 pub const WINDOW: u64 = 0xffff_ff00_0000_0000;
@@ -98,7 +97,7 @@ pub fn provide_tss(cpu: usize, allocate: impl FnOnce() -> Option<u64>) -> bool {
 
 /// Global descriptor table of one CPU.
 #[repr(C, align(64))]
-pub struct Gdt([u64; 7]);
+pub struct Gdt([u64; 9]);
 
 /// Interrupt descriptor table, the same for all CPUs; written once at boot by the first.
 static IDT: Shared<[[u64; 2]; 256]> = Shared::new([[0; 2]; 256]);
@@ -115,7 +114,7 @@ impl Gdt {
             | (limit >> 16 & 0xf) << 48
             | (base >> 24 & 0xff) << 56;
         let (kernel, user) = ([0xaf_9b00_0000_ffff, 0xcf_9300_0000_ffff], [0xcf_f300_0000_ffff, 0xaf_fb00_0000_ffff]);
-        Self([0, kernel[0], kernel[1], user[0], user[1], low, base >> 32])
+        Self([0, kernel[0], kernel[1], 0, user[0], user[1], user[0], low, base >> 32])
     }
 }
 
@@ -140,9 +139,12 @@ pub fn fill_idt(stubs: u64, stride: u64, ist: impl Fn(usize) -> u8) {
 
 /// Loads the tables of CPU `cpu` and returns where they are. `ist` holds the tops of interrupt stacks 1 to 4.
 ///
+/// The limit is the one that VMX exits set: programs can name what follows the table.
+///
 /// # Safety
-/// `gdt` and the stacks must live for ever and belong to this CPU; [`WINDOW`] must be mapped.
-pub unsafe fn load(cpu: usize, gdt: &'static mut Gdt, ist: [u64; 4]) -> &'static TaskState {
+/// `gdt` and the stacks must live for ever and belong to this CPU; behind `gdt` there are
+/// zeros up to the limit; [`WINDOW`] must be mapped.
+pub unsafe fn load(cpu: usize, gdt: *mut Gdt, ist: [u64; 4]) -> &'static TaskState {
     let (offset, group) = place(cpu);
     let tss_address = WINDOW + (group * WINDOW_GROUP * 4096 + offset) as u64;
     // SAFETY: the window is mapped and this slot belongs to this CPU.
@@ -155,7 +157,7 @@ pub unsafe fn load(cpu: usize, gdt: &'static mut Gdt, ist: [u64; 4]) -> &'static
     let register = |limit, base| DescriptorTablePointer { limit, base: VirtAddr::new_truncate(base) };
     // SAFETY: the tables are complete and live for ever; the code segment keeps its selector and attributes.
     unsafe {
-        tables::lgdt(&register(size_of::<Gdt>() as u16 - 1, core::ptr::from_mut(gdt) as u64));
+        tables::lgdt(&register(0xffff, gdt as u64));
         tables::lidt(&register(4095, IDT.get() as u64));
         asm!("mov ds, {0:e}", "mov es, {0:e}", "mov ss, {1:e}", "ltr {2:x}", in(reg) 0, in(reg) KERNEL_SS, in(reg) TSS);
     }

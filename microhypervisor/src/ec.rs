@@ -125,6 +125,8 @@ pub struct Ec {
     pub recall: AtomicBool,
     /// The event that it sends.
     pub event: Cell<u16>,
+    /// It has entered the kernel by SYSENTER.
+    pub sysenter: Cell<bool>,
     /// Who called this local thread and waits for its reply.
     pub caller: Cell<Option<&'static Ec>>,
     /// The local thread whose reply this EC waits for.
@@ -214,6 +216,7 @@ impl Ec {
             continuation: Cell::new(continuation),
             recall: AtomicBool::new(false),
             event: Cell::new(0),
+            sysenter: Cell::new(false),
             caller: Cell::new(None),
             callee: Cell::new(None),
             selectors: binding.objects.selectors(),

@@ -37,28 +37,19 @@ interrupt_stubs:
 interrupt_common:
     testb $3, 24(%rsp)                  # CS of the interrupted code
     jz 1f
-    push %rax
-    push %rcx
-    mov %rsp, %rax                      # the CPU's block holds this stack
-    and ${block_mask}, %rax
+    push %rax;  push %rcx
+    mov %rsp, %rax;  and ${block_mask}, %rax    # the CPU's block holds this stack
     mov {current}(%rax), %rax           # the current EC
     .set word, 0
     .rept 7
-    mov 16 + word(%rsp), %rcx
-    mov %rcx, 136 + word(%rax)
+    mov 16 + word(%rsp), %rcx;  mov %rcx, 136 + word(%rax)
     .set word, word + 8
     .endr
-    pop %rcx
-    pop %rax
-    and ${block_mask}, %rsp
-    mov {current}(%rsp), %rsp
-    lea 128(%rsp), %rsp
+    pop %rcx;  pop %rax
+    and ${block_mask}, %rsp;  mov {current}(%rsp), %rsp;  lea 128(%rsp), %rsp
     save_registers
-    mov %rsp, %rdi
-    mov 128(%rsp), %rsp
-    xor %ebp, %ebp
-    push $2                             # neither AC, which would open user memory to the kernel, nor DF
-    popfq
+    mov %rsp, %rdi;  mov 128(%rsp), %rsp;  xor %ebp, %ebp
+    push $2;  popfq                     # neither AC, which would open user memory to the kernel, nor DF
     call {user_interrupt}
     ud2
 
@@ -68,13 +59,9 @@ interrupt_common:
     .endr
     cld
     lea 72(%rsp), %rdi
-    mov %rsp, %rax
-    push %rbp
-    mov %rsp, %rbp
-    and $-16, %rsp
+    push %rbp;  mov %rsp, %rbp;  and $-16, %rsp
     call {kernel_interrupt}
-    mov %rbp, %rsp
-    pop %rbp
+    mov %rbp, %rsp;  pop %rbp
     .irp register, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax
     pop %\register
     .endr

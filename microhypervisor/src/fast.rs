@@ -1,5 +1,5 @@
 #![allow(unsafe_code)]
-//! The way in and out by SYSCALL, and calls and replies when nothing is in the way: the callee is idle on the caller's
+//! The way in and out by SYSCALL and SYSENTER, and calls and replies when nothing is in the way: the callee is idle on the caller's
 //! CPU, no recall is pending, and nothing [unusual](crate::cpu::Unusual) has to be done for a switch.
 //!
 //! Unsafe: assembly.
@@ -30,75 +30,53 @@ use crate::vmx::spec as vmx;
 
 core::arch::global_asm!(
     include_str!("fast.S"),
-    kernel = const crate::memory::KERNEL as i64,
-    hypercall = sym crate::hypercall::hypercall,
-    cpu = const offset_of!(Ec, stack),
-    rip = const offset_of!(Ec, rip),
-    rsp = const offset_of!(Ec, rsp),
-    state = const offset_of!(Ec, continuation),
-    caller = const offset_of!(Ec, caller),
-    callee = const offset_of!(Ec, callee),
-    selectors = const offset_of!(Ec, selectors),
-    message = const offset_of!(Ec, message),
-    tables = const offset_of!(Ec, tables),
-    current = const offset_of!(Cpu, current),
-    unusual = const offset_of!(Cpu, unusual),
-    space = const offset_of!(Cpu, space),
-    counters = const offset_of!(Cpu, counters),
-    calls = const 8 * (counter::HYPERCALL + abi::Hypercall::IpcCall as usize),
-    selectors_end = const SELECTOR_COUNT,
-    may_call = const Permissions::CALL.bits(),
-    reply = const abi::Hypercall::IpcReply as u8,
-    headers = sym HEADER_MEMORY,
-    generation = const Header::GENERATION,
-    content = const Header::CONTENT,
-    portal = const Header::live_content(Kind::Pt, 0),
-    portal_ec = const offset_of!(Pt, ec),
-    portal_ip = const offset_of!(Pt, ip),
-    portal_identifier = const offset_of!(Pt, identifier),
-    portal_mtd = const offset_of!(Pt, mtd),
-    may_event = const Permissions::EVENT.bits(),
-    event_base = const offset_of!(Ec, binding.event_base),
-    guest = const offset_of!(Ec, binding.guest),
-    poised = const offset_of!(Cpu, poised),
-    control = const offset_of!(GuestState, block.va),
-    control_physical = const offset_of!(GuestState, block.pa),
-    ended = const offset_of!(GuestState, ended),
-    guest_space = const offset_of!(GuestState, space),
-    seen = const offset_of!(GuestState, generation),
-    space_generation = const GuestSpace::GENERATION,
-    spaces_ended = sym crate::guest::SPACES_ENDED,
-    entries = const 8 * counter::GUEST_ENTRY,
-    events = const 8 * counter::GUEST_EVENT,
-    resume = const offset_of!(GuestState, resume),
-    resume_vmx = sym crate::guest::resume_vmx,
+    cpu = const offset_of!(Ec, stack), rip = const offset_of!(Ec, rip), rsp = const offset_of!(Ec, rsp),
+    state = const offset_of!(Ec, continuation), caller = const offset_of!(Ec, caller),
+    callee = const offset_of!(Ec, callee), selectors = const offset_of!(Ec, selectors),
+    message = const offset_of!(Ec, message), tables = const offset_of!(Ec, tables),
+    event_base = const offset_of!(Ec, binding.event_base), guest = const offset_of!(Ec, binding.guest),
+    sysenter = const offset_of!(Ec, sysenter),
+    current = const offset_of!(Cpu, current), unusual = const offset_of!(Cpu, unusual),
+    space = const offset_of!(Cpu, space), counters = const offset_of!(Cpu, counters),
+    poised = const offset_of!(Cpu, poised), guest_cr2 = const offset_of!(Cpu, guest_cr2),
     a_guest_ran = const 0xff << (8 * offset_of!(Unusual, guest)),
-    vmcs_reason = const vmx::field::REASON,
-    vmx_events = const vmx::PLAIN_EVENTS,
-    not_fast = const Mtd::TSC.bits(),
-    not_fast_reply = const !Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).bits(),
-    mtd_rip = const Mtd::RIP.bits(),
-    mtd_gpr_0_7 = const Mtd::GPR_0_7.bits(),
-    mtd_gpr_8_15 = const Mtd::GPR_8_15.bits(),
+    portal_ec = const offset_of!(Pt, ec), portal_ip = const offset_of!(Pt, ip),
+    portal_identifier = const offset_of!(Pt, identifier), portal_mtd = const offset_of!(Pt, mtd),
+    control = const offset_of!(GuestState, block.va), control_physical = const offset_of!(GuestState, block.pa),
+    ended = const offset_of!(GuestState, ended), guest_space = const offset_of!(GuestState, space),
+    seen = const offset_of!(GuestState, generation), resume = const offset_of!(GuestState, resume),
+    syscall_off = const offset_of!(GuestState, syscall_off), pass_event = const offset_of!(GuestState, pass_event),
+    vmcb_next_rip = const offset_of!(Vmcb, next_rip), vmcb_injection = const offset_of!(Vmcb, injection),
+    vmcb_interrupted = const offset_of!(Vmcb, interrupted), vmcb_exit_code = const offset_of!(Vmcb, exit_code),
+    vmcb_rip = const offset_of!(Vmcb, rip), vmcb_rsp = const offset_of!(Vmcb, rsp),
+    vmcb_rax = const offset_of!(Vmcb, rax), vmcb_exit_info = const offset_of!(Vmcb, exit_info),
+    utcb_qualification = const offset_of!(Architectural, qualification),
+    utcb_length = const offset_of!(Architectural, instruction_length),
+    utcb_information = const offset_of!(Architectural, instruction_info),
     utcb_rip = const offset_of!(Architectural, rip),
-    vmcb_injection = const offset_of!(Vmcb, injection),
-    vmcb_interrupted = const offset_of!(Vmcb, interrupted),
-    vmcb_exit_code = const offset_of!(Vmcb, exit_code),
-    vmcb_rip = const offset_of!(Vmcb, rip),
-    vmcb_rsp = const offset_of!(Vmcb, rsp),
-    vmcb_rax = const offset_of!(Vmcb, rax),
-    vmcb_exit_info = const offset_of!(Vmcb, exit_info),
-    nested_fault = const code::NESTED_FAULT,
-    event_page_fault = const event::PAGE_FAULT,
-    event_rdmsr = const event::RDMSR,
-    exit_codes = const EVENTS.len(),
-    exit_events = sym EVENTS,
-    save_state = sym crate::guest::save_state,
+    vmcs_qualification = const vmx::field::QUALIFICATION, vmcs_linear = const vmx::field::LINEAR_ADDRESS,
+    vmcs_physical = const vmx::field::PHYSICAL_ADDRESS, vmcs_rip = const vmx::field::RIP,
+    vmcs_rsp = const vmx::field::RSP, vmcs_length = const vmx::field::INSTRUCTION_LENGTH,
+    vmcs_information = const vmx::field::INSTRUCTION_INFO, vmcs_reason = const vmx::field::REASON,
+    mtd_qual = const Mtd::QUAL.bits(), not_fast = const Mtd::TSC.bits(),
+    not_fast_reply = const !Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).bits(), mtd_rip = const Mtd::RIP.bits(),
+    mtd_gpr_0_7 = const Mtd::GPR_0_7.bits(), mtd_gpr_8_15 = const Mtd::GPR_8_15.bits(),
+    calls = const 8 * (counter::HYPERCALL + abi::Hypercall::IpcCall as usize), entries = const 8 * counter::GUEST_ENTRY,
+    events = const 8 * counter::GUEST_EVENT,
+    await_event_reply = const Continuation::AwaitEventReply as u16, idle = const Continuation::Idle as u16,
+    busy = const Continuation::ReturnHypercall as u8, await_reply = const Continuation::AwaitReply as u16,
+    kernel = const crate::memory::KERNEL as i64, selectors_end = const SELECTOR_COUNT,
+    may_call = const Permissions::CALL.bits(), reply = const abi::Hypercall::IpcReply as u8,
+    generation = const Header::GENERATION, content = const Header::CONTENT,
+    portal = const Header::live_content(Kind::Pt, 0), may_event = const Permissions::EVENT.bits(),
+    space_generation = const GuestSpace::GENERATION, block_mask = const -(crate::cpu::BLOCK as i64),
+    stack_top = const crate::cpu::CpuBlock::STACK_TOP, io_exit = const code::IO, vmx_events = const vmx::PLAIN_EVENTS,
+    nested_fault = const code::NESTED_FAULT, event_page_fault = const event::PAGE_FAULT,
+    event_rdmsr = const event::RDMSR, exit_codes = const EVENTS.len(),
+    hypercall = sym crate::hypercall::hypercall, headers = sym HEADER_MEMORY,
+    spaces_ended = sym crate::guest::SPACES_ENDED, make_live = sym crate::guest::make_live,
+    leave = sym crate::guest::leave, save_rest = sym crate::guest::save_state, exit_events = sym EVENTS,
     vcpu_exit = sym crate::guest::vcpu_exit,
-    await_event_reply = const Continuation::AwaitEventReply as u16,
-    idle = const Continuation::Idle as u16,
-    busy = const Continuation::ReturnHypercall as u8,
-    await_reply = const Continuation::AwaitReply as u16,
     options(att_syntax)
 );
 
@@ -113,14 +91,25 @@ const _: () = {
 unsafe extern "C" {
     /// Leaves the kernel after a hypercall of the EC that begins with these registers.
     pub fn return_from_hypercall(ec: *const Gprs) -> !;
-    /// Runs a guest, see `fast.S`.
-    pub fn svm_run() -> !;
+    /// Loads the general registers and enters the guest of this control block, which is complete; as for
+    /// [`crate::vcpu::VirtualCpu::enter`]. Goes on at the exit with the registers stored. Entry 4 of them holds the physical
+    /// address of the block with the host's FS, GS, TR, LDTR and syscall MSRs.
+    pub fn svm_enter(gprs: *mut Gprs, control: u64) -> !;
+    /// Loads the general registers and enters the guest of the current VMCS, which is complete; as for
+    /// [`crate::vcpu::VirtualCpu::enter`]. `launched` is 0 the first time. Goes on at [`vmx_exit`], or as from there if the CPU refuses.
+    pub fn vmx_enter(gprs: *mut Gprs, launched: u64) -> !;
     /// Enters a guest again.
     pub fn svm_resume() -> !;
     /// Enters a guest again.
     pub fn vmx_resume() -> !;
     /// Where exits go.
     pub fn vmx_exit() -> !;
+    /// Passes an event of a guest on to its handler.
+    pub fn vmx_event() -> !;
+    /// Passes an event of a guest on to its handler.
+    pub fn svm_event() -> !;
     /// Where SYSCALL enters, through the stubs.
     pub static syscall_entry: u8;
+    /// Where SYSENTER enters.
+    pub static sysenter_entry: u8;
 }

@@ -19,7 +19,7 @@ use crate::space::{GuestSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::svm::Svm;
 use crate::vcpu::{Exit, Gprs, PhysPage, Processor, Spaces, VcpuPages, VirtualCpu};
 use crate::vmx::Vmx;
-use crate::{fast, fpu, interrupt, portal, registers, run, sched};
+use crate::{fast, fpu, interrupt, portal, registers, run};
 
 /// A virtual CPU of the vendor at hand.
 enum Vcpu {
@@ -48,6 +48,10 @@ pub struct GuestState {
     pub block: PhysPage,
     /// Where the fast path enters the guest again.
     pub resume: unsafe extern "C" fn() -> !,
+    /// How it passes on an event.
+    pub pass_event: unsafe extern "C" fn() -> !,
+    /// Its exits turn SYSCALL off, for a handler that enters by SYSENTER (VMX).
+    pub syscall_off: Cell<bool>,
     assigned: Cell<Option<Assigned>>,
     /// The guest space, if it is there.
     pub space: Cell<Option<&'static GuestSpace>>,
@@ -68,9 +72,15 @@ impl GuestState {
             Processor::Vmx(processor) => Vcpu::Vmx(Vmx::new(processor, pages, root, rsp)),
             Processor::Svm(processor) => Vcpu::Svm(Svm::new(processor, pages, rsp)),
         };
+        let (resume, pass_event): (unsafe extern "C" fn() -> !, unsafe extern "C" fn() -> !) = match vcpu {
+            Vcpu::Vmx(_) => (fast::vmx_resume, fast::vmx_event),
+            Vcpu::Svm(_) => (fast::svm_resume, fast::svm_event),
+        };
         Self {
             block: pages.control,
-            resume: if let Vcpu::Vmx(_) = vcpu { fast::vmx_resume } else { fast::svm_resume },
+            resume,
+            pass_event,
+            syscall_off: Cell::new(false),
             vcpu: Owned::new(vcpu),
             assigned: Cell::new(None),
             space: Cell::new(None),
@@ -167,50 +177,62 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         vcpu.flush();
     }
     cpu.poised.set(if vcpu.is_plain() { guest } else { NOBODY });
-    run_guest(cpu, ec, guest)
+    if cpu.guest.get().is_some_and(|last| !core::ptr::eq(last, guest)) {
+        leave(cpu);
+    }
+    occupy(cpu, guest);
+    // SAFETY: the EC's first field are its registers; the host space is loaded, the spaces are assigned and live as long
+    // as the EC.
+    let event = unsafe { vcpu.enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) };
+    portal::raise(cpu, ec, event)
 }
 
 /// Before user mode: registers that the last guest left live are the host's again.
-#[inline(always)]
-pub fn leave(cpu: &Cpu) {
+pub extern "C" fn leave(cpu: &Cpu) {
     cpu.unusual.guest.set(false);
-    if let Some(guest) = cpu.guest.take() {
-        guest.vcpu().restore_host();
+    if let Some(guest) = cpu.guest.take()
+        && let Vcpu::Vmx(vcpu) = guest.vcpu.get()
+    {
+        vcpu.restore_host(guest.syscall_off.get());
     }
+}
+
+/// #UD in user mode: true if it may be for a SYSCALL while that was a guest's.
+pub fn hid_syscall(cpu: &Cpu) -> bool {
+    cpu.guest.get().is_some()
 }
 
 /// The state of `ec`, whose guest stopped, that `mtd` names: to the message of `handler`.
 pub extern "C" fn save_state(ec: &Ec, mtd: u32, handler: &Ec) {
     let Some(guest) = ec.guest else { return };
-    let (mtd, gprs, utcb) = (Mtd::from_bits_retain(mtd), ec.gprs.get(), handler.architectural());
-    match guest.vcpu.get() {
-        Vcpu::Vmx(vcpu) => {
-            // The handler runs next.
-            leave(ec.cpu);
-            vcpu.save(mtd, gprs, utcb);
-        }
-        Vcpu::Svm(vcpu) => vcpu.save(mtd, gprs, utcb),
+    guest.vcpu().save(Mtd::from_bits_retain(mtd), ec.gprs.get(), handler.architectural());
+}
+
+/// `handler` will run on `cpu` for an event of `guest`: later exits leave SYSCALL to the guest if it does without.
+pub fn expect(cpu: &Cpu, guest: &GuestState, handler: &Ec) {
+    leave(cpu);
+    let off = handler.sysenter.get();
+    if guest.syscall_off.replace(off) != off
+        && let Vcpu::Vmx(vcpu) = guest.vcpu.get()
+    {
+        vcpu.set_syscall_off(off);
     }
 }
 
-/// Enters the guest of `ec` again, with the registers that `mtd` names from `utcb`.
-pub extern "C" fn resume_vmx(ec: &'static Ec, mtd: u32, utcb: &mut Architectural) -> ! {
-    let Some(guest) = ec.guest else { portal::kill(ec.cpu, ec, format_args!("not a vCPU")) };
-    guest.vcpu().load(Mtd::from_bits_retain(mtd), ec.gprs.get(), utcb);
-    run_guest(ec.cpu, ec, guest)
+/// The state of `ec`'s guest, which ran last, is in the registers again.
+pub extern "C" fn make_live(ec: &'static Ec) {
+    if let Some(vcpu) = ec.guest.and_then(|guest| occupy(ec.cpu, guest)) {
+        vcpu.load_live();
+    }
 }
 
-/// Enters a guest for which all is in place.
-fn run_guest(cpu: &'static Cpu, ec: &'static Ec, guest: &'static GuestState) -> ! {
-    if let Vcpu::Vmx(_) = guest.vcpu.get() {
-        cpu.guest.set(Some(guest));
-        cpu.unusual.guest.set(true);
-        cpu.task_register_stale.set(true);
-    }
-    // SAFETY: the EC's first field are its registers, followed by its stack; the host space is loaded, the spaces are
-    // assigned and live as long as the EC.
-    let event = unsafe { guest.vcpu().enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) };
-    portal::raise(cpu, ec, event)
+/// State of `guest`, if it is VMX's, is about to replace the host's in registers.
+fn occupy<'a>(cpu: &Cpu, guest: &'static GuestState) -> Option<&'a mut Vmx> {
+    let Vcpu::Vmx(vcpu) = guest.vcpu.get() else { return None };
+    cpu.guest.set(Some(guest));
+    cpu.unusual.guest.set(true);
+    cpu.task_register_stale.set(true);
+    Some(vcpu)
 }
 
 /// The guest of an EC stopped; the exit stubs call this on the CPU's stack.
@@ -222,7 +244,6 @@ pub extern "C" fn vcpu_exit(ec: &'static Ec) -> ! {
         Exit::Event(number) => portal::raise(cpu, ec, number),
         Exit::Interrupt(Some(vector)) => interrupt::handle(cpu, vector),
         Exit::Interrupt(None) => registers::interrupt_window(),
-        Exit::PreemptionTimer => sched::expire(cpu),
         Exit::MachineCheck => crate::panic::fatal(format_args!("machine check in a guest")),
         Exit::Resume => {}
     }

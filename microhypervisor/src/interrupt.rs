@@ -11,6 +11,7 @@ use abi::observation::{Traced, counter};
 use spin::Once;
 
 use crate::cpu::Cpu;
+use crate::fast::sysenter_entry;
 use crate::object::Ref;
 use crate::observation::trace;
 use crate::semaphore::Sm;
@@ -114,11 +115,16 @@ pub struct KernelFrame {
     ss: u64,
 }
 
-/// An interrupt or exception from the kernel. Only interrupts can come: while it is idle and in its interrupt window.
-pub extern "C" fn kernel_interrupt(frame: &KernelFrame) {
+/// RFLAGS.TF.
+const TRAP: u64 = 1 << 8;
+
+/// An interrupt or exception from the kernel. Only interrupts can come while it is idle and in its interrupt window.
+pub extern "C" fn kernel_interrupt(frame: &mut KernelFrame) {
     let (KernelFrame { vector, error, rip, rsp, rflags, .. }, cr2) = (frame, crate::registers::cr2());
     match vector {
         2 => {}
+        // A program that steps executed SYSENTER: it does no longer.
+        1 if *rip == &raw const sysenter_entry as u64 => *rflags &= !TRAP,
         0..32 => crate::panic::fatal(format_args!(
             "exception {vector:#x} in the kernel: error {error:#x}, RIP {rip:#x}, RSP {rsp:#x}, CR2 {cr2:#x}, RFLAGS {rflags:#x}",
         )),

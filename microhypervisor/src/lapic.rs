@@ -6,6 +6,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::registers::{APIC_BASE, TSC_DEADLINE, rdmsr, wrmsr};
+use crate::vcpu::register::cpuid;
 
 /// Vector of the timer.
 pub const TIMER: u8 = 0xf8;
@@ -68,13 +69,17 @@ pub fn address() -> u64 {
     unsafe { rdmsr(APIC_BASE) & 0xf_ffff_ffff_f000 }
 }
 
+/// CPUID leaf 1 ECX: x2APIC; timer in TSC-deadline mode.
+const CPUID_X2APIC: u32 = 1 << 21;
+const CPUID_TSC_DEADLINE: u32 = 1 << 24;
+
 /// Chooses the mode of all LAPICs: the one that the firmware left this in, or x2APIC if one of `ids` needs it.
 pub fn choose_mode(ids: &[u32]) {
-    let features = raw_cpuid::CpuId::new().get_feature_info();
-    let wide = ids.iter().any(|id| *id >= 255) && features.as_ref().is_some_and(|f| f.has_x2apic());
+    let features = cpuid(1)[2];
+    let wide = ids.iter().any(|id| *id >= 255) && features & CPUID_X2APIC != 0;
     // SAFETY: every processor with long mode has this register.
     X2APIC.store(wide || unsafe { rdmsr(APIC_BASE) } & X2APIC_ENABLE != 0, Ordering::Relaxed);
-    DEADLINE.store(features.is_some_and(|f| f.has_tsc_deadline()), Ordering::Relaxed);
+    DEADLINE.store(features & CPUID_TSC_DEADLINE != 0, Ordering::Relaxed);
 }
 
 /// Whether LAPIC `id` can be addressed in the chosen mode.

@@ -10,7 +10,7 @@ use abi::{Mtd, Status, event};
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
-use crate::guest::{NOBODY, save_state};
+use crate::guest::{NOBODY, expect, save_state};
 use crate::hypercall::Call;
 use crate::memory::copy_words;
 use crate::object::{Ref, TABLE};
@@ -111,8 +111,9 @@ pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
     trace(cpu, Traced::Event, event | guest, ec.reference.index() as u64, callee.reference.index() as u64);
     let mtd = Mtd::from_bits_retain(portal.mtd.load(Ordering::Relaxed));
     match ec.guest {
-        Some(_) => {
+        Some(guest) => {
             cpu.poised.set(NOBODY);
+            expect(cpu, guest, callee);
             save_state(ec, mtd.bits(), callee);
         }
         None => ec.save_host(mtd, callee.architectural()),

@@ -10,6 +10,8 @@ pub const CR0_AM: u64 = 1 << 18;
 /// CR0.TS: FPU instructions raise #NM.
 pub const CR0_TS: u64 = 1 << 3;
 
+/// IA32_SYSENTER_CS; IA32_SYSENTER_ESP and EIP follow.
+pub const SYSENTER_CS: u32 = 0x174;
 /// IA32_EFER.
 pub const EFER: u32 = 0xc000_0080;
 /// IA32_STAR.

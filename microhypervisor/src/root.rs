@@ -206,6 +206,7 @@ fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
             features: extension::FEATURE_ALLOWANCE
                 | extension::FEATURE_NEUTRAL_EVENTS
                 | extension::FEATURE_DESTROY
+                | if features == hip::FEATURE_VMX { extension::FEATURE_SYSENTER } else { 0 }
                 | observation.map_or(0, |_| extension::FEATURE_OBSERVATION),
             observation: observation.map_or(0, |(address, _)| address),
             observation_frames: observation.map_or(0, |(_, frames)| frames),

@@ -37,13 +37,7 @@ pub const STUB_STRIDE: u64 = 16;
 
 /// Interrupt stack of a vector, see `interrupt_ist` in `entry.S`.
 pub fn interrupt_stack(vector: usize) -> u8 {
-    match vector {
-        1 => 1,
-        2 => 2,
-        8 => 3,
-        18 => 4,
-        _ => 0,
-    }
+    (1..).zip([1, 2, 8, 18]).find(|(_, with_own)| *with_own == vector).map_or(0, |(stack, _)| stack)
 }
 
 /// `ec` will return from its hypercall with `status`.
@@ -157,7 +151,9 @@ fn prepare_user(cpu: &'static Cpu, ec: &'static Ec) {
     make_current(cpu, ec);
     switch_space(cpu, ec);
     fpu::prepare_user(cpu, ec);
-    guest::leave(cpu);
+    if cpu.unusual.guest.get() {
+        guest::leave(cpu);
+    }
 }
 
 /// #GP in user mode: true if it may be for a port that a stale task register hides, which it does no longer.
@@ -208,6 +204,7 @@ extern "C" fn user_interrupt(ec: &'static Ec) -> ! {
     match vector {
         2 => {}
         8 | 18 => crate::panic::fatal(format_args!("exception {vector:#x} in user mode at RIP {:#x}", ec.rip.get())),
+        6 if guest::hid_syscall(cpu) => {}
         7 if fpu::switch(cpu, ec) => {}
         13 if show_ports(cpu, ec) => {}
         0..32 => {

@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cpu::{Cpu, now};
 use crate::ec::EcTimeouts;
+use crate::guest::NOBODY;
 use crate::lapic;
 
 /// System-time ticks per second.
@@ -29,6 +30,7 @@ pub fn program(cpu: &Cpu) {
     let deadline = if cpu.reschedule.get() { timeout } else { timeout.min(cpu.slice_end.get()) };
     if deadline < cpu.deadline.get() {
         cpu.deadline.set(deadline);
+        cpu.poised.set(NOBODY);
         lapic::set_timer(now(), deadline);
     }
 }

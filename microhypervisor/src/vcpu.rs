@@ -7,11 +7,11 @@
 //! registers in [`Gprs`] (which begins the EC), takes the stack pointer at [`STACK_OFFSET`] and calls `vcpu_exit` with
 //! interrupts off; CR0.TS is set on VMX and as it was at entry on SVM. That calls [`VirtualCpu::exit`] first. An event
 //! then travels by [`VirtualCpu::save`] into the UTCB and by [`VirtualCpu::load`] back. Before the CPU runs a host EC
-//! in user mode the kernel calls [`VirtualCpu::restore_host`] of the vCPU that ran last. Everything else that must be
+//! in user mode the kernel calls `Vmx::restore_host` of the vCPU that ran last, if it is one. Everything else that must be
 //! switched between vCPUs (VMCS, tags, debug registers) the implementations switch themselves.
 //!
 //! What they rely on: kernel and programs leave FS and GS bases zero; the handler of vector 2 returns to the kernel;
-//! the kernel never uses breakpoints, SWAPGS or SYSENTER; XCR0 and FPU state are switched by [`crate::fpu`].
+//! the kernel never uses breakpoints or SWAPGS; XCR0 and FPU state are switched by [`crate::fpu`].
 //!
 //! Events are numbered and qualified as on VMX (see [`abi::event`]). For the event EXCEPTION the second qualification
 //! is the interruption information of the exception in the encoding of NOVA 8.7.3.2, the third its error code.
@@ -35,16 +35,6 @@ pub struct Gprs(pub [u64; 16]);
 
 /// Offset from the [`Gprs`] of an EC to the stack pointer (u64, aligned to 16) that `vcpu_exit` runs on.
 pub const STACK_OFFSET: usize = core::mem::size_of::<Gprs>();
-
-/// Assembly: loads the general registers but RAX and RSP from those at RDI; flags stay.
-macro_rules! load_registers {
-    () => {
-        "mov rcx, [rdi + 8]; mov rdx, [rdi + 16]; mov rbx, [rdi + 24]; mov rbp, [rdi + 40]; mov rsi, [rdi + 48]
-         mov r8, [rdi + 64]; mov r9, [rdi + 72]; mov r10, [rdi + 80]; mov r11, [rdi + 88]; mov r12, [rdi + 96]
-         mov r13, [rdi + 104]; mov r14, [rdi + 112]; mov r15, [rdi + 120]; mov rdi, [rdi + 56]"
-    };
-}
-pub(crate) use load_registers;
 
 /// Exceptions that always exit: machine check for the kernel, and the two whose delivery can recur for ever inside
 /// the CPU without an interrupt getting through (#DB, #AC); those are given back to the guest.
@@ -100,11 +90,9 @@ pub const HOT: Mtd = Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).union(Mtd
 pub enum Exit {
     /// For the VMM: a number of [`abi::event::guest`].
     Event(u16),
-    /// A physical interrupt: its vector if the CPU acknowledged it (VMX), else it is pending until the kernel opens
-    /// the interrupt flag (SVM).
+    /// A physical interrupt: its vector if the CPU acknowledged it (VMX), else it may be pending until the kernel opens
+    /// the interrupt flag.
     Interrupt(Option<u8>),
-    /// The deadline given to `enter` has passed.
-    PreemptionTimer,
     /// A machine check, still to be handled.
     MachineCheck,
     /// Settled here, as a physical NMI whose handler has run: enter again.
@@ -158,13 +146,10 @@ pub trait VirtualCpu {
     fn is_plain(&mut self) -> bool;
     /// What does not depend on the vendor.
     fn common(&self) -> &Common;
-    /// Makes the CPU ready to run user programs: syscall MSRs and GDT limit are the host's again. TR keeps the limit
-    /// that the exit gave it (0x67 on VMX). Cheap if nothing has to be done.
-    fn restore_host(&mut self);
     /// Takes its state out of the CPU: it is not used again, and its frames are free.
     fn release(&mut self);
-    /// Enters the guest until it exits or, if the CPU can do that, the TSC reaches `deadline`. Returns only if there is
-    /// an event before the guest's first instruction.
+    /// Enters the guest until it exits, at `deadline`, a value of the TSC, or not long after. Returns only if there is an
+    /// event before the guest's first instruction.
     ///
     /// # Safety
     /// `gprs` begins a live EC with a stack pointer at [`STACK_OFFSET`]; nothing on the current stack is needed again;

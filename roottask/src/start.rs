@@ -184,8 +184,9 @@ fn own_memory(hip: &Hip, page: u64, free: &mut FreeMemory) -> Result<Option<Mani
     manifest.sel_gst_arch = hip.sel_gst_arch;
     manifest.sel_gst_nova = hip.sel_gst_nova;
     // The specification numbers guest events as VMX does; only where SVM is does the kernel have to say so.
-    let neutral = hip.extension.features & abi::extension::FEATURE_NEUTRAL_EVENTS != 0;
-    manifest.neutral_events = (neutral || hip.platform_features & abi::hip::FEATURE_VMX != 0) as u16;
+    let on_vmx = hip.platform_features & abi::hip::FEATURE_VMX != 0;
+    let neutral = if on_vmx { abi::extension::FEATURE_NEUTRAL_EVENTS } else { 0 };
+    manifest.extensions = (hip.extension.features | neutral) as u16;
     manifest.platform_features = hip.platform_features;
     manifest.main_utcb = page - PAGE;
     manifest.heap = Range { address: layout::HEAP, length: HEAP_LENGTH };

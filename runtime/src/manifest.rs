@@ -195,8 +195,8 @@ pub struct Manifest {
     pub sel_gst_arch: u16,
     /// Number of microhypervisor guest events.
     pub sel_gst_nova: u16,
-    /// 1 if guest events are numbered and qualified as on VMX on every CPU (`abi::extension`).
-    pub neutral_events: u16,
+    /// FEATURE_* of `abi::extension`; on VMX the specification's own guest events are the neutral ones.
+    pub extensions: u16,
     /// FEATURE_* of `abi::hip`.
     pub platform_features: u64,
     /// Wall-clock time in nanoseconds since 1970 UTC when the system time counter was `wall_clock_stc`.
@@ -242,7 +242,7 @@ impl Manifest {
             sel_hst_arch: abi::event::HOST_ARCH,
             sel_gst_arch: abi::event::GUEST_ARCH,
             sel_gst_nova: abi::event::GUEST_NOVA,
-            neutral_events: 0,
+            extensions: 0,
             platform_features: 0,
             wall_clock: 0,
             wall_clock_stc: 0,

@@ -10,6 +10,7 @@ use abi::hypercall::{CreatePd, flag};
 use abi::scd::Scd;
 use abi::{Hypercall, Selector, Status};
 use core::arch::asm;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::span::spans;
 
@@ -65,9 +66,46 @@ fn hypercall(rdi: u64, rsi: u64, rdx: u64, rax: u64, r8: u64) -> (u64, u64, u64)
     (status, out1, out2)
 }
 
+/// Whether [`short`] enters by SYSENTER.
+static SYSENTER: AtomicBool = AtomicBool::new(false);
+
+/// From now on calls with few parameters enter by SYSENTER: for programs that handle the events of guests. False if
+/// the kernel does not announce it.
+pub fn prefer_sysenter() -> bool {
+    let announced = u32::from(crate::manifest().extensions) & abi::extension::FEATURE_SYSENTER != 0;
+    SYSENTER.store(announced, Ordering::Relaxed);
+    announced
+}
+
+/// A call with one parameter; returns RDI and RSI.
+fn short(rdi: u64, rsi: u64) -> (u64, u64) {
+    if !SYSENTER.load(Ordering::Relaxed) {
+        let (status, out, _) = hypercall(rdi, rsi, 0, 0, 0);
+        return (status, out);
+    }
+    let (status, out);
+    // SAFETY: as for `hypercall`; the kernel returns behind the instruction with the stack pointer as it is
+    // (`abi::extension`).
+    unsafe {
+        asm!(
+            "mov rcx, rsp",
+            "lea rdx, [rip + 2f]",
+            "sysenter",
+            "2:",
+            inlateout("rdi") rdi => status,
+            inlateout("rsi") rsi => out,
+            out("rcx") _,
+            out("rdx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    (status, out)
+}
+
 /// Calls portal `pt` with descriptor `mtd`; the reply's descriptor. The message is in the current EC's UTCB.
 pub fn ipc_call(pt: Selector, mtd: u32) -> Result<u32> {
-    let (status, mtd, _) = hypercall(identifier(pt, 0, Hypercall::IpcCall), mtd as u64, 0, 0, 0);
+    let (status, mtd) = short(identifier(pt, 0, Hypercall::IpcCall), mtd as u64);
     check(status).map(|()| mtd as u32)
 }
 
@@ -142,7 +180,7 @@ pub unsafe fn delegate_range(
 /// Recalls an execution context; `strong` waits until it has been seen in the kernel.
 pub fn ctrl_ec(ec: Selector, strong: bool) -> Result<()> {
     let flags = if strong { flag::RECALL_STRONG } else { 0 };
-    check(hypercall(identifier(ec, flags, Hypercall::CtrlEc), 0, 0, 0, 0).0)
+    check(short(identifier(ec, flags, Hypercall::CtrlEc), 0).0)
 }
 
 /// Time that a scheduling context has consumed, in ticks of the system time counter.
@@ -158,14 +196,14 @@ pub fn ctrl_pt(pt: Selector, pid: u64, mtd: u32) -> Result<()> {
 
 /// Ups a semaphore.
 pub fn sm_up(sm: Selector) -> Result<()> {
-    check(hypercall(identifier(sm, 0, Hypercall::CtrlSm), 0, 0, 0, 0).0)
+    check(short(identifier(sm, 0, Hypercall::CtrlSm), 0).0)
 }
 
 /// Downs a semaphore, or sets its counter to `zero`; gives up with [`Status::Timeout`] when the system time counter
 /// reaches `deadline`, unless that is 0.
 pub fn sm_down(sm: Selector, zero: bool, deadline: u64) -> Result<()> {
     let flags = flag::SM_DOWN | if zero { flag::SM_ZERO } else { 0 };
-    check(hypercall(identifier(sm, flags, Hypercall::CtrlSm), deadline, 0, 0, 0).0)
+    check(short(identifier(sm, flags, Hypercall::CtrlSm), deadline).0)
 }
 
 /// Platform control; root protection domain only. Returns only on failure or after a shallow sleep.

@@ -193,6 +193,23 @@ unsafe extern "C" fn portal_entry() {
     )
 }
 
+/// As [`portal_entry`], but replies by SYSENTER (`abi::extension`): RCX = stack pointer, RDX = an address to return to.
+#[unsafe(naked)]
+unsafe extern "C" fn guest_portal_entry() {
+    naked_asm!(
+        "mov rdx, [rsp + 8]",
+        "mov rcx, [rsp + 16]",
+        "call [rsp]",
+        "mov esi, eax",
+        "mov edi, {reply}",
+        "mov rcx, rsp",
+        "xor edx, edx",
+        "sysenter",
+        "ud2",
+        reply = const abi::Hypercall::IpcReply as u32,
+    )
+}
+
 /// Address of the portal entry, for portals that are created by hand on a [`Server`]'s EC.
 pub fn portal_address() -> u64 {
     portal_entry as *const () as u64
@@ -202,6 +219,7 @@ pub fn portal_address() -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub struct Server {
     ec: Selector,
+    entry: u64,
 }
 
 impl Server {
@@ -247,7 +265,14 @@ impl Server {
         let context = Box::into_raw(Box::new(Hosted(service, pulse)));
         let sp = stack(pulse, call::<S>, context.cast(), utcb, parent)? as u64;
         syscall::create_ec(ec, selector::PROTECTION_DOMAIN, EcKind::Local, utcb, cpu, sp, events)?;
-        Ok(Self { ec })
+        Ok(Self { ec, entry: portal_address() })
+    }
+
+    /// As [`Self::at`], for the events of a guest: replies by SYSENTER where that is shorter.
+    pub fn of_guest<S: Service>(ec: Selector, cpu: u32, service: S) -> Result<Self> {
+        let server = Self::at(ec, cpu, service)?;
+        let entry = if syscall::prefer_sysenter() { guest_portal_entry as *const () as u64 } else { server.entry };
+        Ok(Self { entry, ..server })
     }
 
     /// The EC's capability.
@@ -257,7 +282,7 @@ impl Server {
 
     /// Makes a portal to this server at `sel`, with identifier `pid`; `mtd` counts for events only.
     pub fn portal(&self, sel: Selector, pid: u64, mtd: Mtd) -> Result<()> {
-        syscall::create_pt(sel, selector::PROTECTION_DOMAIN, self.ec, portal_address())?;
+        syscall::create_pt(sel, selector::PROTECTION_DOMAIN, self.ec, self.entry)?;
         syscall::ctrl_pt(sel, pid, mtd.bits())
     }
 }

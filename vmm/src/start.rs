@@ -10,6 +10,7 @@ use core::arch::x86_64::__cpuid_count;
 
 use abi::capability::{MEMORY_ALL, Permissions};
 use abi::event::GUEST_ARCH;
+use abi::extension::FEATURE_NEUTRAL_EVENTS;
 use abi::hypercall::CreatePd;
 use abi::scd::Scd;
 use abi::{Mtd, Selector, Status};
@@ -88,7 +89,7 @@ fn build() -> Result<&'static Machine, String> {
     let config = monitor::configuration()?;
     let files = Files::find()?;
     let region = manifest().region("guest-ram").ok_or("there is no guest memory")?;
-    if manifest().neutral_events == 0 {
+    if u32::from(manifest().extensions) & FEATURE_NEUTRAL_EVENTS == 0 {
         return Err("the kernel does not announce neutral guest events".into());
     }
     let memory = HostMemory::new(region.memory);
@@ -134,7 +135,7 @@ fn create_vcpu(machine: &'static Machine, index: usize, board: &Config) -> Resul
     let mtds: Vec<(u16, Mtd)> = (0..EVENTS).map(|number| (number, vcpu.portal_mtd(number))).collect();
     let portals = layout::portals(index);
     let monitor = Monitor::new(machine, index, vcpu, portals);
-    let server = Server::at(layout::handler(index), cpu, monitor).map_err(kernel("a handler"))?;
+    let server = Server::of_guest(layout::handler(index), cpu, monitor).map_err(kernel("a handler"))?;
     for (number, mtd) in mtds {
         // Only events that exist: the others would cost the kernel memory.
         if (0x40..GUEST_ARCH).contains(&number) && event_name(number).is_empty() {

@@ -17,6 +17,12 @@ pub const FEATURE_DESTROY: u32 = 1 << 2;
 /// [`Announcement::features`]: there are counters and a trace, see [`crate::observation`], and [`Operation::Trace`].
 pub const FEATURE_OBSERVATION: u32 = 1 << 3;
 
+/// [`Announcement::features`]: SYSENTER is a second way into the kernel, for handlers of guests' events. RDI and RSI are as for
+/// SYSCALL, and the results; RDX holds the address to return to, RCX the stack pointer there, and what the kernel leaves in
+/// RCX, RDX and R11 is undefined. No call that takes more than RDI and RSI can be made this way. A handler that replies this
+/// way leaves the guest's SYSCALL registers in the CPU while it runs; its own SYSCALL works, but takes longer.
+pub const FEATURE_SYSENTER: u32 = 1 << 4;
+
 /// The record in the information page that announces the extensions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -3,7 +3,7 @@
 //!
 //! Unsafe: takes addresses of the linker's symbols, fills frames of the image.
 
-use crate::cpu::{BLOCK, CpuBlock};
+use crate::cpu::{BLOCK, BLOCK_STRIDE, BOOT_CPU, CpuBlock};
 use crate::descriptors::{WINDOW_GROUP, WINDOW_GROUPS, WINDOW_TSS_PAGES};
 use crate::memory::{Frame, KERNEL, KERNEL_ACCOUNT, StaticFrame, read_entry, write_entry};
 
@@ -20,11 +20,15 @@ static IMAGE_PD: StaticFrame = StaticFrame::zeroed();
 static IMAGE_PT: StaticFrame = StaticFrame::zeroed();
 static DEVICE_PD: StaticFrame = StaticFrame::zeroed();
 static DEVICE_PT: StaticFrame = StaticFrame::zeroed();
+/// The first page table of the CPUs' blocks.
+static CPUS_PT: StaticFrame = StaticFrame::zeroed();
 static WINDOW_PDPT: StaticFrame = StaticFrame::zeroed();
 static WINDOW_PD: StaticFrame = StaticFrame::zeroed();
 static WINDOW_PT: StaticFrame = StaticFrame::zeroed();
 /// A page of ones: the I/O bitmap of spaces without ports, and the terminator of all.
 static ONES: StaticFrame = StaticFrame::zeroed();
+/// A page of segment descriptors that are not present.
+static ZEROS: StaticFrame = StaticFrame::zeroed();
 
 pub const PRESENT: u64 = 1;
 pub const WRITE: u64 = 1 << 1;
@@ -57,6 +61,8 @@ pub fn build_kernel() -> u64 {
     put(&MASTER_PDPT, 510, IMAGE_PD.physical() | table);
     put(&MASTER_PDPT, 511, DEVICE_PD.physical() | table);
     put(&DEVICE_PD, 0, DEVICE_PT.physical() | table);
+    put(&DEVICE_PD, 1, CPUS_PT.physical() | table);
+    map_gdt(CPUS_PT.physical(), 0, &raw const BOOT_CPU as u64 - KERNEL + CpuBlock::GDT as u64);
 
     let index = |address: u64| ((address - KERNEL) >> 21) as usize;
     put(&IMAGE_PD, index(text), IMAGE_PT.physical() | table);
@@ -67,7 +73,7 @@ pub fn build_kernel() -> u64 {
             _ if page < data => PRESENT | NO_EXECUTE,
             _ => PRESENT | WRITE | NO_EXECUTE,
         };
-        let offset = page.wrapping_sub(&raw const crate::cpu::BOOT_CPU as u64) as usize;
+        let offset = page.wrapping_sub(&raw const BOOT_CPU as u64) as usize;
         if offset >= BLOCK || !CpuBlock::is_guard(offset) {
             put(&IMAGE_PT, (page >> 12) as usize & 511, (page - KERNEL) | flags | GLOBAL);
         }
@@ -98,6 +104,14 @@ pub fn fill_window(table: u64, bitmap: [u64; 2]) {
     }
 }
 
+/// Maps the descriptor table at `frame`, or of that entry, and zeros up to the limit that VMX exits give it, for the block at `page` of `table`.
+fn map_gdt(table: u64, page: usize, frame: u64) {
+    for offset in 0..16 {
+        let frame = if offset == 0 { frame | WRITE } else { ZEROS.physical() };
+        write_entry(table, page + (CpuBlock::GDT >> 12) + offset, frame | PRESENT | NO_EXECUTE | GLOBAL);
+    }
+}
+
 /// Allocates and maps the block of CPU `number`; false if there is no memory for it.
 pub fn map_cpu(number: u16) -> bool {
     let frame = || KERNEL_ACCOUNT.frames(0).map(Frame::physical);
@@ -105,7 +119,7 @@ pub fn map_cpu(number: u16) -> bool {
         return false;
     }
     fill_window(WINDOW_PT.physical(), [ONES.physical(); 2]);
-    let page = (number as usize * BLOCK) >> 12;
+    let page = (number as usize * BLOCK_STRIDE) >> 12;
     let directory = 1 + (page >> 9);
     if read_entry(DEVICE_PD.physical(), directory) == 0 {
         let Some(table) = frame() else { return false };
@@ -120,6 +134,7 @@ pub fn map_cpu(number: u16) -> bool {
             write_entry(table, index, frame | PRESENT | WRITE | NO_EXECUTE | GLOBAL);
         }
     }
+    map_gdt(table, page & 511, read_entry(table, (page & 511) + (CpuBlock::GDT >> 12)));
     true
 }
 

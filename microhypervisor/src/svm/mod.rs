@@ -7,7 +7,6 @@
 pub mod spec;
 mod step;
 mod transfer;
-mod vmcb;
 
 use crate::registers::{EFER, rdmsr, wrmsr};
 use crate::vcpu::register::{DR6_CONDITIONS, EFER_SVME, cpuid};
@@ -58,7 +57,7 @@ impl Processor {
         unsafe {
             wrmsr(EFER, rdmsr(EFER) | EFER_SVME);
             wrmsr(spec::VM_HSAVE_PA, save.pa);
-            vmcb::vmsave(host.pa);
+            core::arch::asm!("vmsave rax", in("rax") host.pa, options(nostack));
         }
         Ok(Self {
             host: host.pa,
@@ -332,8 +331,6 @@ impl VirtualCpu for Svm {
         &self.common
     }
 
-    fn restore_host(&mut self) {}
-
     fn release(&mut self) {
         if self.cpu.current.get() == core::ptr::from_mut(self) {
             self.common.foreign.leave();
@@ -364,7 +361,7 @@ impl VirtualCpu for Svm {
         unsafe {
             vmcb.rax = (*gprs).0[gpr::RAX];
             (*gprs).0[STUB_HOST] = host;
-            vmcb::enter(gprs, control)
+            crate::fast::svm_enter(gprs, control)
         }
     }
 }

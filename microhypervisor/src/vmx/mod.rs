@@ -23,13 +23,10 @@ use spec::{CONTROLS, Controls, INFO_EVENT, INFO_VALID, PRIMARY, SECONDARY, field
 use vmcs::Current;
 use x86_64::instructions::tables;
 
-/// RFLAGS after VMRESUME: failed without a current VMCS, failed with an instruction error.
-const RFLAGS_CF: u64 = 1 << 0;
-const RFLAGS_ZF: u64 = 1 << 6;
 /// Latest event: the CPU refused to enter.
 const REFUSED: u16 = u16::MAX;
-/// Entry of [`Gprs`] where the stub leaves RFLAGS.
-const STUB_RFLAGS: usize = gpr::RSP;
+/// Entry of [`Gprs`] where the stub leaves 1 if the CPU did not enter the guest.
+const STUB_REFUSED: usize = gpr::RSP;
 /// Offset of the task priority in the virtual-APIC page.
 const APIC_TPR: usize = 0x80;
 /// Interruptibility: NMIs are blocked.
@@ -90,6 +87,9 @@ pub struct Vmx {
     event: u16,
     /// Primary and secondary controls as in the VMCS.
     controls: [u32; 2],
+    /// For which the preemption timer is set. It begins anew with each entry: it is there for CPUs that, with their
+    /// interrupts off, do not let the timer's interrupt end the guest's run (docs/emulators.md).
+    deadline: u64,
     /// Task priority below which the VMM wants an exit.
     threshold: u8,
     common: Common,
@@ -119,6 +119,7 @@ impl Vmx {
             launched: false,
             event: 0,
             controls: [cpu.controls[PRIMARY], cpu.controls[SECONDARY]],
+            deadline: 1,
             threshold: 0,
             common: Common::new(),
             cr0: ControlRegister::new(cpu.cr0 & !free, CR0_CD | CR0_NW),
@@ -176,26 +177,29 @@ impl Vmx {
         let unused = [field::CR3_TARGETS, field::EXIT_MSR_STORES, field::EXIT_MSR_LOADS, field::ENTRY_MSR_LOADS];
         let none = [field::ENTRY_INFO, field::TSC_OFFSET, field::DEBUGCTL, field::PENDING_DEBUG, field::EPT_POINTER];
         let optional = [field::APIC_ACCESS, field::XSS_EXITING];
-        let host = [field::HOST_FS_BASE, field::HOST_GS_BASE, field::HOST_SYSENTER_CS];
-        let sysenter = [field::HOST_SYSENTER_ESP, field::HOST_SYSENTER_EIP];
-        let zero = unused.iter().chain(&none).chain(&optional).chain(&host).chain(&sysenter).chain(&field::HOST_DATA);
+        let host = [field::HOST_FS_BASE, field::HOST_GS_BASE];
+        let zero = unused.iter().chain(&none).chain(&optional).chain(&host).chain(&field::HOST_DATA);
         zero.for_each(|&field| vmcs.write(field, 0));
-        let task = crate::cpu::Cpu::this().task.get().map_or(0, |task| core::ptr::from_ref(task) as u64);
-        // SAFETY: every CPU with long mode has them.
-        let (efer, pat) = unsafe { (rdmsr(EFER), rdmsr(PAT)) };
+        let cpu = crate::cpu::Cpu::this();
+        let task = cpu.task.get().map_or(0, |task| core::ptr::from_ref(task) as u64);
+        // SAFETY: every CPU with long mode has it.
+        let pat = unsafe { rdmsr(PAT) };
         for (field, value) in [
             (field::LINK_POINTER, u64::MAX),
             (field::VIRTUAL_APIC, self.pages.extra.pa),
             (field::HOST_CS, u64::from(descriptors::KERNEL_CS)),
             (field::HOST_SS, u64::from(descriptors::KERNEL_SS)),
             (field::HOST_TR, u64::from(descriptors::TSS)),
-            (field::HOST_EFER, efer),
+            (field::HOST_EFER, self.cpu.efer),
+            (field::HOST_SYSENTER_CS, u64::from(descriptors::KERNEL_CS)),
+            (field::HOST_SYSENTER_ESP, core::ptr::from_ref(cpu) as u64),
+            (field::HOST_SYSENTER_EIP, &raw const crate::fast::sysenter_entry as u64),
             (field::HOST_PAT, pat),
             (field::HOST_CR0, registers::cr0() | CR0_TS),
             (field::HOST_CR3, self.host_cr3),
             (field::HOST_CR4, registers::cr4()),
             (field::HOST_TR_BASE, task),
-            (field::HOST_GDTR_BASE, self.cpu.gdtr.base.as_u64()),
+            (field::HOST_GDTR_BASE, tables::sgdt().base.as_u64()),
             (field::HOST_IDTR_BASE, tables::sidt().base.as_u64()),
             (field::RIP, RESET.rip),
             (field::RSP, self.first_rsp),
@@ -227,26 +231,24 @@ impl Vmx {
     /// Takes the fast state out of the registers.
     fn park_fast(&mut self) {
         if core::mem::take(&mut self.fast_live) {
-            self.cr2 = registers::cr2();
-            // SAFETY: the values were there before the guest ran; the GDT is the one in use, with its proper limit,
-            // without which a program could load what follows the table.
-            unsafe {
-                set_syscall(&self.cpu.host);
-                tables::lgdt(&self.cpu.gdtr);
-            }
+            self.cr2 = crate::cpu::Cpu::this().guest_cr2.get();
+            // SAFETY: the values were there before the guest ran.
+            unsafe { set_syscall(&self.cpu.host) };
         }
     }
 
-    /// Takes the state that host programs do not see out of the registers.
-    fn park_slow(&mut self) {
-        if self.common.foreign.leave() {
-            // SAFETY: every CPU with long mode has it.
-            self.kernel_gs_base = unsafe { rdmsr(KERNEL_GS_BASE) };
+    /// Makes the CPU ready to run user programs: syscall MSRs are the host's again, and on if exits left them off. TR keeps
+    /// the limit that the exit gave it, 0x67. Cheap if nothing has to be done.
+    pub fn restore_host(&mut self, syscall_off: bool) {
+        self.park_fast();
+        if syscall_off {
+            // SAFETY: what it was before the first exit; SYSCALL is the host's again.
+            unsafe { wrmsr(EFER, self.cpu.efer) };
         }
     }
 
-    /// Puts all state into the registers that is not there.
-    fn load_live(&mut self) {
+    /// Undoes that for the vCPU that ran last: puts all state into the registers that is not there.
+    pub fn load_live(&mut self) {
         if !core::mem::replace(&mut self.fast_live, true) {
             // SAFETY: legal values, from the hardware or made so; no host program runs before they are taken back.
             unsafe {
@@ -257,6 +259,20 @@ impl Vmx {
         if self.common.foreign.enter() {
             // SAFETY: as above; the kernel does not use SWAPGS.
             unsafe { wrmsr(KERNEL_GS_BASE, self.kernel_gs_base) };
+        }
+    }
+
+    /// Exits turn the host's SYSCALL off, or leave it on.
+    pub fn set_syscall_off(&mut self, off: bool) {
+        let vmcs = self.current();
+        vmcs.write(field::HOST_EFER, self.cpu.efer & !u64::from(off));
+    }
+
+    /// Takes the state that host programs do not see out of the registers.
+    fn park_slow(&mut self) {
+        if self.common.foreign.leave() {
+            // SAFETY: every CPU with long mode has it.
+            self.kernel_gs_base = unsafe { rdmsr(KERNEL_GS_BASE) };
         }
     }
 
@@ -336,8 +352,7 @@ impl Vmx {
 impl VirtualCpu for Vmx {
     fn exit(&mut self, gprs: &mut Gprs) -> Exit {
         let vmcs = self.current();
-        let flags = gprs.0[STUB_RFLAGS];
-        if flags & (RFLAGS_CF | RFLAGS_ZF) != 0 {
+        if gprs.0[STUB_REFUSED] != 0 {
             self.event = REFUSED;
             return Exit::Event(guest::INVALID_STATE);
         }
@@ -350,8 +365,8 @@ impl VirtualCpu for Vmx {
                 self.exception(vmcs)
             }
             guest::EXTERNAL_INTERRUPT => Exit::Interrupt(Some(vmcs.read32(field::EXIT_INFO) as u8)),
-            spec::REASON_TIMER => Exit::PreemptionTimer,
             spec::REASON_MACHINE_CHECK => Exit::MachineCheck,
+            spec::REASON_TIMER => Exit::Interrupt(None),
             guest::CR_ACCESS => self.control_register(vmcs, gprs),
             event @ (guest::INTERRUPT_WINDOW | guest::NMI_WINDOW) => {
                 let window = if event == guest::NMI_WINDOW { primary::NMI_WINDOW } else { primary::INTERRUPT_WINDOW };
@@ -413,15 +428,11 @@ impl VirtualCpu for Vmx {
     }
 
     fn is_plain(&mut self) -> bool {
-        self.launched
+        self.launched && self.threshold == 0
     }
 
     fn common(&self) -> &Common {
         &self.common
-    }
-
-    fn restore_host(&mut self) {
-        self.park_fast();
     }
 
     fn release(&mut self) {
@@ -445,14 +456,16 @@ impl VirtualCpu for Vmx {
             }
             deadline = 0;
         }
+        let due = deadline != self.deadline || self.event == spec::REASON_TIMER;
+        if let Some(shift) = self.cpu.timer_shift.filter(|_| due) {
+            self.deadline = deadline;
+            let ticks = deadline.saturating_sub(crate::cpu::now()) >> shift;
+            vmcs.write(field::TIMER, ticks.min(u64::from(u32::MAX)));
+        }
         self.event = 0;
         if self.gprs != gprs {
             self.gprs = gprs;
             vmcs.write_exit_point(gprs);
-        }
-        if let Some(shift) = self.cpu.timer_shift {
-            let ticks = deadline.saturating_sub(crate::cpu::now()) >> shift;
-            vmcs.write(field::TIMER, ticks.min(u64::from(u32::MAX)));
         }
         if let Some(flush_all) = self.cpu.tags.renew(&mut self.common.tag) {
             if flush_all {
@@ -465,6 +478,6 @@ impl VirtualCpu for Vmx {
         }
         self.load_live();
         // SAFETY: the caller's promise; the VMCS is complete.
-        unsafe { vmcs::enter(gprs, u64::from(self.launched)) }
+        unsafe { crate::fast::vmx_enter(gprs, u64::from(self.launched)) }
     }
 }

@@ -3,14 +3,12 @@
 
 use super::spec::{self, CONTROLS, Controls, PIN, PRIMARY, ept, msr, pin};
 use super::{Syscall, Vmx, vmcs};
-use crate::registers::{self, FMASK, LSTAR, STAR, rdmsr, wrmsr};
+use crate::registers::{self, EFER, FMASK, LSTAR, STAR, rdmsr, wrmsr};
 use crate::vcpu::register::{CR4_VMXE, cpuid};
 use crate::vcpu::{PhysPage, Tags};
 use core::cell::Cell;
 use kernel_core::reason::Reason;
 use kernel_core::virt::{vmx_adjust, vmx_usable};
-use x86_64::instructions::tables;
-use x86_64::structures::DescriptorTablePointer;
 
 /// VMX on one CPU.
 pub struct Processor {
@@ -27,7 +25,7 @@ pub struct Processor {
     pub has_page_1g: bool,
     /// The host's SYSCALL.
     pub(super) host: Syscall,
-    pub(super) gdtr: DescriptorTablePointer,
+    pub(super) efer: u64,
     pub(super) tags: Tags,
     /// The vCPU whose VMCS is current.
     pub(super) current: Cell<*mut Vmx>,
@@ -91,7 +89,7 @@ impl Processor {
             cr4,
             has_page_1g: capabilities & ept::PAGE_1G != 0,
             host: [read(STAR), read(LSTAR), read(FMASK)],
-            gdtr: tables::sgdt(),
+            efer: read(EFER),
             tags: Tags::new(1 << 16),
             current: Cell::new(core::ptr::null_mut()),
         })

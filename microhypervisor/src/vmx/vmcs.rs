@@ -1,10 +1,10 @@
-//! The VMX instructions (Intel SDM vol. 3C, chapter 31) and the entry and exit stubs.
-#![allow(unsafe_code)] // Privileged instructions and naked functions.
+//! The VMX instructions (Intel SDM vol. 3C, chapter 31).
+#![allow(unsafe_code)] // Privileged instructions.
 
 use super::spec::field;
 use crate::fast::vmx_exit;
-use crate::vcpu::{Gprs, STACK_OFFSET, load_registers};
-use core::arch::{asm, naked_asm};
+use crate::vcpu::{Gprs, STACK_OFFSET};
+use core::arch::asm;
 
 /// Proof that the VMCS of the vCPU at hand is the current one: its fields can be read and written.
 #[derive(Clone, Copy)]
@@ -104,26 +104,4 @@ pub fn invvpid_all() {
 pub fn handle_nmi() {
     // SAFETY: the kernel's handler for vector 2 returns with all registers as they were.
     unsafe { asm!("int 2") };
-}
-
-/// Loads the guest's general registers and enters; continues at [`vmx_exit`] in any case.
-///
-/// # Safety
-/// As for [`crate::vcpu::VirtualCpu::enter`], with a VMCS that is ready and current; `launched` says whether it was
-/// entered before. The exit point was written for `gprs`.
-#[unsafe(naked)]
-pub unsafe extern "C" fn enter(gprs: *mut Gprs, launched: u64) -> ! {
-    naked_asm!(
-        "lea rsp, [rdi + {stack}]",
-        "test rsi, rsi", // The flag survives the moves.
-        "mov rax, [rdi]",
-        load_registers!(),
-        "jz 2f",
-        "vmresume",
-        "jmp {exit}",
-        "2: vmlaunch",
-        "jmp {exit}",
-        stack = const STACK_OFFSET,
-        exit = sym vmx_exit,
-    )
 }

@@ -8,7 +8,18 @@ extern crate alloc;
 mod operations;
 
 #[cfg(target_os = "none")]
-lab::suite![abandoned, circles, destroyers, exhaustion, reclaim, shootdown, traced, transfer_guest, transfer_leaks];
+lab::suite![
+    abandoned,
+    circles,
+    destroyers,
+    exhaustion,
+    reclaim,
+    shootdown,
+    sysenter,
+    traced,
+    transfer_guest,
+    transfer_leaks
+];
 
 /// The program exists only for the freestanding target.
 #[cfg(not(target_os = "none"))]

@@ -13,10 +13,10 @@ use crate::operations;
 mod event;
 #[path = "../specification/guest_exit.rs"]
 #[allow(dead_code)] // Other topics of the specification use more of it.
-mod guest_exit;
+pub(crate) mod guest_exit;
 #[path = "../specification/guest_state.rs"]
 #[allow(dead_code)] // Other topics of the specification use more of it.
-mod guest_state;
+pub(crate) mod guest_state;
 #[path = "../specification/ipc.rs"]
 #[allow(dead_code)] // Other topics of the specification use more of it.
 mod ipc;
@@ -49,10 +49,15 @@ fn trace(on: bool) -> Status {
 /// Runs tests of the specification with the trace on.
 fn off_the_fast_path(topics: &[&[Test]]) -> Outcome {
     equal!(trace(true), SUCCESS);
-    let outcome = topics.iter().copied().flatten().try_for_each(|test| match (test.body)() {
-        Err(Stop::Failed(place, text)) => Err(failed(alloc::format!("{}, {place}: {text}", test.name))),
-        _ => Ok(()),
-    });
+    let outcome = all_of(topics);
     equal!(trace(false), SUCCESS);
     outcome
+}
+
+/// Runs tests; the first failure is the outcome.
+pub fn all_of(topics: &[&[Test]]) -> Outcome {
+    topics.iter().copied().flatten().try_for_each(|test| match (test.body)() {
+        Err(Stop::Failed(place, text)) => Err(failed(alloc::format!("{}, {place}: {text}", test.name))),
+        _ => Ok(()),
+    })
 }

@@ -91,6 +91,8 @@ pieces! {
     hlt "" "hlt";
     /// CPUID, leaf 1.
     cpuid "mov eax, 1" "cpuid";
+    /// IRET to the next instruction.
+    iret "mov rax, rsp; push 16; push rax; pushfq; push 8; lea rax, [rip + 2f]; push rax" "iretq; 2:";
     /// INVD.
     invd "" "invd";
     /// WBINVD.

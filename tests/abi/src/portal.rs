@@ -30,7 +30,7 @@ pub struct Handler {
 }
 
 /// Called by the entry stub of portals.
-pub(crate) extern "C" fn dispatch(handler: &Handler, mtd: u64, rcx: u64, r11: u64) -> u32 {
+pub extern "C" fn dispatch(handler: &Handler, mtd: u64, rcx: u64, r11: u64) -> u32 {
     (handler.body)(&Message { utcb: handler.utcb, mtd: mtd as u32, rcx, r11 })
 }
 

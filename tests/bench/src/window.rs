@@ -43,6 +43,7 @@ pub const NAMES: &[&str] = &[
     "recall.event",
     "irq.user",
     "exit.cpuid",
+    "exit.cpuid.syscall",
     "exit.out",
 ];
 

@@ -44,6 +44,9 @@ struct Mutant {
     /// The test that must fail.
     #[serde(default)]
     test: String,
+    /// The root task that has it.
+    #[serde(default = "conformance")]
+    suite: String,
     /// All tests must pass.
     #[serde(default)]
     survives: bool,
@@ -57,6 +60,10 @@ struct Mutant {
 
 fn one() -> u32 {
     1
+}
+
+fn conformance() -> String {
+    "conformance".into()
 }
 
 /// Where a mutant runs.
@@ -164,7 +171,7 @@ impl Mutant {
     /// Whether the conformance root task does with it what it should.
     fn judge(&self, copy: &Copy, programs: &Programs, name: &str) -> Result<()> {
         let kernel = copy.build(self)?;
-        let suite = Suite { cpus: self.cpus, only: &self.test, patience: PATIENCE, ..Suite::new("conformance") };
+        let suite = Suite { cpus: self.cpus, only: &self.test, patience: PATIENCE, ..Suite::new(&self.suite) };
         let (report, ending) = suite.run(programs, &kernel, self.on.emulator(), name)?;
         let failures = report.failures();
         if self.survives {

@@ -31,7 +31,7 @@
 
 # To \skip if the message descriptor in RSI does not name \state.
 .macro without state, skip
-    test $\state, %sil
+    test $\state, %esi
     jz \skip
 .endm
 
@@ -74,16 +74,15 @@
     clear_or \miss, $0x3f, %cl
 .endm
 
-# RDX = EC of the portal at RCX, which is idle on the CPU at R15, without a recall; R8 = where it enters, a user address,
-# as SYSRET wants it; else to \miss. Clobbers RAX.
+# RDX = EC of the portal at RCX, which is idle on the CPU at R15, without a recall; R8 = where it enters, a user address, as
+# SYSRET wants it; else to \miss. Clobbers RAX.
 .macro idle_callee miss
-    mov {kernel} + {portal_ec}(%rcx), %eax;  mov {kernel} + {portal_ec} + 4(%rcx), %edx;  shl $5, %eax
+    mov {kernel} + {portal_enters}(%rcx), %eax;  mov {kernel} + {portal_enters} + 4(%rcx), %edx;  shl $5, %eax
     equal_or \miss, %edx, {headers}+{generation}(%rax)
     mov {headers} + {content}(%rax), %edx;  and $~0x3f, %edx;  add ${kernel}, %rdx
     equal_or \miss, %r15, {cpu}(%rdx)
     equal_or \miss, ${idle}, {state}(%rdx), w
     mov {kernel} + {portal_ip}(%rcx), %r8
-    user_or \miss, %r8, %rax
 .endm
 
 # The EC at RSP waits, with continuation \waits, until the EC at RDX has served it.
@@ -127,7 +126,9 @@
 .globl syscall_entry
 syscall_entry:
     mov %rcx, {rip}(%rsp);  mov %r11, {rsp}(%rsp)
-    clear_or not_call, %dil, %dil, b
+    cmp ${reply}, %dil
+    je is_reply
+    ja slow_unsaved
     store_registers %rsp
     mov {cpu}(%rsp), %r15
     equal_or slow, $0, {unusual}(%r15), l
@@ -157,8 +158,8 @@ sysenter_entry:
     movb $1, {sysenter}(%rsp)
     mov %rdx, {rip}(%rsp);  mov %rcx, {rsp}(%rsp)
 
-not_call:
     equal_or slow_unsaved, ${reply}, %dil, b
+is_reply:
     mov {cpu}(%rsp), %r15;  mov {caller}(%rsp), %rdx
     test %rdx, %rdx
     jz slow
@@ -220,7 +221,6 @@ svm_enter:
 # says so, else from the EC at RDX, at whose registers' end RSP is. RBX = what the guest has beyond an EC.
 .globl svm_resume
 svm_resume:
-    movq $0, {vmcb_injection}(%rbp)
     without {mtd_rip}, 1f
     mov {utcb_rip}(%r14), %rax;  mov %rax, {vmcb_rip}(%rbp)
 1:  mov %rdx, %rdi;  mov %rdx, %r15
@@ -296,7 +296,7 @@ guest_event:
     mov {kernel} + {portal_identifier}(%rcx), %rdi;  mov {message}(%rdx), %r14
 .endm
 
-# SVM. The control block is at RBP.
+# SVM. The control block is at RBP. What a monitor asks for to answer CPUID, a port or device memory is told here.
 .globl svm_event
 svm_event:
     send_event
@@ -311,7 +311,22 @@ svm_event:
 1:  test $~{mtd_rip}, %esi
     jz enter_portal
     mov {vmcb_rsp}(%rbp), %r9
-    mov $~({mtd_rip} + {mtd_gpr_0_7} + {mtd_gpr_8_15}), %r10d
+    mov $~({mtd_rip} + {mtd_gpr_0_7} + {mtd_gpr_8_15} + {mtd_cr} + {mtd_efer}), %r10d
+    without {mtd_qual}, 1f
+    cmpl ${io_exit}, {vmcb_exit_code}(%rbp)
+    jne 1f
+    # As `io_qualification`: port; string and REP; input; size less one.
+    mov {vmcb_exit_info}(%rbp), %eax;  mov %eax, %ebx;  mov %eax, %ecx;  shr $4, %ecx
+    and $7, %ecx;  dec %ecx;  and $12, %ebx;  lea (%rcx, %rbx, 4), %ebx
+    mov %eax, %ecx;  and $1, %ecx;  lea (%rbx, %rcx, 8), %ebx;  and $0xffff0000, %eax;  or %eax, %ebx
+    xor %eax, %eax;  mov %rax, {utcb_qualification} + 8(%r14);  mov %rax, {utcb_qualification} + 16(%r14)
+    mov %rbx, {utcb_qualification}(%r14);  btr ${mtd_qual_bit}, %r10d
+1:  without {mtd_cr}, 1f
+    mov {vmcb_cr4}(%rbp), %rax;  mov %rax, {utcb_cr4}(%r14);  mov {vmcb_cr3}(%rbp), %rax;  mov %rax, {utcb_cr3}(%r14)
+    mov {vmcb_cr0}(%rbp), %rax;  mov %rax, {utcb_cr0}(%r14);  mov {vmcb_cr2}(%rbp), %rax;  mov %rax, {utcb_cr2}(%r14)
+    mov {vmcb_tpr}(%rbp), %eax;  and $15, %eax;  mov %rax, {utcb_cr8}(%r14)
+1:  without {mtd_efer}, message
+    mov {vmcb_efer}(%rbp), %rax;  and $~{efer_svme}, %rax;  mov %rax, {utcb_efer}(%r14)
 
 .macro copy_registers offsets:vararg
     .irp offset, \offsets

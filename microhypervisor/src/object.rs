@@ -61,6 +61,9 @@ impl<T> PartialEq for Ref<T> {
 }
 
 impl<T: Object> Ref<T> {
+    /// To nothing.
+    pub const NULL: Self = Self(Reference::NULL, PhantomData);
+
     /// The object, unless it is gone.
     pub fn get(self) -> Option<&'static T> {
         named(self.0).object(T::KIND).map(at)

@@ -6,7 +6,7 @@ use abi::capability::Permissions;
 use abi::hypercall::flag;
 use abi::observation::{Traced, counter};
 use abi::utcb::gpr;
-use abi::{Mtd, Status, event};
+use abi::{Mtd, Status, USER_END, event};
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
@@ -23,6 +23,8 @@ use crate::{run, sched};
 pub struct Pt {
     /// Who is entered.
     pub ec: Ref<Ec>,
+    /// The same for the fast path; nobody if `ip` is no user address, so that SYSRET or SYSEXIT would fault in the kernel.
+    pub enters: Ref<Ec>,
     /// Where it enters.
     pub ip: u64,
     /// Passed to the callee.
@@ -34,7 +36,8 @@ pub struct Pt {
 impl Pt {
     /// A portal to `ec` that enters at `ip`.
     pub fn new(ec: Ref<Ec>, ip: u64) -> Self {
-        Self { ec, ip, identifier: AtomicU64::new(0), mtd: AtomicU32::new(0) }
+        let enters = if ip < USER_END { ec } else { Ref::NULL };
+        Self { ec, enters, ip, identifier: AtomicU64::new(0), mtd: AtomicU32::new(0) }
     }
 }
 

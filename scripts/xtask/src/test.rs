@@ -135,6 +135,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         count.passed += systems.passed;
         count.failed += systems.failed;
     }
+    if count.passed + count.failed == 0 {
+        eprintln!("no test has {filter:?} in its name; the long ones run with --all");
+    }
     // Read by machines, too.
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(if count.failed == 0 && count.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

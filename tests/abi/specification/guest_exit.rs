@@ -2,12 +2,12 @@
 //! of Intel SDM vol. 3D, appendix C, and vol. 3C, 28.2.1. A kernel that has SVM in this vocabulary is held to the same.
 
 use lab::event::{Event, Seen, Then};
-use lab::guest::{self, Guest, NOTHING, Parameters, STACK, run, startup, vmx};
+use lab::guest::{self, DATA, Guest, NOTHING, Parameters, STACK, run, startup, vmx};
 use lab::guest_code::{self as code, Code};
 use lab::hypercall::{ctrl_ec, flag};
 use lab::report::{Outcome, Stop, failed};
 use lab::spec::{SUCCESS, field, injection, mtd};
-use lab::time::{pause, settle};
+use lab::time::{pause, settle, until};
 use lab::utcb::Utcb;
 use lab::{check, equal, number, root, selector, tests};
 
@@ -356,9 +356,12 @@ fn recalled() -> Outcome {
         )?;
         guest.start()?;
         for round in 0..3 {
-            pause(2)?;
+            // On a busy machine it can take long until the guest gets anywhere.
+            let before = guest.peek(DATA);
+            until(|| guest.peek(DATA) != before)?;
             equal!(rounds.load(Relaxed), round);
             equal!(ctrl_ec(guest.ec, flags), SUCCESS);
+            until(|| rounds.load(Relaxed) != round)?;
             pause(2)?;
             equal!(rounds.load(Relaxed), round + 1);
         }

@@ -190,7 +190,7 @@ pieces! {
     /// MOV to CR8 of a lower priority.
     lower_cr8 "mov eax, 3" "mov cr8, rax";
     /// Spins, counting in RBX.
-    spin "" "2: inc rbx; jmp 2b";
+    spin "" "2: inc rbx; mov [0x7000], rbx; jmp 2b";
     /// NOPs.
     nops "" "nop; nop; nop";
     /// Increments the word at [`crate::guest::DATA`] for ever.

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::semaphore::Semaphore;
 use crate::entry::hip;
-use crate::report::Outcome;
+use crate::report::{Outcome, failed};
 use crate::spec::hip as page;
 use crate::thread::spawn;
 
@@ -40,6 +40,19 @@ pub fn sleep(milliseconds: u64) -> Outcome {
 pub fn pause(milliseconds: u64) -> Outcome {
     let sm = Semaphore::new(0)?;
     sm.down_until(now() + ms(milliseconds));
+    Ok(())
+}
+
+/// Blocks the current EC until `done` says so, for ten seconds at most.
+#[track_caller]
+pub fn until(done: impl Fn() -> bool) -> Outcome {
+    let end = now() + ms(10_000);
+    while !done() {
+        if now() > end {
+            return Err(failed("what it waits for does not come".into()));
+        }
+        pause(1)?;
+    }
     Ok(())
 }
 

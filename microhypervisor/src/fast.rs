@@ -66,7 +66,7 @@ core::arch::global_asm!(
     vmcs_physical = const vmx::field::PHYSICAL_ADDRESS, vmcs_rip = const vmx::field::RIP,
     vmcs_rsp = const vmx::field::RSP, vmcs_length = const vmx::field::INSTRUCTION_LENGTH,
     vmcs_information = const vmx::field::INSTRUCTION_INFO, vmcs_reason = const vmx::field::REASON,
-    mtd_qual = const Mtd::QUAL.bits(), not_fast = const Mtd::TSC.bits(),
+    mtd_qual = const Mtd::QUAL.bits(), not_fast = const Mtd::TSC.union(Mtd::KERNEL_GS).bits(),
     not_fast_reply = const !Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).bits(), mtd_rip = const Mtd::RIP.bits(),
     mtd_gpr_0_7 = const Mtd::GPR_0_7.bits(), mtd_gpr_8_15 = const Mtd::GPR_8_15.bits(),
     calls = const 8 * (counter::HYPERCALL + abi::Hypercall::IpcCall as usize), entries = const 8 * counter::GUEST_ENTRY,

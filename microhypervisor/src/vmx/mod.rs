@@ -398,6 +398,9 @@ impl VirtualCpu for Vmx {
             utcb.qualification = fields.map(|field| vmcs.read(field));
         }
         if !mtd.difference(HOT).is_empty() {
+            if self.fast_live {
+                self.cr2 = crate::cpu::Cpu::this().guest_cr2.get();
+            }
             transfer::save(self, vmcs, mtd, utcb);
         }
     }

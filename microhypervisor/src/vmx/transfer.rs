@@ -101,9 +101,7 @@ pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
         utcb.cr4 = vcpu.cr4.view(vmcs.read(field::CR4));
         utcb.cr8 = vcpu.cr8();
     }
-    if mtd.intersects(Mtd::CR.union(Mtd::SYSCALL)) {
-        vcpu.park_fast();
-    }
+    // The registers stay as they are: the fast path resumes with them.
     if mtd.contains(Mtd::CR) {
         utcb.cr2 = vcpu.cr2;
     }

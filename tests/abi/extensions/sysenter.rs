@@ -29,6 +29,7 @@ tests! {
     "sysenter::calls with few parameters, by any program" => calls,
     "sysenter::a handler's SYSCALL works all the same" => stray,
     "sysenter::another program that runs meanwhile has its SYSCALL" => preempted,
+    "sysenter::whatever state an event carries" => any_state,
     "sysenter::a stack pointer that is no address" => stack_pointers,
     "sysenter::a handler's page fault leaves CR2 to the guest" => page_fault,
     "sysenter::a handler finds no segment behind the kernel's table" => segments,
@@ -67,11 +68,15 @@ global_asm!(
     "sysenter",
     "ud2",
     ".pushsection .guest, \"ax\", @progbits",
-    ".globl sysenter_guest",
+    ".globl sysenter_guest, sysenter_guest_entry",
     "sysenter_guest:",
     "mov ebp, {rounds}",
     "2: cpuid; dec ebp; jnz 2b",
+    // To the guest's own entry.
+    "mov ebx, 1; syscall",
     "3: hlt; jmp 3b",
+    "sysenter_guest_entry:",
+    "mov ebx, 2; hlt; jmp 3b",
     ".popsection",
     dispatch = sym dispatch,
     rounds = const ROUNDS,
@@ -81,6 +86,7 @@ unsafe extern "C" {
     static sysenter_entry: u8;
     static sysenter_entry_with_flags: u8;
     static sysenter_guest: u8;
+    static sysenter_guest_entry: u8;
 }
 
 /// Exits of the guest.
@@ -175,6 +181,7 @@ handlers! {
     by_syscall: "mov rdi, [rip + {semaphore}]; xor esi, esi; syscall; or [rip + {status}], rdi; mov rcx, rsp";
     by_sysenter: "mov rdi, [rip + {semaphore}]; xor esi, esi; mov rcx, rsp; lea rdx, [rip + 2f]; sysenter
         2: or [rip + {status}], rdi; mov rcx, rsp";
+    plain: "mov rcx, rsp";
     without_stack: "inc qword ptr [rip + {found}]; mov rcx, [rip + {found}]; ror rcx, 17";
     faulting: "mov rax, [0x1230]; mov rcx, rsp";
     looking: "xor ecx, ecx; xor r8d, r8d; 2: lsl eax, ecx; setz al; movzx eax, al; add r8d, eax; add ecx, 4
@@ -182,34 +189,43 @@ handlers! {
 }
 
 /// The registers that the host uses, too, with values of the guest's own.
-const OWN: [(Field, u64); 5] = [
-    (field::STAR, 0x0033_0023_0000_0000),
-    (field::LSTAR, CODE),
-    (field::FMASK, 0x4_7700),
-    (field::KERNEL_GS_BASE, CODE + 8),
-    (field::CR2, 0x1234_5678_9abc),
-];
+fn own() -> [(Field, u64); 5] {
+    [
+        (field::STAR, 0x0033_0008_0000_0000),
+        (field::LSTAR, &raw const sysenter_guest_entry as u64 - range().0 + CODE),
+        (field::FMASK, 0x4_7700),
+        (field::KERNEL_GS_BASE, CODE + 8),
+        (field::CR2, 0x1234_5678_9abc),
+    ]
+}
 
-/// Runs a guest whose CPUIDs a handler with event base `events` skips; its registers are its own in the end.
+/// Runs guests whose CPUIDs a handler with event base `events` skips; their registers are their own in the end.
 fn exits(handler: extern "C" fn() -> !, events: Selector) -> Outcome {
     needed()?;
+    exits_with(handler, events, mtd::RIP)
+}
+
+fn exits_with(handler: extern "C" fn() -> !, events: Selector, asked: u32) -> Outcome {
     let rip = &raw const sysenter_guest as u64 - range().0 + CODE;
-    let state = mtd::RIP | mtd::SYSCALL | mtd::KERNEL_GS | mtd::CR;
+    let state = mtd::GPR_0_7 | mtd::RIP | mtd::SYSCALL | mtd::KERNEL_GS | mtd::CR;
     let parameters = Parameters { cpu: root::cpu(), rip, mtd: state, flags: 0 };
-    let own = |utcb: &Utcb| {
-        OWN.iter().for_each(|(field, value)| utcb.set(*field, *value));
-        mtd::SYSCALL | mtd::KERNEL_GS | mtd::CR
+    let prepare = |utcb: &Utcb| {
+        own().iter().for_each(|(field, value)| utcb.set(*field, *value));
+        utcb.set(field::EFER, utcb.get(field::EFER) | 1);
+        mtd::SYSCALL | mtd::KERNEL_GS | mtd::CR | mtd::EFER
     };
-    let guest = Guest::new(parameters, own, |_| Then::End)?;
+    let guest = Guest::new(parameters, prepare, |_| Then::End)?;
     let (pt, local) = (guest.events + 0x0a, Local::with_events(events)?);
     capability::drop(pt)?;
     must(create_pt(pt, root::pd(), local.ec, handler as *const () as u64))?;
-    must(ctrl_pt(pt, local.utcb.address(), mtd::RIP))?;
+    must(ctrl_pt(pt, local.utcb.address(), asked))?;
     guest.start()?;
     let seen = guest.wait()?;
     equal!(seen.len(), 1);
     equal!(seen[0].number, 0x0c);
-    for (field, value) in OWN {
+    // It came to its own entry.
+    equal!(seen[0].state.get(field::RBX), 2);
+    for (field, value) in own() {
         equal!(seen[0].state.get(field), value);
     }
     Ok(())
@@ -247,6 +263,15 @@ fn preempted() -> Outcome {
         })?;
         with_semaphore(handler, semaphore)?;
         done.wait()?;
+    }
+    Ok(())
+}
+
+fn any_state() -> Outcome {
+    needed()?;
+    let groups = [mtd::GPR_0_7 | mtd::QUAL, mtd::CR, mtd::SYSCALL, mtd::KERNEL_GS, mtd::TSC, mtd::CS_SS | mtd::EFER | mtd::DR];
+    for group in groups {
+        exits_with(plain, root::NO_EVENTS, mtd::RIP | group)?;
     }
     Ok(())
 }

@@ -25,11 +25,19 @@ tests! {
 /// One of priority 10 destroys much; one of priority 50 spins meanwhile; one of priority 100 destroys little.
 fn urgent() -> Outcome {
     let (many, victim) = (Many::new(), selectors(1));
-    let duration = many.duration()?;
+    let mut duration = many.duration()?;
     let (begin, go, alarm, steps) = (Semaphore::new(0)?, Semaphore::new(0)?, lab::number(0), lab::number(0));
     let (in_time, over) = (lab::number(0), lab::number(0));
     let mut overlaps = 0;
-    for eighth in 1..8 {
+    for attempt in 0..5 * 7 {
+        let eighth = attempt % 7 + 1;
+        if attempt > 0 && eighth == 1 {
+            if overlaps > 0 {
+                break;
+            }
+            // On a busy host it can be another one by now.
+            duration = many.duration()?;
+        }
         many.create(|_| Ok(()))?;
         must(create_sm(victim, root::pd(), 0))?;
         [steps, in_time, over].iter().for_each(|number| number.store(0, SeqCst));

@@ -47,6 +47,25 @@ impl Sender {
         written
     }
 
+    /// Sends all of `parts`, one after the other, or nothing if they do not fit; whether they did. The other side sees
+    /// all at once, and is woken by [`Self::notify`] only.
+    pub fn queue_whole(&mut self, parts: &[&[u8]]) -> Result<bool, Violation> {
+        self.ring.write_whole(parts)
+    }
+
+    /// Sends a record at a multiple of its size, or nothing if it does not fit; whether it did. The other side is woken
+    /// by [`Self::notify`] only.
+    pub fn queue_record<const N: usize>(&mut self, record: &[u8; N]) -> Result<bool, Violation> {
+        self.ring.write_record(record)
+    }
+
+    /// Wakes the other side if it waits for data: after one or many records, and after a violation.
+    pub fn notify(&mut self) {
+        if self.ring.must_wake() {
+            self.data.up();
+        }
+    }
+
     /// The byte that was sent last, unless it has been read.
     pub fn last(&self) -> Option<u8> {
         self.ring.last()
@@ -125,6 +144,18 @@ impl Receiver {
         Ok(count)
     }
 
+    /// Takes the next record, if there is one. The other side, if it waits for space, is woken by [`Self::notify`] only.
+    pub fn take_record<const N: usize>(&mut self) -> Result<Option<[u8; N]>, Violation> {
+        self.ring.read_record()
+    }
+
+    /// Wakes the other side if it waits for space: after one or many records.
+    pub fn notify(&mut self) {
+        if self.ring.must_wake() {
+            self.space.up();
+        }
+    }
+
     /// Copies what is there, at most `buffer`, without taking it; returns how many bytes.
     pub fn peek(&mut self, buffer: &mut [u8]) -> Result<usize, Violation> {
         self.ring.peek(buffer)
@@ -166,5 +197,14 @@ impl Receiver {
     /// be upped, false if more has come already. For programs that wait on one semaphore for several rings.
     pub fn prepare_wait_since(&self, position: u32) -> bool {
         self.ring.prepare_wait_since(position)
+    }
+}
+
+impl crate::block::Link for (Sender, Receiver) {
+    fn send(&mut self, record: &crate::block::RequestRecord) -> Result<bool, Violation> {
+        self.0.queue_record(record)
+    }
+    fn receive(&mut self) -> Result<Option<crate::block::CompletionRecord>, Violation> {
+        self.1.take_record()
     }
 }

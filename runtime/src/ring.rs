@@ -17,10 +17,16 @@
 //! **Trust.** Neither side believes the other: geometry comes from the manifest, each side keeps its own index
 //! privately, and a distance between the indices above the capacity is [`Violation`], never an access out of
 //! bounds. A consumer then drops what is in the ring and goes on from the producer's index; a producer sends nothing
-//! until the consumer's index makes sense again. Data is copied byte by byte and never referenced in place.
+//! until the consumer's index makes sense again. Data is copied and never referenced in place.
+//!
+//! **Records.** A protocol of records of one size, a power of two, has each at a multiple of that size
+//! ([`Producer::write_record`], [`Consumer::read_record`]). Honest sides move whole records only, so anything else was
+//! left by a program that died or lies, and both sides go on at the next multiple.
 //!
 //! **A new peer.** Either program may die and have a successor, which goes on at the shared indices. Who set the ring up
 //! makes it usable in between ([`Header::restore`] and the two functions after it), whatever the dead one has written.
+
+mod copy;
 
 use core::sync::atomic::Ordering;
 #[cfg(not(loom))]
@@ -34,6 +40,8 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"KNRG");
 pub const VERSION: u32 = 1;
 /// Length of the header; the data begins at this offset.
 pub const HEADER_LENGTH: usize = 4096;
+/// What fills the place of a record that a dead producer left unfinished.
+const PADDING: u8 = 0xff;
 
 /// The header as it lies in shared memory.
 #[repr(C)]
@@ -138,6 +146,28 @@ impl<'a> Ring<'a> {
     fn slot(&self, index: u32) -> &AtomicU8 {
         &self.data[index as usize & (self.data.len() - 1)]
     }
+
+    /// The data from `index` on, in two pieces: to the end of the memory, and from its beginning.
+    fn pieces(&self, index: u32) -> (&'a [AtomicU8], &'a [AtomicU8]) {
+        let (before, after) = self.data.split_at(index as usize & (self.data.len() - 1));
+        (after, before)
+    }
+
+    /// Copies `bytes`, at most the capacity, to `index`.
+    fn store(&self, index: u32, bytes: &[u8]) {
+        let (first, second) = self.pieces(index);
+        let (bytes, rest) = bytes.split_at(bytes.len().min(first.len()));
+        copy::store(first, bytes);
+        copy::store(second, rest);
+    }
+
+    /// Fills `buffer`, at most the capacity, from `index`.
+    fn load(&self, index: u32, buffer: &mut [u8]) {
+        let (first, second) = self.pieces(index);
+        let (buffer, rest) = buffer.split_at_mut(buffer.len().min(first.len()));
+        copy::load(buffer, first);
+        copy::load(rest, second);
+    }
 }
 
 /// The writing end.
@@ -172,19 +202,43 @@ impl<'a> Producer<'a> {
     /// Writes as much of `bytes` as fits and returns how much that was. The caller asks [`Self::must_wake`] afterwards,
     /// of a violation, too: the consumer then sees this side's index, and both agree again.
     pub fn write(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
-        let count = match self.space() {
-            Ok(space) => space.min(bytes.len()),
-            Err(violation) => {
-                self.ring.header.produced.store(self.produced, Ordering::Release);
-                return Err(violation);
-            }
-        };
-        for (i, &byte) in bytes[..count].iter().enumerate() {
-            self.ring.slot(self.produced.wrapping_add(i as u32)).store(byte, Ordering::Relaxed);
+        let count = self.checked_space()?.min(bytes.len());
+        self.ring.store(self.produced, &bytes[..count]);
+        self.advance(count);
+        Ok(count)
+    }
+
+    /// Writes all of `parts`, one after the other, or nothing if they do not fit; whether they did. The consumer sees
+    /// all at once. Otherwise as [`Self::write`].
+    pub fn write_whole(&mut self, parts: &[&[u8]]) -> Result<bool, Violation> {
+        let length = parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()));
+        if length > self.checked_space()? {
+            return Ok(false);
         }
+        let mut at = self.produced;
+        for part in parts {
+            self.ring.store(at, part);
+            at = at.wrapping_add(part.len() as u32);
+        }
+        self.advance(length);
+        Ok(true)
+    }
+
+    /// Writes a record, at a multiple of its size, or nothing if it does not fit; whether it did. Otherwise as
+    /// [`Self::write`].
+    pub fn write_record<const N: usize>(&mut self, record: &[u8; N]) -> Result<bool, Violation> {
+        const { assert!(N.is_power_of_two()) };
+        let padding = (self.produced.wrapping_neg() & (N as u32 - 1)) as usize;
+        self.write_whole(&[&[PADDING; N][..padding], record])
+    }
+
+    fn checked_space(&self) -> Result<usize, Violation> {
+        self.space().inspect_err(|_| self.ring.header.produced.store(self.produced, Ordering::Release))
+    }
+
+    fn advance(&mut self, count: usize) {
         self.produced = self.produced.wrapping_add(count as u32);
         self.ring.header.produced.store(self.produced, Ordering::Release);
-        Ok(count)
     }
 
     /// Whether the data semaphore must be upped now.
@@ -249,10 +303,27 @@ impl<'a> Consumer<'a> {
     /// Copies the next bytes into `buffer` without taking them from the ring; returns how many.
     pub fn peek(&mut self, buffer: &mut [u8]) -> Result<usize, Violation> {
         let count = self.available()?.min(buffer.len());
-        for (i, byte) in buffer[..count].iter_mut().enumerate() {
-            *byte = self.ring.slot(self.consumed.wrapping_add(i as u32)).load(Ordering::Relaxed);
-        }
+        self.ring.load(self.consumed, &mut buffer[..count]);
         Ok(count)
+    }
+
+    /// Takes the next record, which lies at a multiple of its size; `None` if there is none. Drops parts of records.
+    /// The caller asks [`Self::must_wake`] afterwards.
+    pub fn read_record<const N: usize>(&mut self) -> Result<Option<[u8; N]>, Violation> {
+        const { assert!(N.is_power_of_two()) };
+        let available = self.available()?;
+        let padding = (self.consumed.wrapping_neg() & (N as u32 - 1)) as usize;
+        if available < padding + N {
+            // Nothing, or what an honest producer never leaves behind.
+            if available != 0 {
+                self.consume(available);
+            }
+            return Ok(None);
+        }
+        let mut record = [0; N];
+        self.ring.load(self.consumed.wrapping_add(padding as u32), &mut record);
+        self.consume(padding + N);
+        Ok(Some(record))
     }
 
     /// Takes `count` bytes that [`Self::peek`] returned. The caller asks [`Self::must_wake`] afterwards.

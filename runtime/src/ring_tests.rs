@@ -152,6 +152,63 @@ proptest! {
     }
 
     #[test]
+    fn whole_parts_or_nothing(start: u32, steps in prop::collection::vec((0usize..40, 0usize..40), 0..100)) {
+        let (header, data) = memory(64);
+        header.produced.store(start, Ordering::Relaxed);
+        header.consumed.store(start, Ordering::Relaxed);
+        let ring = Ring::new(&header, &data).unwrap();
+        let (mut producer, mut consumer) = (Producer::new(ring), Consumer::new(ring));
+        let mut model = VecDeque::new();
+        for (i, (first, second)) in steps.into_iter().enumerate() {
+            let (a, b) = (std::vec![i as u8; first], std::vec![!i as u8; second]);
+            let fits = first + second <= 64 - model.len();
+            prop_assert_eq!(producer.write_whole(&[&a, &b]), Ok(fits));
+            if fits {
+                model.extend(a.iter().chain(&b));
+            }
+            let mut buffer = [0; 40];
+            let read = consumer.read(&mut buffer[..second]).unwrap();
+            let expected: Vec<u8> = model.drain(..read).collect();
+            prop_assert_eq!(&buffer[..read], &expected[..]);
+        }
+    }
+
+    #[test]
+    fn records_find_their_place_again(start: u32, junk in 0usize..40, steps in prop::collection::vec(any::<bool>(), 0..60)) {
+        let (header, data) = memory(64);
+        header.produced.store(start, Ordering::Relaxed);
+        header.consumed.store(start, Ordering::Relaxed);
+        let ring = Ring::new(&header, &data).unwrap();
+        // What a dead program left.
+        Producer::new(ring).write(&std::vec![0xee; junk]).unwrap();
+        let (mut producer, mut consumer) = (Producer::new(ring), Consumer::new(ring));
+        for _ in 0..8 {
+            let _ = consumer.read_record::<16>().unwrap();
+        }
+        prop_assert_eq!(ring.backlog(), 0, "a dead producer's rest does not stay");
+        let (mut model, mut next) = (VecDeque::new(), 0u8);
+        let mut skipped = false;
+        for write in steps {
+            if write {
+                if producer.write_record(&[next; 16]).unwrap() {
+                    model.push_back(next);
+                    next += 1;
+                } else {
+                    prop_assert!(model.len() >= 3);
+                }
+            } else {
+                let mut record = consumer.read_record::<16>().unwrap();
+                // The record that the dead program began.
+                if !skipped && record.is_some_and(|r| r[15] == PADDING) {
+                    record = consumer.read_record::<16>().unwrap();
+                }
+                skipped = true;
+                prop_assert_eq!(record.map(|r| (r[0], r[15])), model.pop_front().map(|n| (n, n)));
+            }
+        }
+    }
+
+    #[test]
     fn any_indices_at_all_stay_in_bounds(indices in prop::collection::vec((any::<u32>(), any::<u32>()), 1..50)) {
         let (header, data) = memory(32);
         let ring = Ring::new(&header, &data).unwrap();
@@ -161,6 +218,10 @@ proptest! {
             let _ = producer.write(&[1; 64]);
             header.produced.store(produced, Ordering::Relaxed);
             let _ = consumer.read(&mut [0; 64]);
+            header.consumed.store(consumed, Ordering::Relaxed);
+            let _ = (producer.write_record(&[3; 32]), producer.write_whole(&[&[1; 9], &[2; 9]]));
+            header.produced.store(produced, Ordering::Relaxed);
+            let _ = consumer.read_record::<32>();
             let _ = (producer.prepare_wait(), consumer.prepare_wait(), ring.backlog());
         }
     }

@@ -156,6 +156,11 @@ impl Receiver {
         }
     }
 
+    /// Bytes that can be received now.
+    pub fn available(&mut self) -> Result<usize, Violation> {
+        self.ring.available()
+    }
+
     /// Copies what is there, at most `buffer`, without taking it; returns how many bytes.
     pub fn peek(&mut self, buffer: &mut [u8]) -> Result<usize, Violation> {
         self.ring.peek(buffer)

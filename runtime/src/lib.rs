@@ -42,6 +42,7 @@ extern crate std;
 
 pub mod block;
 pub mod manifest;
+pub mod net;
 pub mod parent;
 pub mod pulse;
 pub mod ring;

@@ -39,14 +39,15 @@ impl Files {
         Ok(Self { kernel: bytes(kernel.memory), initrds })
     }
 
-    /// Puts everything into the guest's memory.
-    pub fn load(&self, memory: &HostMemory, config: &VmConfig) -> Result<Entry, String> {
+    /// Puts everything into the guest's memory. `ecam`: see [`acpi::Content::ecam`].
+    pub fn load(&self, memory: &HostMemory, config: &VmConfig, ecam: bool) -> Result<Entry, String> {
         let explain = |error: &dyn core::fmt::Display| format!("cannot start the guest: {error}");
         let images = Images { kernel: self.kernel, initrds: &self.initrds, cmdline: &config.cmdline };
         memory.clear(0, bzimage::FIRMWARE_END.min(memory.ram().size())).map_err(|error| explain(&error))?;
         match config.guest {
             GuestKind::Linux => {
-                let rsdp = acpi::install(memory, config.vcpus as u8).map_err(|error| explain(&error))?;
+                let content = acpi::Content { vcpus: config.vcpus as u8, ecam };
+                let rsdp = acpi::install(memory, content).map_err(|error| explain(&error))?;
                 bzimage::load(memory, &images, rsdp).map_err(|error| explain(&error))
             }
             GuestKind::Multiboot => multiboot1::load(memory, &images).map_err(|error| explain(&error)),

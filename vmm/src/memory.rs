@@ -74,6 +74,24 @@ impl GuestMemory for HostMemory {
         Some(value)
     }
 
+    #[inline]
+    fn load_u16(&self, offset: u64) -> u16 {
+        match self.pointer(offset, 2) {
+            from if from.is_null() || !from.cast::<u16>().is_aligned() => 0,
+            // SAFETY: it lies in the mapped RAM, and is aligned.
+            from => unsafe { from.cast::<u16>().read_volatile() },
+        }
+    }
+
+    #[inline]
+    fn store_u16(&self, offset: u64, value: u16) {
+        let to = self.pointer(offset, 2).cast::<u16>();
+        if !to.is_null() && to.is_aligned() {
+            // SAFETY: it lies in the mapped RAM, and is aligned.
+            unsafe { to.write_volatile(value) };
+        }
+    }
+
     fn load(&self, offset: u64, bytes: &mut [u8]) {
         let from = self.pointer(offset, bytes.len());
         if !from.is_null() {

@@ -254,7 +254,8 @@ impl Monitor {
             self.vcpu.initialize(time::now());
             return self.await_startup(state);
         }
-        match self.machine.files.load(&self.machine.memory, &self.machine.config) {
+        let ecam = self.machine.bus.has_functions();
+        match self.machine.files.load(&self.machine.memory, &self.machine.config, ecam) {
             Ok(entry) => {
                 log!("{}", entry.description);
                 entry.apply(state);

@@ -22,6 +22,7 @@ use machine::clock::WallClock;
 use machine::cpuid::Vendor;
 use machine::event_name::event_name;
 use machine::memory::{GuestMemory, HIGH_RAM_BASE};
+use machine::pci::bus::Bus;
 use machine::vcpu::{Hardware, PriorityExit, Setup, Vcpu};
 use plan::VmConfig;
 use runtime::channel::Receiver;
@@ -96,12 +97,14 @@ fn build() -> Result<&'static Machine, String> {
     let board = board_config(&config, &memory);
     let now = time::now();
     let backplane = Arc::new(Backplane::new(config.vcpus as usize));
+    let bus = Arc::new(Bus::default());
     let parts = Parts {
         memory,
         files,
         spaces: create_spaces(&memory)?,
-        devices: Devices { board: Board::new(&board, backplane.clone(), now), output: Output::open() },
+        devices: Devices { board: Board::new(&board, backplane.clone(), bus.clone(), now), output: Output::open() },
         backplane,
+        bus,
         vcpus: (0..config.vcpus as usize).map(layout::vcpu).collect(),
         config,
         now,
@@ -126,8 +129,8 @@ fn build() -> Result<&'static Machine, String> {
 fn create_vcpu(machine: &'static Machine, index: usize, board: &Config) -> Result<(), String> {
     let cpu = machine.config.cpus.get(index).copied().unwrap_or(manifest().cpu);
     let hardware = hardware();
-    let backplane = machine.backplane.clone();
-    let setup = Setup { config: board, host: &host_cpuid, hardware, backplane, index, now: machine.started() };
+    let (backplane, bus, now) = (machine.backplane.clone(), machine.bus.clone(), machine.started());
+    let setup = Setup { config: board, host: &host_cpuid, hardware, backplane, bus, index, now };
     let vcpu = Vcpu::new(&setup, machine);
     if index == 0 {
         announce(machine, vcpu.vendor(), hardware);

@@ -10,6 +10,7 @@ use alloc::sync::Arc;
 use machine::backplane::{Backplane, VcpuSet};
 use machine::board::Board;
 use machine::bus::Unclaimed;
+use machine::pci::bus::Bus;
 use machine::statistics::Statistics;
 use machine::vcpu::Platform;
 use plan::VmConfig;
@@ -64,6 +65,8 @@ pub struct Machine {
     pub spaces: Spaces,
     /// Where vCPUs and board leave word for each other.
     pub backplane: Arc<Backplane>,
+    /// Its PCI bus.
+    pub bus: Arc<Bus>,
     /// Its devices.
     pub devices: Mutex<Devices>,
     /// Its vCPUs.
@@ -83,7 +86,7 @@ pub struct Machine {
 }
 
 /// A lock with a semaphore of its own.
-fn mutex<T>(value: T) -> Result<Mutex<T>> {
+pub fn mutex<T>(value: T) -> Result<Mutex<T>> {
     Ok(Mutex::new(value, Semaphore::new(0)?.selector()))
 }
 
@@ -99,6 +102,8 @@ pub struct Parts {
     pub spaces: Spaces,
     /// See [`Machine::backplane`].
     pub backplane: Arc<Backplane>,
+    /// See [`Machine::bus`].
+    pub bus: Arc<Bus>,
     /// See [`Machine::devices`].
     pub devices: Devices,
     /// The vCPUs' ECs.
@@ -110,13 +115,14 @@ pub struct Parts {
 impl Machine {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Result<Self> {
-        let Parts { memory, files, config, spaces, backplane, devices, vcpus, now } = parts;
+        let Parts { memory, files, config, spaces, backplane, bus, devices, vcpus, now } = parts;
         Ok(Self {
             memory,
             files,
             config,
             spaces,
             backplane,
+            bus,
             devices: mutex(devices)?,
             seats: vcpus.iter().map(|&vcpu| Seat::new(vcpu)).collect::<Result<_>>()?,
             input: Input::new(),

@@ -1,24 +1,27 @@
 //! The ACPI tables of the virtual machine.
 //!
-//! ACPI 6.5: 5.2.5.3 (RSDP), 5.2.8 (XSDT), 5.2.9 (FADT), 5.2.10 (FACS), 5.2.12 (MADT); names in 6 and 7. The devices'
-//! modules say where they are; this one only tells the guest. The hardware is always in ACPI mode: no SMI command.
+//! ACPI 6.5: 5.2.5.3 (RSDP), 5.2.8 (XSDT), 5.2.9 (FADT), 5.2.10 (FACS), 5.2.12 (MADT); names in 6 and 7. PCI Firmware
+//! Specification 3.2, 4.1.2 (MCFG). The devices' modules say where they are; this one only tells the guest. The hardware is
+//! always in ACPI mode: no SMI command.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use acpi_tables::Aml;
-use acpi_tables::aml::{AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, Path};
-use acpi_tables::aml::{ResourceTemplate, Scope, ZERO};
+use acpi_tables::aml::{AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name};
+use acpi_tables::aml::{Package, Path, ResourceTemplate, Scope, ZERO};
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace as Space, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
 use crate::loader::bzimage::FIRMWARE;
 use crate::memory::{GuestMemory, LOW_RAM_MAX, NotRam};
+use crate::pci::bus::{ECAM, ECAM_SIZE};
 use crate::{ioapic, pm};
 
 const OEM: [u8; 6] = *b"KILONV";
@@ -40,18 +43,26 @@ pub struct Tables {
     pub tables: Vec<(u64, Vec<u8>)>,
 }
 
-/// Writes the tables of a machine with `vcpus` vCPUs into the firmware's place in the guest's memory; returns the root
-/// pointer's address.
-pub fn install(memory: &impl GuestMemory, vcpus: u8) -> Result<u64, NotRam> {
-    let Tables { rsdp, tables } = build(FIRMWARE, vcpus);
+/// What the tables say of a machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Content {
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// PCI's configuration space is in memory, too: there is more than a host bridge.
+    pub ecam: bool,
+}
+
+/// Writes the tables of a machine into the firmware's place in the guest's memory; returns the root pointer's address.
+pub fn install(memory: &impl GuestMemory, content: Content) -> Result<u64, NotRam> {
+    let Tables { rsdp, tables } = build(FIRMWARE, content);
     for (at, bytes) in tables {
         memory.write(at, &bytes)?;
     }
     Ok(rsdp)
 }
 
-/// Makes the tables of a machine with `vcpus` vCPUs for addresses from `base` on, which must be aligned to 64 bytes.
-pub fn build(base: u64, vcpus: u8) -> Tables {
+/// Makes the tables of a machine for addresses from `base` on, which must be aligned to 64 bytes.
+pub fn build(base: u64, content: Content) -> Tables {
     let mut tables = Vec::new();
     let mut next = base + Rsdp::len() as u64;
     let mut place = |bytes: Vec<u8>| {
@@ -60,13 +71,18 @@ pub fn build(base: u64, vcpus: u8) -> Tables {
         tables.push((at, bytes));
         at
     };
-    let dsdt = place(dsdt());
+    let dsdt = place(dsdt(content.ecam));
     let facs = place(bytes(&FACS::new()));
     let fadt = place(fadt(dsdt as u32, facs as u32));
-    let madt = place(madt(vcpus));
+    let madt = place(madt(content.vcpus));
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if content.ecam {
+        let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
+        mcfg.add_ecam(ECAM, 0, 0, 0);
+        xsdt.add_entry(place(bytes(&mcfg)));
+    }
     let xsdt = place(bytes(&xsdt));
     tables.push((base, bytes(&Rsdp::new(OEM, xsdt))));
     Tables { rsdp: base, tables }
@@ -145,7 +161,7 @@ fn madt(vcpus: u8) -> Vec<u8> {
     madt.as_slice().to_vec()
 }
 
-fn dsdt() -> Vec<u8> {
+fn dsdt(ecam: bool) -> Vec<u8> {
     const HEADER: u32 = 36;
     let s5 = Name::new("_S5_".into(), &Package::new(vec![&pm::SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]));
 
@@ -161,15 +177,22 @@ fn dsdt() -> Vec<u8> {
         Name::new("_CRS".into(), &ResourceTemplate::new(vec![&IO::new(0x70, 0x70, 1, 2), &interrupt(IRQ_RTC)]));
     let rtc = Device::new("RTC_".into(), vec![&rtc_id, &rtc_resources]);
 
-    // Ports that belong to the board and to no driver.
+    // Ports and memory that belong to the board and to no driver.
     let board_id = Name::new("_HID".into(), &EISAName::new("PNP0C02"));
-    let board_resources =
-        Name::new("_CRS".into(), &ResourceTemplate::new(vec![&IO::new(pm::PM1A_EVENT, pm::PM1A_EVENT, 1, 0x0c)]));
+    let power = IO::new(pm::PM1A_EVENT, pm::PM1A_EVENT, 1, 0x0c);
+    let configuration = Memory32Fixed::new(true, ECAM as u32, ECAM_SIZE as u32);
+    let mut board_list: Vec<&dyn Aml> = vec![&power];
+    if ecam {
+        board_list.push(&configuration);
+    }
+    let board_resources = Name::new("_CRS".into(), &ResourceTemplate::new(board_list));
     let board = Device::new("BORD".into(), vec![&board_id, &board_resources]);
 
-    let bridge_id = Name::new("_HID".into(), &EISAName::new("PNP0A03"));
+    let (pci, pci_express) = (EISAName::new("PNP0A03"), EISAName::new("PNP0A08"));
+    let bridge_id = Name::new("_HID".into(), if ecam { &pci_express } else { &pci });
+    let bridge_other_id = Name::new("_CID".into(), &pci);
     let bridge_number = Name::new("_UID".into(), &ZERO);
-    let window_end = ioapic::BASE as u32 - 1;
+    let window_end = if ecam { ECAM as u32 - 1 } else { ioapic::BASE as u32 - 1 };
     let bridge_resources = Name::new(
         "_CRS".into(),
         &ResourceTemplate::new(vec![
@@ -180,7 +203,11 @@ fn dsdt() -> Vec<u8> {
             &AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, LOW_RAM_MAX as u32, window_end, None),
         ]),
     );
-    let bridge = Device::new("PCI0".into(), vec![&bridge_id, &bridge_number, &bridge_resources]);
+    let mut bridge_list: Vec<&dyn Aml> = vec![&bridge_id, &bridge_number, &bridge_resources];
+    if ecam {
+        bridge_list.push(&bridge_other_id);
+    }
+    let bridge = Device::new("PCI0".into(), bridge_list);
 
     let devices = Scope::new(Path::new("\\_SB_"), vec![&bridge, &board, &rtc, &serial]);
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM, TABLE, REVISION);
@@ -205,7 +232,7 @@ mod tests {
 
     #[test]
     fn checksums_lengths_and_places() {
-        let tables = build(FIRMWARE, 16);
+        let tables = build(FIRMWARE, Content { vcpus: 16, ecam: true });
         for (at, bytes) in &tables.tables {
             assert!(*at >= FIRMWARE && at + (bytes.len() as u64) < 0x10_0000);
             if !bytes.starts_with(b"RSD") && !bytes.starts_with(b"FACS") {
@@ -214,7 +241,7 @@ mod tests {
             }
         }
         let memory = VecMemory::new(1 << 20);
-        assert_eq!(install(&memory, 16), Ok(FIRMWARE));
+        assert_eq!(install(&memory, Content { vcpus: 16, ecam: true }), Ok(FIRMWARE));
         assert_eq!(memory.read_u64(FIRMWARE), Ok(u64::from_le_bytes(*b"RSD PTR ")));
         assert_eq!(memory.read_u64(FIRMWARE + 24), Ok(table(&tables, b"XSDT").0));
         assert_eq!(table(&tables, b"FACS").0 % 64, 0);
@@ -229,8 +256,16 @@ mod tests {
         }
         let folder = env::temp_dir().join(std::format!("kilonova-acpi-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        for signature in ["DSDT", "FACP", "APIC", "FACS", "XSDT"] {
-            let tables = build(FIRMWARE, 3);
+        for (signature, ecam) in [
+            ("DSDT", false),
+            ("DSDT", true),
+            ("FACP", true),
+            ("APIC", true),
+            ("FACS", true),
+            ("MCFG", true),
+            ("XSDT", true),
+        ] {
+            let tables = build(FIRMWARE, Content { vcpus: 3, ecam });
             let file = folder.join(signature);
             fs::write(&file, &table(&tables, signature.as_bytes()).1).unwrap();
             let run = |arguments: &[&str]| {

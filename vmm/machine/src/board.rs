@@ -21,6 +21,7 @@ use crate::i8042::I8042;
 use crate::interrupt::Message;
 use crate::ioapic::{self, Ioapic};
 use crate::pci::Pci;
+use crate::pci::bus::Bus;
 use crate::pic::Pic;
 use crate::pit::Pit;
 use crate::pm::{self, Pm, Request};
@@ -102,8 +103,8 @@ pub struct Board {
 }
 
 impl Board {
-    /// A board just powered on at STC value `now`.
-    pub fn new(config: &Config, backplane: Arc<Backplane>, now: u64) -> Self {
+    /// A board just powered on at STC value `now`, with a PCI bus.
+    pub fn new(config: &Config, backplane: Arc<Backplane>, bus: Arc<Bus>, now: u64) -> Self {
         let clock = Clock::new(config.stc_frequency);
         let mut rtc = Rtc::new(clock, config.wall_clock, now);
         rtc.set_memory(config.memory_below_4g, config.memory_above_4g);
@@ -118,7 +119,7 @@ impl Board {
             rtc,
             pm: Pm::new(clock, now),
             i8042: I8042::default(),
-            pci: Pci::default(),
+            pci: Pci::new(bus),
             exec: ExecPort::new(config.exec_channel),
             debug: DebugPort::default(),
             lines: 0,

@@ -33,4 +33,5 @@ pub mod serial;
 pub mod site;
 pub mod statistics;
 pub mod vcpu;
+pub mod virtio;
 pub mod walk;

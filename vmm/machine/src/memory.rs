@@ -79,6 +79,18 @@ pub trait GuestMemory {
     /// Copies to the host's piece at `offset`. Called only with ranges that [`Ram::offset`] returned.
     fn store(&self, offset: u64, bytes: &[u8]);
 
+    /// Loads 16 bits, in one access. Called only with ranges that [`Ram::offset`] returned, at even addresses.
+    fn load_u16(&self, offset: u64) -> u16 {
+        let mut bytes = [0; 2];
+        self.load(offset, &mut bytes);
+        u16::from_le_bytes(bytes)
+    }
+
+    /// Stores 16 bits, in one access; as [`GuestMemory::load_u16`].
+    fn store_u16(&self, offset: u64, value: u16) {
+        self.store(offset, &value.to_le_bytes());
+    }
+
     /// Copies from the guest.
     fn read(&self, gpa: u64, bytes: &mut [u8]) -> Result<(), NotRam> {
         let offset = self.ram().offset(gpa, bytes.len() as u64).ok_or(NotRam { gpa })?;
@@ -127,15 +139,18 @@ pub trait GuestMemory {
     }
 }
 
+#[cfg(test)]
+extern crate std;
+
 /// RAM in a vector, for tests.
 #[cfg(test)]
-pub struct VecMemory(core::cell::RefCell<alloc::vec::Vec<u8>>, Ram);
+pub struct VecMemory(std::sync::Mutex<alloc::vec::Vec<u8>>, Ram);
 
 #[cfg(test)]
 impl VecMemory {
     /// Zeroed RAM of `size` bytes.
     pub fn new(size: u64) -> Self {
-        Self(core::cell::RefCell::new(alloc::vec![0; size as usize]), Ram::new(size))
+        Self(std::sync::Mutex::new(alloc::vec![0; size as usize]), Ram::new(size))
     }
 }
 
@@ -146,11 +161,26 @@ impl GuestMemory for VecMemory {
     }
 
     fn load(&self, offset: u64, bytes: &mut [u8]) {
-        bytes.copy_from_slice(&self.0.borrow()[offset as usize..][..bytes.len()]);
+        bytes.copy_from_slice(&self.0.lock().unwrap()[offset as usize..][..bytes.len()]);
     }
 
     fn store(&self, offset: u64, bytes: &[u8]) {
-        self.0.borrow_mut()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        self.0.lock().unwrap()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+impl<M: GuestMemory> GuestMemory for alloc::sync::Arc<M> {
+    fn ram(&self) -> Ram {
+        M::ram(self)
+    }
+
+    fn load(&self, offset: u64, bytes: &mut [u8]) {
+        M::load(self, offset, bytes);
+    }
+
+    fn store(&self, offset: u64, bytes: &[u8]) {
+        M::store(self, offset, bytes);
     }
 }
 

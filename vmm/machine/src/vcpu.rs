@@ -32,6 +32,7 @@ use crate::lapic::Lapic;
 use crate::lapic::timer::CrystalClock;
 use crate::memory::GuestMemory;
 use crate::msr;
+use crate::pci::bus::Bus;
 use crate::report::{Cause, History};
 use crate::site::Sites;
 use crate::statistics::Statistics;
@@ -155,6 +156,8 @@ pub struct Setup<'a, H> {
     pub hardware: Hardware,
     /// The machine's backplane.
     pub backplane: Arc<Backplane>,
+    /// The machine's PCI bus.
+    pub bus: Arc<Bus>,
     /// The vCPU's number, which is its APIC id; 0 is the bootstrap processor.
     pub index: usize,
     /// STC value at the start of the machine, the same for all its vCPUs.
@@ -165,6 +168,7 @@ pub struct Setup<'a, H> {
 pub struct Vcpu<P> {
     platform: P,
     backplane: Arc<Backplane>,
+    bus: Arc<Bus>,
     index: usize,
     lapic: Lapic,
     /// It has not run since the machine was started.
@@ -207,6 +211,7 @@ impl<P: Platform> Vcpu<P> {
         let mut vcpu = Self {
             platform,
             backplane: setup.backplane.clone(),
+            bus: setup.bus.clone(),
             index,
             lapic: Lapic::new(index as u32, index == 0, crystal),
             fresh: true,

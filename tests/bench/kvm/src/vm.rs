@@ -60,7 +60,7 @@ pub fn run(guest: &[u8], words: &str) -> Result<(), Box<dyn Error>> {
         exec_channel: false,
     };
     let backplane = Arc::new(Backplane::new(VCPUS));
-    let board = Arc::new(Mutex::new(Board::new(&config, backplane, vcpu::now())));
+    let board = Arc::new(Mutex::new(Board::new(&config, backplane, Arc::default(), vcpu::now())));
     let first = vcpus.remove(0);
     for other in vcpus {
         let runner = Runner::new(other, board.clone());

@@ -121,7 +121,7 @@ impl Board {
             PortDevice::ResetControl => self.pm.read_reset_control(),
             PortDevice::Debug => debug_port::PRESENT,
             PortDevice::PciAddress => return self.pci.read_address(),
-            PortDevice::PciData => return self.pci.read_data(offset, width.bytes()),
+            PortDevice::PciData => return self.pci.read_data(offset, width),
             PortDevice::Pm => {
                 let value = self.pm.read(offset, width.bytes(), now);
                 self.wire(pm::SCI, self.pm.interrupt());
@@ -167,7 +167,10 @@ impl Board {
                 return Effect::DebugOutput;
             }
             PortDevice::PciAddress => self.pci.write_address(value),
-            PortDevice::PciData => self.pci.write_data(offset, width.bytes(), value),
+            PortDevice::PciData => {
+                let wakes = self.pci.write_data(offset, width, value);
+                self.wakes = self.wakes.union(wakes);
+            }
             PortDevice::Pm => {
                 let request = self.pm.write(offset, width.bytes(), value, now);
                 self.wire(pm::SCI, self.pm.interrupt());

@@ -122,7 +122,7 @@ fn board() -> Bench {
         exec_channel: true,
     };
     let backplane = Arc::new(Backplane::new(1));
-    let board = Board::new(&config, backplane.clone(), 0);
+    let board = Board::new(&config, backplane.clone(), Arc::default(), 0);
     let mut bench = Bench { board, lapic: Lapic::new(0, true, CrystalClock::new(HZ)), backplane };
     bench.lapic.set_virtual_wire();
     bench.publish();

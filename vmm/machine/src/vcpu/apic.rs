@@ -35,6 +35,12 @@ impl<P: Platform> Vcpu<P> {
         self.touched = true;
     }
 
+    fn notify_some(&mut self, wakes: VcpuSet) {
+        if !wakes.is_empty() {
+            self.notify(wakes);
+        }
+    }
+
     /// Takes what others had for this vCPU.
     #[inline]
     pub(super) fn collect(&mut self) {
@@ -98,18 +104,29 @@ impl<P: Platform> Vcpu<P> {
 
     /// A read of guest-physical memory outside RAM.
     pub(super) fn mmio_read(&mut self, gpa: u64, width: Width, now: u64) -> u64 {
-        match self.lapic.offset_of(gpa) {
-            Some(offset) => self.lapic.read_memory(offset, width, now),
+        if let Some(offset) = self.lapic.offset_of(gpa) {
+            return self.lapic.read_memory(offset, width, now);
+        }
+        match self.bus.find(gpa) {
+            Some(target) => {
+                let (value, wakes) = self.bus.read(target, width);
+                self.notify_some(wakes);
+                value
+            }
             None => self.with_board(now, |board| board.mmio_read(gpa, width)),
         }
     }
 
     /// A write of guest-physical memory outside RAM.
     pub(super) fn mmio_write(&mut self, gpa: u64, width: Width, value: u64, now: u64) {
-        match self.lapic.offset_of(gpa) {
-            Some(offset) => {
-                let outcome = self.lapic.write_memory(offset, width, value, now);
-                self.carry_out(outcome, now);
+        if let Some(offset) = self.lapic.offset_of(gpa) {
+            let outcome = self.lapic.write_memory(offset, width, value, now);
+            return self.carry_out(outcome, now);
+        }
+        match self.bus.find(gpa) {
+            Some(target) => {
+                let wakes = self.bus.write(target, width, value);
+                self.notify_some(wakes);
             }
             None => self.with_board(now, |board| board.mmio_write(gpa, width, value, now)),
         }

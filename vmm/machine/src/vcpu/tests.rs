@@ -75,12 +75,12 @@ impl Fixture {
         let mut state = Architectural::default();
         // Flat 64-bit mode without paging, which no CPU has: linear addresses are physical.
         (state.cs.access, state.efer, state.rip, state.rflags) = (0xa9b, 1 << 10, CODE, 0x202);
-        let backplane = Arc::new(Backplane::new(vcpus));
-        let board = Mutex::new(Board::new(&config, backplane.clone(), 0));
+        let (backplane, bus) = (Arc::new(Backplane::new(vcpus)), Arc::<Bus>::default());
+        let board = Mutex::new(Board::new(&config, backplane.clone(), bus.clone(), 0));
         let shared = Arc::new(Shared { board, woken: Mutex::new(VcpuSet::EMPTY) });
         let make = |index| {
-            let backplane = backplane.clone();
-            let setup = Setup { config: &config, host: &host, hardware, backplane, index, now: 0 };
+            let (backplane, bus) = (backplane.clone(), bus.clone());
+            let setup = Setup { config: &config, host: &host, hardware, backplane, bus, index, now: 0 };
             Vcpu::new(&setup, shared.clone())
         };
         let (vcpu, others) = (make(0), (1..vcpus).map(make).collect());

@@ -16,13 +16,12 @@ use x86_64::instructions::port::Port;
 use crate::cpu::{BOOT_CPU, CPUS_MAX, Cpu, CpuBlock, now};
 use crate::fast::sysenter_entry;
 use crate::panic::fatal;
+use crate::platform::{self, PLATFORM, Platform};
 use crate::registers::{self, EFER, FMASK, LSTAR, PAT, STAR, SYSENTER_CS, rdmsr, wrmsr};
 use crate::svm::spec::CPUID_PAGE_1G;
 use crate::vcpu::register::cpuid;
 use crate::vcpu::{PhysPage, Processor};
-use crate::{
-    console, descriptors, fpu, ioapic, lapic, log, memory, observation, platform, root, run, sched, smp, space, timer,
-};
+use crate::{console, descriptors, fpu, ioapic, lapic, log, memory, observation, root, run, sched, smp, space, timer};
 
 core::arch::global_asm!(
     include_str!("boot.S"),
@@ -121,16 +120,14 @@ fn tables(hand_over: &HandOver) -> AcpiTables {
     found
 }
 
-/// Components of XSAVE, and physical address bits (Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E).
-fn check_processor() -> (u64, u32) {
+/// Components of XSAVE (Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E).
+fn check_processor() -> u64 {
     let [_, _, features, legacy] = cpuid(1);
     if features & 1 << 26 == 0 || legacy & (1 << 9 | 1 << 24) != 1 << 9 | 1 << 24 {
         fatal(format_args!("this processor lacks XSAVE or an APIC"));
     }
     // x87, SSE, AVX, AVX-512: their area fits one page; AMX (bits 17, 18) does not.
-    let components = cpuid(0xd)[0] as u64 & 0xe7 | 1;
-    space::set_largest_page(if cpuid(0x8000_0001)[3] & CPUID_PAGE_1G != 0 { 2 } else { 1 });
-    (components, (cpuid(0x8000_0008)[0] & 0xff).clamp(32, 52))
+    cpuid(0xd)[0] as u64 & 0xe7 | 1
 }
 
 /// CR4 bits: PAE, MCE, PGE, OSFXSR, OSXMMEXCPT, and where the processor has them UMIP, OSXSAVE, SMEP, SMAP.
@@ -210,22 +207,28 @@ fn interrupt_controllers(tables: &AcpiTables) -> u32 {
     pins
 }
 
-fn protect(tables: &AcpiTables, uefi: Option<UefiMap>, image_bits: u32) -> platform::Platform {
+/// What of the machine programs cannot have.
+fn protect(tables: &AcpiTables, uefi: Option<UefiMap>) {
     let mut protected = [(0, 0); platform::RANGES];
     let (start, end) = memory::kernel_range();
     let (buffer, buffer_end) = console::range();
     let lapic = lapic::address();
-    let fixed = [(start, buffer), (buffer_end, end), (lapic, lapic + 4096), MESSAGES];
-    let chips = tables.ioapics().iter().map(|chip| (chip.address, chip.address + 1));
-    let runtime = uefi.iter().flat_map(|map| map.runtime(&BootMemory));
     let mut slots = protected.iter_mut();
-    for (start, end) in fixed.into_iter().chain(chips).chain(runtime) {
+    let mut keep = |start: u64, end: u64| {
         let Some(slot) = slots.next() else {
             fatal(format_args!("firmware and devices keep more than {} ranges of memory", platform::RANGES))
         };
         *slot = (start >> 12, end.div_ceil(4096));
+    };
+    for (start, end) in [(start, buffer), (buffer_end, end), (lapic, lapic + 4096), MESSAGES] {
+        keep(start, end);
     }
-    platform::Platform { protected, physical_pages: 1 << (image_bits - 12), fadt: tables.fadt }
+    tables.ioapics().iter().for_each(|chip| keep(chip.address, chip.address + 1));
+    uefi.iter().for_each(|map| map.runtime(&BootMemory).for_each(|(start, end)| keep(start, end)));
+    let physical_pages = 1 << ((cpuid(0x8000_0008)[0] & 0xff).clamp(32, 52) - 12);
+    let largest_page = if cpuid(0x8000_0001)[3] & CPUID_PAGE_1G != 0 { 2 } else { 1 };
+    let fadt = tables.fadt;
+    PLATFORM.call_once(|| Platform { protected, physical_pages, largest_page, fadt });
 }
 
 extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
@@ -235,12 +238,16 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     let mut hand_over = hand_over(magic, information);
     let tables = tables(&hand_over);
     hand_over.rsdp = tables.rsdp;
-    let (components, address_bits) = check_processor();
+    let components = check_processor();
     let image = root::Image::read(&BootMemory, hand_over.image);
-    platform::set(protect(&tables, hand_over.uefi, address_bits));
+    protect(&tables, hand_over.uefi);
 
-    let mut processors = [0; CPUS_MAX];
-    let found = tables.processors(&BootMemory).zip(&mut processors).map(|(found, id)| *id = found).count();
+    let (mut processors, mut found) = ([0; CPUS_MAX], 0);
+    tables.processors(&BootMemory, |id| {
+        if let Some(slot) = processors.get_mut(found) {
+            (*slot, found) = (id, found + 1);
+        }
+    });
     smp::fill_stubs();
     let mut trampoline = smp::Trampoline::read();
 

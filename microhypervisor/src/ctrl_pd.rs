@@ -156,17 +156,20 @@ impl Request {
         let attributes = self.ec.gpr(8) as u32 & 0x3_ffff;
         let cacheability = if nova { Cacheability::from_bits(attributes) } else { Some(Cacheability::WriteBack) };
         let cacheability = cacheability.ok_or(Status::BadPar)?;
-        self.within(if nova { platform::physical_pages() } else { from.selectors }, to.selectors)?;
+        self.within(
+            if nova { platform::PLATFORM.get().map_or(0, |platform| platform.physical_pages) } else { from.selectors },
+            to.selectors,
+        )?;
         let result = self.each(|done| {
             let (page, seen) = (self.source.wrapping_add(done), from.generation.current());
             let va = self.destination.wrapping_add(done) << 12;
             let mut piece = Piece { cacheability, ..Piece::unmap(va, self.pages.wrapping_sub(done)) };
             let mut run = piece.count;
-            if self.mask.is_empty() {
-            } else if nova {
+            // Unmapping needs no source.
+            if !self.mask.is_empty() && nova {
                 piece.pa = page << 12;
                 (piece.permissions, run) = held(page);
-            } else {
+            } else if !self.mask.is_empty() {
                 let (leaf, pages) = from.lookup(page << 12, run);
                 run = pages;
                 if let Some(Leaf { address, permissions, cacheability, .. }) = leaf {
@@ -232,7 +235,7 @@ fn is_nova(which: impl Fn(&(Entry, Entry)) -> Entry, entry: Entry) -> bool {
 /// pages from there for which this holds.
 fn held(page: u64) -> (Permissions, u64) {
     let mut run = u64::MAX;
-    for &(start, end) in platform::protected() {
+    for &(start, end) in platform::PLATFORM.get().map_or(&[][..], |platform| &platform.protected) {
         if page < start {
             run = run.min(start.wrapping_sub(page));
         } else if page < end {

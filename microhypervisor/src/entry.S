@@ -16,24 +16,27 @@
     .endr
 .endm
 
-# Interrupt stubs: 16 bytes each. Vectors without an error code push a zero.
+# Interrupt stubs: 8 bytes each. They push the vector with its sign.
 .balign 16
 .globl interrupt_stubs
 interrupt_stubs:
 .set vector, 0
 .rept 256
-    .balign 16
-    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21)
-    push $0
-    .endif
-    pushq $vector
+    .balign 8
+    pushq $(vector ^ 128) - 128
+    .if vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21
     jmp interrupt_common
+    .else
+    jmp without_error
+    .endif
     .set vector, vector + 1
 .endr
 
 # #DB, NMI, #DF, #MC come on stacks of their own, because they can hit the kernel before it has one, the others on the
 # CPU's. From user mode the frame moves to the EC.
 .balign 16
+without_error:
+    pushq (%rsp);  movq $0, 8(%rsp)
 interrupt_common:
     testb $3, 24(%rsp)                  # CS of the interrupted code
     jz 1f

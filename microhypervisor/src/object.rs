@@ -155,12 +155,19 @@ pub fn create<T: Object>(
             Ok((object, Ref(reference, PhantomData)))
         }
         Err(status) => {
-            TABLE.end(reference.index, false);
-            TABLE.release(reference.index);
-            release_small(memory, size_of::<T>());
+            give_back(memory, reference.index, size_of::<T>());
             Err(status)
         }
     }
+}
+
+/// Undoes [`allocate`].
+#[cold]
+#[inline(never)]
+fn give_back(memory: *mut u8, index: u32, size: usize) {
+    TABLE.end(index, false);
+    TABLE.release(index);
+    release_small(memory, size);
 }
 
 /// Memory of `size` bytes and a header for an object. (Beside [`create`], as it is the same for all objects.)

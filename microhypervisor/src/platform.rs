@@ -17,40 +17,25 @@ pub const RANGES: usize = 64;
 
 /// What the kernel knows of the machine after boot.
 pub struct Platform {
-    /// See [`protected`].
+    /// Ranges of page numbers that nobody can be granted; behind them, empty ones.
     pub protected: [(u64, u64); RANGES],
     /// Number of physical pages that addresses can name.
     pub physical_pages: u64,
-    /// ACPI fixed hardware.
+    /// Largest page size of host and nested tables as a level: 0 = 4 KiB, 1 = 2 MiB, 2 = 1 GiB.
+    pub largest_page: u8,
+    /// ACPI fixed hardware. Ports that do not exist are 0.
     pub fadt: Option<Fadt>,
 }
 
-static PLATFORM: Once<Platform> = Once::new();
+/// What boot found, from then on.
+pub static PLATFORM: Once<Platform> = Once::new();
 
-/// Publishes what boot found. Once.
-pub fn set(platform: Platform) {
-    PLATFORM.call_once(|| platform);
-}
-
-/// Ranges of page numbers that nobody can be granted; behind them, empty ones.
-pub fn protected() -> &'static [(u64, u64)] {
-    PLATFORM.get().map_or(&[], |platform| &platform.protected)
-}
-
-/// Number of physical pages.
-pub fn physical_pages() -> u64 {
-    PLATFORM.get().map_or(0, |platform| platform.physical_pages)
-}
-
-fn fadt() -> Option<&'static Fadt> {
-    PLATFORM.get()?.fadt.as_ref()
-}
-
-/// I/O ports that the kernel protects: power management and system management (NOVA 8.2.2).
-pub fn protected_ports() -> impl Iterator<Item = u16> {
-    let control = fadt().into_iter().flat_map(|fadt| [fadt.pm1a_control, fadt.pm1b_control, fadt.pm2_control]);
-    let control = control.filter(|port| *port != 0).flat_map(|port| [port, port.saturating_add(1)]);
-    control.chain(fadt().map(|fadt| fadt.smi_command).filter(|port| *port != 0))
+/// I/O ports that the kernel protects, or 0: power management and system management (NOVA 8.2.2).
+pub fn protected_ports() -> [u16; 7] {
+    let Fadt { pm1a_control: a, pm1b_control: b, pm2_control: c, smi_command, .. } =
+        PLATFORM.get().and_then(|platform| platform.fadt).unwrap_or_default();
+    let second = |port: u16| port.saturating_add(u16::from(port != 0));
+    [smi_command, a, second(a), b, second(b), c, second(c)]
 }
 
 /// ctrl_hw.
@@ -71,7 +56,7 @@ fn sleep(descriptor: u64) -> Result<(), Status> {
         return Err(Status::BadPar);
     }
     let (state, a, b) = (descriptor & 7, (descriptor >> 3 & 7) as u16, (descriptor >> 6 & 7) as u16);
-    let fadt = fadt().ok_or(Status::BadFtr)?;
+    let fadt = PLATFORM.get().and_then(|platform| platform.fadt.as_ref()).ok_or(Status::BadFtr)?;
     match state {
         5 if fadt.pm1a_control != 0 => {
             crate::console::drain();

@@ -139,7 +139,7 @@ fn open_nova_spaces(pio: &PioSpace, msr: &MsrSpace) {
     for port in (0..1 << 16).step_by(64) {
         must(pio.set(port, u64::MAX, &|| u64::MAX));
     }
-    for port in platform::protected_ports() {
+    for port in platform::protected_ports().into_iter().filter(|port| *port != 0) {
         must(pio.set(port as u64, 1 << (port & 63), &|| 0));
     }
     for register in MSR_READ_WRITE {
@@ -171,7 +171,7 @@ fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
         None => 0,
     };
     let observation = observation::place();
-    let mut page = Hip {
+    let page = Hip {
         signature: hip::SIGNATURE,
         length: size_of::<Hip>() as u16,
         nova_start,
@@ -216,10 +216,9 @@ fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
     };
     // SAFETY: the page holds plain integers without padding; nobody else has it yet.
     unsafe {
-        let words = HIP.pointer().cast::<u16>();
-        HIP.pointer().cast::<Hip>().write(page);
+        let (page_pointer, words) = (HIP.pointer().cast::<Hip>(), HIP.pointer().cast::<u16>());
+        page_pointer.write(page);
         let sum = (0..size_of::<Hip>() / 2).fold(0u16, |sum, index| sum.wrapping_add(words.add(index).read()));
-        page.checksum = sum.wrapping_neg();
-        HIP.pointer().cast::<Hip>().write(page);
+        (*page_pointer).checksum = sum.wrapping_neg();
     }
 }

@@ -33,7 +33,7 @@ unsafe extern "C" {
 }
 
 /// Bytes from one interrupt stub to the next.
-pub const STUB_STRIDE: u64 = 16;
+pub const STUB_STRIDE: u64 = 8;
 
 /// Interrupt stack of a vector, see `interrupt_ist` in `entry.S`.
 pub fn interrupt_stack(vector: usize) -> u8 {

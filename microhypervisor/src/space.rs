@@ -11,7 +11,6 @@
 mod kernel;
 mod memory;
 
-use core::hint::black_box;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use abi::Status;
@@ -21,7 +20,7 @@ use kernel_core::slots::{Entry, Named};
 use spin::{Mutex, MutexGuard};
 
 pub use self::kernel::{CPUS, DEVICES, build_kernel, map_cpu, map_device, master, unmap_device};
-pub use self::memory::{GuestSpace, HostSpace, Memory, set_largest_page};
+pub use self::memory::{GuestSpace, HostSpace, Memory};
 use crate::cpu::Cpu;
 use crate::memory::{Frame, release};
 use crate::object::{self, Found, Object, named, resolve};
@@ -161,14 +160,19 @@ pub struct PioSpace {
     pub first: bool,
 }
 
+/// Four frames, the first `frames` of them a bitmap that allows nothing.
+#[inline(never)]
+fn closed(pd: &Pd, frames: usize) -> Result<Frame, Status> {
+    let bitmap = pd.account().draft(2)?.keep();
+    // SAFETY: fresh frames. Their number is not known here, so that they are not filled byte by byte.
+    unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, frames * 4096) };
+    Ok(bitmap)
+}
+
 impl PioSpace {
     /// A space without ports; `first` if host ECs of `pd` use it.
     pub fn new(pd: &'static Pd, first: bool) -> Result<Self, Status> {
-        let bitmap = pd.account().draft(2)?.keep();
-        // Of a size that the compiler does not know, so that it is not done byte by byte.
-        // SAFETY: four fresh frames.
-        unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, black_box(4 * 4096)) };
-        Ok(Self { bitmap, lock: Mutex::new(()), pd, first })
+        Ok(Self { bitmap: closed(pd, 4)?, lock: Mutex::new(()), pd, first })
     }
 
     fn word(&self, port: u64) -> &AtomicU64 {
@@ -216,10 +220,7 @@ pub struct MsrSpace {
 impl MsrSpace {
     /// A space without registers.
     pub fn new(pd: &'static Pd) -> Result<Self, Status> {
-        let bitmap = pd.account().draft(2)?.keep();
-        // SAFETY: the first two of four fresh frames.
-        unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, black_box(2 * 4096)) };
-        Ok(Self { bitmap, lock: Mutex::new(()) })
+        Ok(Self { bitmap: closed(pd, 2)?, lock: Mutex::new(()) })
     }
 
     /// Where what was granted for `msr` is noted: byte and shift. `None` for registers that no bitmap covers.

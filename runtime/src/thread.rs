@@ -177,37 +177,33 @@ impl<F: FnMut(u64, u32, Utcb) -> u32 + Send + 'static> Service for F {
     }
 }
 
-/// Entry of every portal: RDI = pid, RSI = mtd, RSP = the EC's record (NOVA 5.2.2). Calls the record's handler and
-/// replies, with the stack pointer back where it was.
-#[unsafe(naked)]
-unsafe extern "C" fn portal_entry() {
-    naked_asm!(
-        "mov rdx, [rsp + 8]",
-        "mov rcx, [rsp + 16]",
-        "call [rsp]",
-        "mov esi, eax",
-        "mov edi, {reply}",
-        "syscall",
-        "ud2",
-        reply = const abi::Hypercall::IpcReply as u32,
-    )
+/// Entries of portals: RDI = pid, RSI = mtd, RSP = the EC's record (NOVA 5.2.2). They call the record's handler and reply,
+/// with the stack pointer back where it was, by the instructions `$reply`.
+macro_rules! portal_entries {
+    ($($(#[$doc:meta])* $name:ident: $reply:literal;)*) => { $(
+        $(#[$doc])*
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name() {
+            naked_asm!(
+                "mov rdx, [rsp + 8]",
+                "mov rcx, [rsp + 16]",
+                "call [rsp]",
+                "mov esi, eax",
+                "mov edi, {reply}",
+                $reply,
+                "ud2",
+                reply = const abi::Hypercall::IpcReply as u32,
+            )
+        }
+    )* };
 }
 
-/// As [`portal_entry`], but replies by SYSENTER (`abi::extension`): RCX = stack pointer, RDX = an address to return to.
-#[unsafe(naked)]
-unsafe extern "C" fn guest_portal_entry() {
-    naked_asm!(
-        "mov rdx, [rsp + 8]",
-        "mov rcx, [rsp + 16]",
-        "call [rsp]",
-        "mov esi, eax",
-        "mov edi, {reply}",
-        "mov rcx, rsp",
-        "xor edx, edx",
-        "sysenter",
-        "ud2",
-        reply = const abi::Hypercall::IpcReply as u32,
-    )
+portal_entries! {
+    /// For calls, and for events of host ECs.
+    portal_entry: "syscall";
+    /// For guests' events where [`syscall::prefer_sysenter`] (`abi::extension`): RCX = stack pointer, RDX = an address to
+    /// return to.
+    guest_portal_entry: "mov rcx, rsp; xor edx, edx; sysenter";
 }
 
 /// Address of the portal entry, for portals that are created by hand on a [`Server`]'s EC.

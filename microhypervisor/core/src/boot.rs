@@ -57,26 +57,28 @@ impl<'a, M: PhysicalMemory> Window<'a, M> {
         (end <= self.len).then(|| Self { memory: self.memory, start: self.start + offset, len })
     }
 
-    fn array<const N: usize>(&self, offset: u64) -> Option<[u8; N]> {
-        let part = self.part(offset, N as u64)?;
-        let mut bytes = [0; N];
-        self.memory.read(part.start, &mut bytes).then_some(bytes)
+    /// The number of `bytes` bytes, at most 8, at `offset`. (Not inlined, for the kernel's size.)
+    #[inline(never)]
+    fn number(&self, offset: u64, bytes: usize) -> Option<u64> {
+        let part = self.part(offset, bytes as u64)?;
+        let mut number = [0; 8];
+        self.memory.read(part.start, number.get_mut(..bytes)?).then_some(u64::from_le_bytes(number))
     }
 
     fn u8(&self, offset: u64) -> Option<u8> {
-        self.array(offset).map(u8::from_le_bytes)
+        self.number(offset, 1).map(|number| number as u8)
     }
 
     fn u16(&self, offset: u64) -> Option<u16> {
-        self.array(offset).map(u16::from_le_bytes)
+        self.number(offset, 2).map(|number| number as u16)
     }
 
     fn u32(&self, offset: u64) -> Option<u32> {
-        self.array(offset).map(u32::from_le_bytes)
+        self.number(offset, 4).map(|number| number as u32)
     }
 
     fn u64(&self, offset: u64) -> Option<u64> {
-        self.array(offset).map(u64::from_le_bytes)
+        self.number(offset, 8)
     }
 
     /// The sum of all bytes.

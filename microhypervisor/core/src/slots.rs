@@ -72,6 +72,7 @@ impl Entry {
     pub const NULL: Self = Self(0);
 
     /// A capability for what `reference` names; null if that is no possible reference or `permissions` are empty.
+    #[inline(never)]
     pub const fn new(reference: Reference, permissions: Permissions) -> Self {
         let permissions = permissions.bits() & 0x1f;
         if reference.index >= HEADERS_MAX || reference.generation == 0 || permissions == 0 {

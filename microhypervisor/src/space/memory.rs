@@ -9,7 +9,7 @@ use abi::Status;
 use abi::capability::Permissions;
 use kernel_core::paging::{EPT, Format, HOST, Leaf, Piece, Space};
 use kernel_core::shootdown::Generation;
-use spin::{Mutex, Once};
+use spin::Mutex;
 
 use super::kernel::{PRESENT, WRITE, fill_window, master};
 use crate::cpu::Cpu;
@@ -17,14 +17,6 @@ use crate::memory::{Frame, Retired, Tables, read_entry, release, write_entry};
 
 use crate::pd::Pd;
 use crate::vcpu::Processor;
-
-/// Largest page size of host and nested tables as a level: 0 = 4 KiB, 1 = 2 MiB, 2 = 1 GiB.
-static LARGEST: Once<u8> = Once::new();
-
-/// Sets the largest page size that the processor has.
-pub fn set_largest_page(level: u8) {
-    LARGEST.call_once(|| level);
-}
 
 /// Page tables, who pays for them, and what CPUs have seen of their changes.
 pub struct Memory {
@@ -40,7 +32,11 @@ pub struct Memory {
 impl Memory {
     fn new(pd: &'static Pd, format: &'static Format, largest: u8, selectors: u64) -> Result<Self, Status> {
         let root = pd.account().draft(0)?.keep().physical();
-        let tree = Space::new(format, root, largest.min(LARGEST.get().copied().unwrap_or(1)));
+        let tree = Space::new(
+            format,
+            root,
+            largest.min(crate::platform::PLATFORM.get().map_or(1, |platform| platform.largest_page)),
+        );
         Ok(Self { tree, lock: Mutex::new(Retired::none()), pd, selectors, generation: Generation::first() })
     }
 

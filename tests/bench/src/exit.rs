@@ -73,33 +73,31 @@ unsafe extern "C" {
     static bench_out: u8;
 }
 
-/// Skips an instruction of two bytes: the identifier, in RDI, is the UTCB's address; the descriptor is RIP's bit.
-#[unsafe(naked)]
-extern "C" fn skip() -> ! {
-    naked_asm!(
-        "add qword ptr [rdi + {rip}], 2",
-        "mov edi, 1",
-        "mov esi, {mtd}",
-        "syscall",
-        "ud2",
-        rip = const field::RIP.offset,
-        mtd = const mtd::RIP,
-    )
+/// Handlers that skip an instruction of two bytes: the identifier, in RDI, is the UTCB's address; the descriptor is RIP's
+/// bit. They reply by the instructions `$reply`.
+macro_rules! skips {
+    ($($(#[$doc:meta])* $name:ident: $reply:literal;)*) => { $(
+        $(#[$doc])*
+        #[unsafe(naked)]
+        extern "C" fn $name() -> ! {
+            naked_asm!(
+                "add qword ptr [rdi + {rip}], 2",
+                "mov edi, 1",
+                "mov esi, {mtd}",
+                $reply,
+                "ud2",
+                rip = const field::RIP.offset,
+                mtd = const mtd::RIP,
+            )
+        }
+    )* };
 }
 
-/// As [`skip`], but replies by SYSENTER: RCX = stack pointer.
-#[unsafe(naked)]
-extern "C" fn skip_by_sysenter() -> ! {
-    naked_asm!(
-        "add qword ptr [rdi + {rip}], 2",
-        "mov edi, 1",
-        "mov esi, {mtd}",
-        "mov rcx, rsp",
-        "sysenter",
-        "ud2",
-        rip = const field::RIP.offset,
-        mtd = const mtd::RIP,
-    )
+skips! {
+    /// By the specification's way into the kernel.
+    skip: "syscall";
+    /// By SYSENTER: RCX = stack pointer.
+    skip_by_sysenter: "mov rcx, rsp; sysenter";
 }
 
 /// Whether the kernel announces SYSENTER, behind what the specification says of the information page.

@@ -108,14 +108,16 @@ impl Tables {
         self.ioapics.as_slice()
     }
 
-    /// Local APICs of the processors that are enabled, by sparse id, in the firmware's order, which begins with the one that runs. Some firmware
-    /// lists a processor twice. What is behind a malformed entry is missing, and was complained about.
-    pub fn processors<'a, M: PhysicalMemory>(&self, memory: &'a M) -> impl Iterator<Item = u32> + use<'a, M> {
-        let madt = self.madt.and_then(|(start, len)| Window::new(memory, start, len));
-        madt.into_iter().flat_map(madt_entries).map_while(Result::ok).filter_map(|entry| match entry {
-            MadtEntry::Processor(id) => Some(id),
-            _ => None,
-        })
+    /// Tells `each` the local APICs of the processors that are enabled, by sparse id, in the firmware's order, which begins
+    /// with the one that runs. Some firmware lists a processor twice. What is behind a malformed entry is missing, and was
+    /// complained about.
+    pub fn processors(&self, memory: &impl PhysicalMemory, mut each: impl FnMut(u32)) {
+        let Some(madt) = self.madt.and_then(|(start, len)| Window::new(memory, start, len)) else { return };
+        for entry in madt_entries(madt).map_while(Result::ok) {
+            if let MadtEntry::Processor(id) = entry {
+                each(id);
+            }
+        }
     }
 
     /// What was ignored.
@@ -133,6 +135,7 @@ impl Tables {
         }
     }
 
+    #[inline(never)]
     fn complain(&mut self, table: &'static str, address: u64, problem: Problem) {
         // What does not fit is the tail of a long list of complaints.
         let _ = self.complaints.push(Complaint { table, address, problem });
@@ -180,7 +183,7 @@ type Root = (&'static str, u64);
 /// Reads a root pointer (5.2.5.3) and returns the root tables, the one to be preferred first.
 fn root_pointer(memory: &impl PhysicalMemory, address: u64) -> Result<[Root; 2], Problem> {
     let old = Window::new(memory, address, 20).ok_or(UNREADABLE)?;
-    if &old.array(0).ok_or(UNREADABLE)? != b"RSD PTR " {
+    if old.u64(0).ok_or(UNREADABLE)?.to_le_bytes() != *b"RSD PTR " {
         return Err("has another signature");
     }
     if old.sum() != Some(0) {
@@ -202,15 +205,14 @@ fn root_pointer(memory: &impl PhysicalMemory, address: u64) -> Result<[Root; 2],
 fn search(memory: &impl PhysicalMemory) -> Option<(u64, [Root; 2])> {
     let segment = Window::new(memory, EBDA_SEGMENT, 2).and_then(|word| word.u16(0)).unwrap_or(0);
     let ebda = u64::from(segment) << 4;
-    let areas = [(ebda, ebda + 1024), BIOS_AREA];
-    let mut addresses = areas.into_iter().flat_map(|(start, end)| (start..end).step_by(16));
-    addresses.find_map(|address| Some((address, root_pointer(memory, address).ok()?)))
+    let found = |address| Some((address, root_pointer(memory, address).ok()?));
+    [(ebda, ebda + 1024), BIOS_AREA].iter().find_map(|(start, end)| (*start..*end).step_by(16).find_map(found))
 }
 
 /// The table at `address`, if it is intact and has this signature.
 fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &str) -> Result<Window<'a, M>, Problem> {
     let header = Window::new(memory, address, HEADER).ok_or(UNREADABLE)?;
-    let found: [u8; 4] = header.array(SIGNATURE).ok_or(UNREADABLE)?;
+    let found = header.u32(SIGNATURE).ok_or(UNREADABLE)?.to_le_bytes();
     if found.iter().ne(signature.as_bytes()) {
         return Err("has another signature");
     }
@@ -231,9 +233,8 @@ fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool
     for offset in (HEADER..root.len).step_by(if wide { 8 } else { 4 }) {
         let entry = if wide { root.u64(offset) } else { root.u32(offset).map(u64::from) };
         let Some(address) = entry else { return tables.complain("RSDT", root.start, BAD_LENGTH) };
-        let signature: Option<[u8; 4]> =
-            Window::new(root.memory, address, HEADER).and_then(|header| header.array(SIGNATURE));
-        let (wanted, result) = match signature.as_ref() {
+        let signature = Window::new(root.memory, address, HEADER).and_then(|header| header.u32(SIGNATURE));
+        let (wanted, result) = match signature.map(u32::to_le_bytes).as_ref() {
             Some(b"APIC") if tables.madt.is_none() => ("APIC", read_madt(tables, root.memory, address)),
             Some(b"FACP") if tables.fadt.is_none() => ("FACP", read_fadt(tables, root.memory, address)),
             Some(_) => continue,

@@ -13,7 +13,7 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const HEADER: u64 = 64;
 const PROGRAM_HEADER: u64 = 56;
 /// e_ident: magic, 64 bits, little endian, version 1.
-const IDENT: [u8; 7] = [0x7f, b'E', b'L', b'F', 2, 1, 1];
+const IDENT: u64 = u64::from_le_bytes([0x7f, b'E', b'L', b'F', 2, 1, 1, 0]);
 const ET_EXEC: u16 = 2;
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
@@ -50,7 +50,7 @@ impl RootElf {
         let u64_at = |offset| header.u64(offset).ok_or(TRUNCATED);
         let require = |condition, error| if condition { Ok(()) } else { Err(error) };
 
-        require(header.array(0) == Some(IDENT), Malformed(&["", "not a 64-bit little-endian ELF file"], 0))?;
+        require(header.number(0, 7) == Some(IDENT), Malformed(&["", "not a 64-bit little-endian ELF file"], 0))?;
         require(u16_at(16)? == ET_EXEC, Malformed(&["", "not an executable with fixed addresses (ET_EXEC)"], 0))?;
         require(u16_at(18)? == EM_X86_64, Malformed(&["", "not for x86-64"], 0))?;
         let (entry, table, count) = (u64_at(24)?, u64_at(32)?, u16_at(56)?);

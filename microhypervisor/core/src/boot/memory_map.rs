@@ -38,13 +38,15 @@ impl MemoryMap {
         if map.entries(memory).count() as u64 == count { Ok(map) } else { Err(Malformed::unreadable(start)) }
     }
 
-    fn entries<M: PhysicalMemory>(&self, memory: &M) -> impl Iterator<Item = Entry> {
-        let Self { start, count, stride } = *self;
-        (0..count).map_while(move |index| {
-            let entry = Window::new(memory, start.checked_add(index.checked_mul(stride)?)?, ENTRY)?;
-            let (start, len, kind) = (entry.u64(0)?, entry.u64(8)?, entry.u32(16)?);
-            Some(Entry { start, end: start.saturating_add(len), is_ram: kind == RAM })
-        })
+    #[inline(never)]
+    fn entry(&self, memory: &impl PhysicalMemory, index: u64) -> Option<Entry> {
+        let entry = Window::new(memory, self.start.checked_add(index.checked_mul(self.stride)?)?, ENTRY)?;
+        let (start, len, kind) = (entry.u64(0)?, entry.u64(8)?, entry.u32(16)?);
+        Some(Entry { start, end: start.saturating_add(len), is_ram: kind == RAM })
+    }
+
+    fn entries(&self, memory: &impl PhysicalMemory) -> impl Iterator<Item = Entry> {
+        (0..self.count).map_while(move |index| self.entry(memory, index))
     }
 
     /// Bytes of RAM, if there is a map. RAM that is listed twice counts twice.

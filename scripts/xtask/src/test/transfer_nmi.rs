@@ -23,7 +23,7 @@ pub const TESTS: &[Test] = &[
 const RIP: u32 = 16;
 const RSP: u32 = 7;
 /// Bytes from an interrupt stub to the next.
-const STUB: u64 = 16;
+const STUB: u64 = 8;
 /// What the CPU pushes.
 const FRAME: usize = 40;
 /// STGI.

@@ -110,7 +110,9 @@ fn check_ioapics(tables: &Tables) {
 }
 
 fn processors(tables: &Tables, ram: &Ram) -> Vec<u32> {
-    tables.processors(ram).collect()
+    let mut found = Vec::new();
+    tables.processors(ram, |id| found.push(id));
+    found
 }
 
 #[test]
@@ -271,7 +273,7 @@ proptest! {
             }
         }
         let tables = find(&ram, new.then_some(0x8000));
-        prop_assert!(tables.processors(&ram).count() < 1000);
+        prop_assert!(processors(&tables, &ram).len() < 1000);
         prop_assert!(ram.reads.get() < 50_000);
         prop_assert!(!tables.complaints().is_empty() || tables.fadt.is_some());
     }

@@ -147,7 +147,8 @@ fn repaired(mut ram: Ram) -> Ram {
 /// Everything that the kernel does with ACPI tables.
 fn use_tables(ram: &Ram, rsdp: Option<u64>) {
     let mut tables = acpi::find(ram, rsdp);
-    let processors = tables.processors(ram).count();
+    let mut processors = 0;
+    tables.processors(ram, |_| processors += 1);
     tables.check_ioapics(|chip| chip.address % 2 == 0);
     tables.complaints().iter().for_each(|complaint| assert!(!complaint.to_string().is_empty()));
     assert!(tables.ioapics().len() <= acpi::IOAPICS_MAX && processors < 1 << 17);

@@ -3,7 +3,7 @@
 //!
 //! - [`queue`]: split virtqueues, the device's side;
 //! - [`pci`]: the PCI transport, which holds one device and is a function of the bus;
-//! - the devices, each a [`Model`]: [`entropy`].
+//! - the devices, each a [`Model`]: [`entropy`], [`net`].
 //!
 //! **Trust.** A guest may write anything anywhere at any time. Every descriptor is copied once and checked in its copy; its
 //! address and length become an offset in the guest's RAM or the device stops ([`Violation`], 2.1.2). No walk is longer
@@ -14,6 +14,7 @@
 
 pub mod entropy;
 pub mod interrupts;
+pub mod net;
 pub mod pci;
 pub mod queue;
 

@@ -301,7 +301,7 @@ impl<'a> Builder<'a> {
     }
 
     fn region(&mut self, name: &str, writable: bool, memory: Range) -> Result<(), Failure> {
-        let entry = RegionEntry { name: Name::new(name), writable: writable as u32, memory };
+        let entry = RegionEntry { name: Name::new(name), writable: writable as u32, memory, device: 0 };
         self.manifest.add_region(entry).then_some(()).ok_or(Failure::Manifest("regions"))
     }
 

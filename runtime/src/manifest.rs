@@ -9,19 +9,19 @@ use abi::Selector;
 /// Value of [`Manifest::magic`].
 pub const MAGIC: u32 = u32::from_le_bytes(*b"KNMF");
 /// Value of [`Manifest::version`].
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes in a name, padded with zeros.
-pub const NAME_LENGTH: usize = 28;
+pub const NAME_LENGTH: usize = 52;
 /// Most rings of a program.
 pub const RINGS: usize = 200;
 /// Most memory regions of a program.
-pub const REGIONS: usize = 12;
+pub const REGIONS: usize = 40;
 /// Most CPUs of a program beside the one that its main EC runs on.
 pub const FURTHER_CPUS: usize = 16;
 /// In [`Manifest::further_cpus`]: no CPU.
 pub const NO_CPU: u16 = u16::MAX;
 /// Most interrupts of a program.
-pub const INTERRUPTS: usize = 4;
+pub const INTERRUPTS: usize = 16;
 /// Most port ranges of a program.
 pub const PORTS: usize = 4;
 
@@ -147,6 +147,8 @@ pub struct RegionEntry {
     pub writable: u32,
     /// Where it is mapped.
     pub memory: Range,
+    /// Its address for the program's device; 0 if it has none.
+    pub device: u64,
 }
 
 /// One interrupt semaphore, already routed to the program's CPU.
@@ -226,7 +228,7 @@ pub struct Manifest {
     pub ports: [PortEntry; PORTS],
 }
 
-const _: () = assert!(core::mem::size_of::<Manifest>() <= 4 * abi::PAGE_SIZE);
+const _: () = assert!(core::mem::size_of::<Manifest>() <= 6 * abi::PAGE_SIZE);
 
 impl Manifest {
     /// A manifest that gives nothing.
@@ -253,7 +255,7 @@ impl Manifest {
             free: RANGE,
             config: RANGE,
             rings: [RingEntry { name: Name::EMPTY, role: 0, memory: RANGE, sel_data: 0, sel_space: 0 }; RINGS],
-            regions: [RegionEntry { name: Name::EMPTY, writable: 0, memory: RANGE }; REGIONS],
+            regions: [RegionEntry { name: Name::EMPTY, writable: 0, memory: RANGE, device: 0 }; REGIONS],
             interrupts: [InterruptEntry { name: Name::EMPTY, used: 0, selector: 0 }; INTERRUPTS],
             ports: [PortEntry { name: Name::EMPTY, base: 0, count: 0 }; PORTS],
         }
@@ -351,7 +353,7 @@ mod tests {
         }
         assert!(!manifest.add_ring(ring("y", Role::Producer)));
         assert!(manifest.region("").is_none());
-        assert!(manifest.add_region(RegionEntry { name: Name::new("kernel"), writable: 0, memory }));
+        assert!(manifest.add_region(RegionEntry { name: Name::new("kernel"), writable: 0, memory, device: 0 }));
         assert_eq!(manifest.region("kernel").map(|r| r.memory), Some(memory));
     }
 
@@ -367,7 +369,10 @@ mod tests {
     #[test]
     fn names_are_cut_and_padded() {
         assert_eq!(Name::new("abc").as_str(), "abc");
-        assert_eq!(Name::new("a name that is much too long for its field").as_str().len(), NAME_LENGTH);
+        assert_eq!(
+            Name::new("a name that is very much longer than the field that it should go into").as_str().len(),
+            NAME_LENGTH
+        );
         assert_eq!(Name::EMPTY.as_str(), "");
     }
 }

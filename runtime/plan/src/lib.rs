@@ -7,7 +7,12 @@
 
 extern crate alloc;
 
+mod devices;
 pub mod observation;
+#[cfg(test)]
+mod tests;
+
+pub use devices::*;
 
 use alloc::format;
 use alloc::string::String;
@@ -18,9 +23,11 @@ use serde::{Deserialize, Serialize};
 /// Path of the encoded plan in the boot archive.
 pub const ARCHIVE_PATH: &str = "plan";
 /// Version of every type in this crate; a decoder accepts only its own.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Most virtual machines in one system.
 pub const VMS_MAX: usize = 64;
+/// Longest name of a virtual machine.
+pub const VM_NAME_MAX: usize = 24;
 /// Most virtual CPUs of a virtual machine.
 pub const VCPUS_MAX: u32 = 16;
 /// Most CPUs that virtual machines run on, the one that the machine started on among them.
@@ -50,12 +57,18 @@ const CONFIG_MAGIC: u32 = u32::from_le_bytes(*b"KNVM");
 const HEADER: usize = 8;
 
 /// What a whole system consists of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SystemPlan {
     /// Name for the boot log.
     pub name: String,
     /// Virtual machines in starting order; the first with a console has the keyboard.
     pub vms: Vec<VmPlan>,
+    /// Drivers, which are started before the virtual machines.
+    pub drivers: Vec<DriverPlan>,
+    /// Switches, which are started with them.
+    pub switches: Vec<SwitchPlan>,
+    /// Whether drivers need an IOMMU.
+    pub iommu: Iommu,
     /// What is told over the third serial line.
     pub observe: observation::Wanted,
 }
@@ -73,6 +86,10 @@ pub struct VmPlan {
     pub initrd: Vec<String>,
     /// What follows its end.
     pub restart: Restart,
+    /// What serves each of its disks, in the order of [`VmConfig::disks`].
+    pub disks: Vec<DiskSource>,
+    /// Name of the switch of each of its network devices, in the order of [`VmConfig::nics`].
+    pub switches: Vec<String>,
 }
 
 /// Whether and how often a virtual machine that has ended is started anew, with a new monitor.
@@ -126,6 +143,10 @@ pub struct VmConfig {
     pub exec: bool,
     /// What a reset by the guest does.
     pub on_reset: OnReset,
+    /// Disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskConfig>,
+    /// Network devices, behind the disks.
+    pub nics: Vec<NicConfig>,
 }
 
 /// How a guest's image is loaded.
@@ -188,6 +209,30 @@ pub enum PlanError {
     NoSlice(String),
     /// More than one machine has the exec channel.
     SecondExec(String),
+    /// More than [`DRIVERS_MAX`] drivers or switches.
+    TooManyDrivers,
+    /// More than [`DEVICES_MAX`] disks or network devices of this machine.
+    TooManyDevices(String),
+    /// More than [`CLIENTS_MAX`] or [`PORTS_MAX`] want something of this driver or switch.
+    TooManyClients(String),
+    /// The name of a driver, a switch, a disk or a network device breaks the rules.
+    BadDeviceName(String),
+    /// Two drivers or switches have this name.
+    SameDevice(String),
+    /// The memory that this driver shares with its device is not whole pages.
+    BadDma(String, u64),
+    /// Another driver has this driver's function.
+    SameFunction(String, DeviceChoice),
+    /// There is no driver of this name.
+    NoDriver(String),
+    /// The driver of this name serves something else.
+    WrongService(String, Service),
+    /// There is no switch of this name.
+    NoSwitch(String),
+    /// The driver is the uplink of two switches.
+    SecondUplink(String),
+    /// Two clients of a driver have sectors in common, and one may write.
+    Overlap(String, String),
 }
 
 impl fmt::Display for PlanError {
@@ -211,6 +256,26 @@ impl fmt::Display for PlanError {
             }
             Self::NoSlice(name) => write!(f, "vm {name}: a time slice of 0 ms is none"),
             Self::SecondExec(name) => write!(f, "vm {name}: another machine has the exec channel already"),
+            Self::TooManyDrivers => write!(f, "more than {DRIVERS_MAX} drivers or switches"),
+            Self::TooManyDevices(vm) => write!(f, "vm {vm}: more than {DEVICES_MAX} disks or network devices"),
+            Self::TooManyClients(name) => {
+                write!(
+                    f,
+                    "{name} serves too many: a driver serves up to {CLIENTS_MAX}, a switch has up to {PORTS_MAX} ports"
+                )
+            }
+            Self::BadDeviceName(name) => {
+                write!(f, "bad name {name:?}: use a-z, 0-9, - and _, at most {DEVICE_NAME_MAX}")
+            }
+            Self::SameDevice(name) => write!(f, "two drivers or switches are named {name}"),
+            Self::BadDma(name, bytes) => write!(f, "driver {name}: {bytes} bytes are no whole pages of memory"),
+            Self::SameFunction(name, device) => write!(f, "driver {name}: another driver has {device} already"),
+            Self::NoDriver(name) => write!(f, "there is no driver {name}"),
+            Self::WrongService(name, Service::Disk) => write!(f, "the driver {name} serves disks, not a network"),
+            Self::WrongService(name, Service::Network) => write!(f, "the driver {name} serves a network, not disks"),
+            Self::NoSwitch(name) => write!(f, "there is no switch {name}"),
+            Self::SecondUplink(name) => write!(f, "the driver {name} is the uplink of another switch already"),
+            Self::Overlap(a, b) => write!(f, "{a} and {b} share sectors, and not both only read them"),
         }
     }
 }
@@ -238,8 +303,7 @@ impl SystemPlan {
         for (i, vm) in self.vms.iter().enumerate() {
             let config = &vm.config;
             let name = || config.name.clone();
-            let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'_';
-            if config.name.is_empty() || config.name.len() > 24 || !config.name.bytes().all(allowed) {
+            if !is_name(&config.name, VM_NAME_MAX) {
                 return Err(PlanError::BadName(name()));
             }
             if self.vms[..i].iter().any(|other| other.config.name == config.name) {
@@ -261,8 +325,14 @@ impl SystemPlan {
                 return Err(PlanError::SecondExec(name()));
             }
         }
-        Ok(())
+        self.validate_devices()
     }
+}
+
+/// Whether `name` is of lower-case letters, digits, `-` and `_`, at least one and at most `most`.
+fn is_name(name: &str, most: usize) -> bool {
+    let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'_';
+    (1..=most).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 impl VmConfig {
@@ -297,88 +367,5 @@ fn decode<'a, T: Deserialize<'a>>(magic: u32, bytes: &'a [u8]) -> Result<T, Deco
     match postcard::take_from_bytes(&bytes[HEADER..]) {
         Ok((value, [])) => Ok(value),
         _ => Err(DecodeError::Malformed),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::string::ToString;
-    use alloc::vec;
-
-    fn vm(name: &str) -> VmPlan {
-        VmPlan {
-            config: VmConfig {
-                name: name.to_string(),
-                memory: 512 << 20,
-                vcpus: 1,
-                cpus: vec![],
-                slice: SLICE_MS,
-                cmdline: "console=ttyS0".to_string(),
-                guest: GuestKind::Linux,
-                console: true,
-                exec: false,
-                on_reset: OnReset::Restart,
-            },
-            monitor: MONITOR.to_string(),
-            kernel: "guests/linux/kernel".to_string(),
-            initrd: vec!["guests/linux/initrd".to_string()],
-            restart: Restart { after: RestartAfter::Crash, limit: Some(3), ..Restart::NEVER },
-        }
-    }
-
-    fn system(vms: Vec<VmPlan>) -> SystemPlan {
-        SystemPlan { name: "test".to_string(), vms, observe: Default::default() }
-    }
-
-    #[test]
-    fn a_plan_survives_encoding() {
-        let plan = system(vec![vm("a"), vm("b")]);
-        assert_eq!(SystemPlan::decode(&plan.encode()), Ok(plan.clone()));
-        assert_eq!(plan.validate(), Ok(()));
-        let config = plan.vms[0].config.clone();
-        assert_eq!(VmConfig::decode(&config.encode()), Ok(config));
-    }
-
-    #[test]
-    fn foreign_bytes_are_told_apart() {
-        let mut bytes = system(vec![vm("a")]).encode();
-        assert_eq!(SystemPlan::decode(&[]), Err(DecodeError::NotOne));
-        assert_eq!(SystemPlan::decode(&bytes[..6]), Err(DecodeError::NotOne));
-        assert_eq!(VmConfig::decode(&bytes), Err(DecodeError::NotOne));
-        for cut in HEADER..bytes.len() {
-            assert_eq!(SystemPlan::decode(&bytes[..cut]), Err(DecodeError::Malformed), "cut at {cut}");
-        }
-        bytes.push(0);
-        assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Malformed));
-        bytes[4] = 9;
-        assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Version(9)));
-        assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 4");
-    }
-
-    #[test]
-    fn impossible_plans_are_refused() {
-        let with = |change: fn(&mut VmConfig)| {
-            let mut plan = vm("a");
-            change(&mut plan.config);
-            system(vec![plan]).validate()
-        };
-        assert_eq!(system(vec![]).validate(), Err(PlanError::Empty));
-        assert_eq!(system(vec![vm("a"); 65]).validate(), Err(PlanError::TooMany(65)));
-        assert_eq!(system(vec![vm("a"), vm("a")]).validate(), Err(PlanError::SameName("a".to_string())));
-        assert_eq!(with(|c| c.memory = 0), Err(PlanError::BadMemory("a".to_string(), 0)));
-        assert_eq!(with(|c| c.memory = (5 << 20) + 4096), Err(PlanError::BadMemory("a".to_string(), 5246976)));
-        assert_eq!(with(|c| c.vcpus = 0), Err(PlanError::BadVcpus("a".to_string(), 0)));
-        assert_eq!(with(|c| c.vcpus = 17), Err(PlanError::BadVcpus("a".to_string(), 17)));
-        assert_eq!(with(|c| c.vcpus = 16), Ok(()));
-        assert_eq!(with(|c| c.cpus = vec![3, 17]), Err(PlanError::BadCpu("a".to_string(), 17)));
-        assert_eq!(with(|c| c.slice = 0), Err(PlanError::NoSlice("a".to_string())));
-        assert_eq!(with(|c| c.name = "A b".to_string()), Err(PlanError::BadName("A b".to_string())));
-        let exec = |name| {
-            let mut plan = vm(name);
-            plan.config.exec = true;
-            plan
-        };
-        assert_eq!(system(vec![exec("a"), exec("b")]).validate(), Err(PlanError::SecondExec("b".to_string())));
     }
 }

@@ -13,6 +13,7 @@ use crate::emulator::Boot;
 use crate::guest::{self, Recipe};
 use crate::programs::Programs;
 use crate::source::Source;
+use crate::system::devices::Device;
 use crate::system::{self, Origin, Size, System};
 use crate::workspace;
 
@@ -29,6 +30,8 @@ pub struct Built {
     pub memory: u32,
     /// CPUs that the machine has unless the user says otherwise.
     pub cpus: u32,
+    /// Devices that it has.
+    pub devices: Vec<Device>,
 }
 
 /// Builds the kernel, the programs and the bundle of a system: a file, or the name of one in `tests/systems`. The name
@@ -38,7 +41,7 @@ pub fn build(system: &str, size: Size, kernel: Option<&Path>, exec: Option<&str>
     if system == "none" {
         let programs = Programs::build(packages(kernel, BTreeSet::new()))?;
         let boot = Boot { kernel: kernel_file(kernel, &programs)?, module: None, linux: None };
-        return Ok(Built { name: system.into(), boot, memory: 256, cpus: size.cpus.unwrap_or(1) });
+        return Ok(Built { name: system.into(), boot, memory: 256, cpus: size.cpus.unwrap_or(1), devices: Vec::new() });
     }
     let mut system = load(system, exec)?;
     system.resize(size)?;
@@ -46,7 +49,8 @@ pub fn build(system: &str, size: Size, kernel: Option<&Path>, exec: Option<&str>
     let programs = Programs::build(packages(kernel, needed(&system)?))?;
     let file = write(&system, &programs, if exec.is_some() { "-exec" } else { "" })?;
     let boot = Boot { kernel: kernel_file(kernel, &programs)?, module: Some(file), linux: None };
-    Ok(Built { boot, memory: system.memory, cpus: system.cpus, name: system.plan.name })
+    let System { memory, cpus, devices, .. } = system;
+    Ok(Built { boot, memory, cpus, devices, name: system.plan.name })
 }
 
 /// Reads a system and makes it run a command, if there is one.
@@ -106,7 +110,8 @@ pub fn build_bare(system: &str, size: Size) -> Result<Built> {
     let kernel = place(&vm.kernel)?;
     let module = vm.initrd.first().map(place).transpose()?;
     let memory = u32::try_from(vm.config.memory >> 20)?;
-    Ok(Built { boot: Boot { kernel, module, linux: Some(vm.config.cmdline) }, memory, cpus: vm.config.vcpus, name })
+    let (cpus, devices) = (vm.config.vcpus, system.devices);
+    Ok(Built { boot: Boot { kernel, module, linux: Some(vm.config.cmdline) }, memory, cpus, devices, name })
 }
 
 fn packages(kernel: Option<&Path>, mut programs: BTreeSet<String>) -> BTreeSet<String> {

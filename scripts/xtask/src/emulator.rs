@@ -3,13 +3,15 @@
 pub mod bochs;
 mod kvm;
 mod multiboot;
-mod qemu;
+pub mod qemu;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
+
+use crate::system::devices::Device;
 
 /// Which emulator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -43,6 +45,8 @@ pub struct Machine {
     pub cpus: u32,
     /// Another CPU model than the emulator's usual one.
     pub cpu_model: Option<String>,
+    /// Devices beside those that it always has; Bochs has none.
+    pub devices: Vec<Device>,
     /// Further arguments for QEMU, or lines for Bochs' configuration.
     pub further: Vec<String>,
     /// A folder of this run's own, for the emulator's files.
@@ -78,6 +82,11 @@ impl Emulator {
         match self {
             Self::Qemu => command.args(qemu::arguments(machine, ports, &qemu::EMULATED)?),
             Self::Kvm => command.args(qemu::arguments(machine, ports, &kvm::NESTED)?),
+            Self::Bochs if !machine.devices.is_empty() => {
+                bail!(
+                    "Bochs has no devices that a system file could name ([machine.disk.*], [machine.nic.*]): use QEMU"
+                )
+            }
             Self::Bochs => bochs::prepare(machine, ports)?.add_to(&mut command),
         };
         command.current_dir(&machine.folder);

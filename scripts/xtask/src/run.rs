@@ -73,6 +73,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         memory: built.memory,
         cpus: arguments.cpus.unwrap_or(built.cpus),
         cpu_model: None,
+        devices: built.devices,
         further: line.as_ref().map(|line| line.arguments(arguments.on)).unwrap_or_default(),
         folder: workspace::folder(&format!("run/{name}"))?,
         trace: None,

@@ -1,11 +1,12 @@
 //! The system file: a user's description of a system in TOML, checked here, so that the target needs no text parser.
 
+pub mod devices;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
-use plan::observation::Wanted;
 use plan::{GuestKind, OnReset, PlanError, Restart, RestartAfter, SystemPlan, VmConfig, VmPlan};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -26,7 +27,13 @@ const MONITORS: [&str; 2] = [plan::MONITOR, "faulty"];
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
+    iommu: devices::IommuWord,
+    #[serde(default)]
     machine: MachineTable,
+    #[serde(default)]
+    driver: InOrder<devices::DriverTable>,
+    #[serde(default)]
+    switch: InOrder<devices::SwitchTable>,
     #[serde(default)]
     vm: InOrder<VmTable>,
 }
@@ -37,6 +44,10 @@ struct File {
 struct MachineTable {
     memory: Option<Spanned<String>>,
     cpus: Option<u32>,
+    #[serde(default)]
+    disk: InOrder<devices::MachineDisk>,
+    #[serde(default)]
+    nic: InOrder<devices::MachineNic>,
 }
 
 #[derive(Deserialize)]
@@ -59,6 +70,10 @@ struct VmTable {
     restart: RestartWord,
     restart_limit: Option<Spanned<u32>>,
     restart_delay: Option<Spanned<u32>>,
+    #[serde(default)]
+    disk: InOrder<devices::DiskTable>,
+    #[serde(default)]
+    nic: InOrder<devices::NicTable>,
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -87,6 +102,8 @@ pub struct System {
     pub memory: u32,
     /// CPUs of the machine.
     pub cpus: u32,
+    /// Devices of the machine.
+    pub devices: Vec<devices::Device>,
     /// Archive path and origin of every guest file.
     pub files: BTreeMap<String, Origin>,
 }
@@ -140,7 +157,10 @@ impl System {
     pub fn parse(source: &Source) -> Result<Self> {
         let file: File = source.parse()?;
         let mut files = BTreeMap::new();
-        let mut vms = Vec::new();
+        let machine = devices::machine(source, file.machine.disk, file.machine.nic)?;
+        let drivers = devices::drivers(source, &file.driver)?;
+        let switches = devices::switches(source, &file.switch, &drivers)?;
+        let mut plan = SystemPlan { drivers, switches, iommu: file.iommu.into(), ..SystemPlan::default() };
         let mut guest_memory: u64 = 0;
         let mut console_taken = false;
         for (name, vm) in file.vm.0 {
@@ -157,6 +177,8 @@ impl System {
             }
             let console = vm.console.unwrap_or(!console_taken);
             console_taken |= console;
+            let (disks, sources) = devices::disks(source, &vm.disk, &plan.drivers)?;
+            let (nics, switches) = devices::nics(source, plan.vms.len(), &vm.nic, &plan.switches)?;
             let config = VmConfig {
                 name: name.get_ref().clone(),
                 memory: u64::from(memory) << 20,
@@ -171,32 +193,38 @@ impl System {
                     OnResetWord::Restart => OnReset::Restart,
                     OnResetWord::Stop => OnReset::Stop,
                 },
+                disks,
+                nics,
             };
             let monitor = monitor_of(source, vm.monitor.as_ref())?;
             let restart = restart_of(source, vm.restart, vm.restart_limit.as_ref(), vm.restart_delay.as_ref())?;
-            vms.push(VmPlan { config, monitor, kernel, initrd, restart });
+            plan.vms.push(VmPlan { config, monitor, kernel, initrd, restart, disks: sources, switches });
             // What the plan itself forbids is found with the first machine that breaks it, and shown at that machine.
-            let so_far = SystemPlan { name: String::new(), vms: vms.clone(), observe: Wanted::default() };
-            so_far.validate().map_err(|error| {
+            plan.validate().map_err(|error| {
                 let place = match error {
                     PlanError::BadMemory(..) => Some(vm.memory.span()),
                     PlanError::BadVcpus(..) => vm.vcpus.as_ref().map(Spanned::span),
                     PlanError::BadCpu(..) => vm.cpus.as_ref().map(Spanned::span),
                     PlanError::NoSlice(..) => vm.slice.as_ref().map(Spanned::span),
                     PlanError::SecondExec(..) => vm.exec.as_ref().map(Spanned::span),
+                    PlanError::Overlap(ref disk, _) => {
+                        let named = |(key, _): &&(Spanned<String>, _)| {
+                            *disk == plan::client_name(name.get_ref(), key.get_ref())
+                        };
+                        vm.disk.0.iter().find(named).map(|(key, _)| key.span())
+                    }
                     _ => None,
                 };
                 source.error(place.unwrap_or_else(|| name.span()), error)
             })?;
         }
-        let name = source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let plan = SystemPlan { name, vms, observe: Wanted::default() };
+        plan.name = source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         plan.validate().map_err(|error| source.error(0..0, error))?;
         let memory = match &file.machine.memory {
             Some(memory) => mebibytes(source, memory)?,
             None => u32::try_from(guest_memory).unwrap_or(u32::MAX).saturating_add(SYSTEM_MEMORY).next_multiple_of(64),
         };
-        Ok(Self { plan, memory, cpus: file.machine.cpus.unwrap_or(1), files })
+        Ok(Self { plan, memory, cpus: file.machine.cpus.unwrap_or(1), devices: machine, files })
     }
 
     /// Changes the numbers of CPUs, and checks that virtual machines run on CPUs that there are.
@@ -303,7 +331,7 @@ fn origin_of(source: &Source, name: &Spanned<String>, kind: RecipeKind) -> Resul
 }
 
 /// A table whose entries keep the order in which they were written.
-struct InOrder<T>(Vec<(Spanned<String>, T)>);
+pub struct InOrder<T>(Vec<(Spanned<String>, T)>);
 
 impl<T> Default for InOrder<T> {
     fn default() -> Self {

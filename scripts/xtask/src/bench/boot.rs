@@ -71,6 +71,7 @@ fn count(built: Built, cpu_model: Option<&str>, shift: u32) -> Result<f64> {
         memory: built.memory,
         cpus: 1,
         cpu_model: cpu_model.map(String::from),
+        devices: built.devices,
         further: further.map(String::from).into(),
         folder,
         trace: None,

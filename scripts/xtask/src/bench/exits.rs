@@ -103,6 +103,7 @@ pub fn run(name: &str, boot: Boot, memory: u32, on: Emulator, last: impl Fn(&str
         memory,
         cpus: 1,
         cpu_model: peer::cpu(on).map(String::from),
+        devices: Vec::new(),
         further: further.iter().copied().map(String::from).collect(),
         folder: workspace::folder(&format!("run/{name}"))?,
         trace: None,

@@ -90,6 +90,7 @@ fn run(built: Built, bare: bool) -> Result<Vec<String>> {
         memory: built.memory,
         cpus: 1,
         cpu_model: bare.then(|| GUEST_CPU.into()),
+        devices: built.devices,
         further: further.map(String::from).into(),
         folder: workspace::folder(&format!("run/{name}"))?,
         trace: None,

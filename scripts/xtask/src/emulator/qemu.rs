@@ -1,5 +1,7 @@
 //! QEMU as the AMD machine: q35, with SVM and nested paging emulated instruction by instruction.
 
+pub mod devices;
+
 use std::borrow::Cow;
 use std::path::PathBuf;
 
@@ -70,6 +72,7 @@ pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execu
     if let Some(trace) = &machine.trace {
         arguments.extend(["-plugin".into(), format!("{},out={}", text(&crate::bench::plugin()), text(trace))]);
     }
+    arguments.extend(devices::arguments(&machine.devices, &machine.folder)?);
     arguments.extend(machine.further.iter().cloned());
     Ok(arguments)
 }

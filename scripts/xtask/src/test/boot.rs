@@ -154,8 +154,8 @@ impl<'a> Trial<'a> {
         let Lab { emulator, programs, name } = self.lab;
         let kernel = programs.file("microhypervisor");
         let folder = workspace::folder(&format!("run/{name}"))?;
-        let (mut boot, memory, cpus) = if self.system == "none" {
-            (Boot { kernel, module: None, linux: None }, 256, self.size.cpus.unwrap_or(1))
+        let (mut boot, memory, cpus, devices) = if self.system == "none" {
+            (Boot { kernel, module: None, linux: None }, 256, self.size.cpus.unwrap_or(1), Vec::new())
         } else {
             let mut system = bundle::load(self.system, self.exec)?;
             // Tests run side by side, and two may use the same system.
@@ -172,7 +172,7 @@ impl<'a> Trial<'a> {
             if let Some(change) = self.alter {
                 workspace::write(&file, &change(workspace::read(&file)?))?;
             }
-            (Boot { kernel, module: Some(file), linux: None }, system.memory, system.cpus)
+            (Boot { kernel, module: Some(file), linux: None }, system.memory, system.cpus, system.devices)
         };
         let bundle = boot.module.clone();
         if let (Some(make), Some(bundle)) = (self.loader, boot.module.take_if(|_| self.loader.is_some())) {
@@ -185,6 +185,7 @@ impl<'a> Trial<'a> {
             memory: self.memory.unwrap_or(memory),
             cpus,
             cpu_model: self.cpu_model.map(String::from),
+            devices,
             further: match (emulator, self.instructions) {
                 (Emulator::Qemu, Some(shift)) => vec!["-icount".into(), format!("shift={shift},sleep=off")],
                 _ => self.further.clone(),

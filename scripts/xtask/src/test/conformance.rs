@@ -127,6 +127,7 @@ impl<'a> Suite<'a> {
             memory: MEMORY,
             cpus: self.cpus,
             cpu_model: None,
+            devices: Vec::new(),
             further: self.further_arguments(emulator),
             folder,
             trace: self.trace.clone(),

@@ -26,7 +26,8 @@ impl Lab<'_> {
     pub fn start_with(&self, boot: Boot, memory: u32, cpus: u32, further: Vec<String>) -> Result<Session> {
         let folder = workspace::folder(&format!("run/{}", self.name))?;
         let log = workspace::folder("run")?.join(format!("{}.log", self.name));
-        let machine = Machine { boot, memory, cpus, cpu_model: None, further, folder, trace: None };
+        let machine =
+            Machine { boot, memory, cpus, cpu_model: None, devices: Vec::new(), further, folder, trace: None };
         Session::start(self.emulator, &machine, &log)
     }
 

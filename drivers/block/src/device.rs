@@ -1,5 +1,6 @@
 //! What a disk is to the server.
 
+use core::fmt;
 use runtime::block::SECTOR;
 
 /// The disk's properties; they do not change.
@@ -72,6 +73,27 @@ pub enum Outcome {
     Failed,
 }
 
+/// Why a device cannot be used any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Its registers are not there.
+    Absent,
+    /// It reports an error that only a reset ends; its status register.
+    Fatal(u32),
+    /// The command of this name did not end in time.
+    TimeOut(u16),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => write!(f, "the device does not answer any more"),
+            Self::Fatal(status) => write!(f, "the device reports a fatal error, status {status:#x}"),
+            Self::TimeOut(id) => write!(f, "command {id} does not end"),
+        }
+    }
+}
+
 /// A disk. A device that does not work any more ends its program: a successor does everything again.
 pub trait Device {
     /// The properties.
@@ -82,4 +104,6 @@ pub trait Device {
     fn start(&mut self);
     /// A command that has ended.
     fn poll(&mut self) -> Option<(u16, Outcome)>;
+    /// Whether the device still works: asked once a second while commands run.
+    fn check(&mut self) -> Result<(), Failure>;
 }

@@ -2,8 +2,8 @@
 //!
 //! A driver implements [`Device`]; a [`Server`] takes the requests of several clients from their rings, checks them,
 //! cuts them into pieces that the device can take, keeps the device busy with pieces of all clients in turn, and
-//! acknowledges what is done. All of it is plain logic, tested on the host; programs for the target add
-//! rings, semaphores and the interrupt.
+//! acknowledges what is done. All of this is plain logic, tested on the host. Only the target has `program`, which adds
+//! rings, semaphores and interrupts, and `memory`.
 #![no_std]
 
 extern crate alloc;
@@ -11,11 +11,15 @@ extern crate alloc;
 extern crate std;
 
 pub mod device;
+#[cfg(target_os = "none")]
+pub mod memory;
+#[cfg(target_os = "none")]
+pub mod program;
 pub mod region;
 pub mod server;
 mod session;
 
-pub use device::{Action, Command, Device, Geometry, Outcome};
+pub use device::{Action, Command, Device, Failure, Geometry, Outcome};
 pub use region::Region;
 pub use server::Server;
 pub use session::Port;

@@ -12,8 +12,8 @@ use crate::workspace;
 pub const TARGET: &str = "x86_64-unknown-none";
 
 /// Every package that is built for [`TARGET`].
-pub const PACKAGES: [&str; 8] =
-    ["microhypervisor", "roottask", "serial", "vmm", "agent", "micro", "conformance", "bench"];
+pub const PACKAGES: [&str; 9] =
+    ["microhypervisor", "roottask", "serial", "nvme", "vmm", "agent", "micro", "conformance", "bench"];
 /// Programs for tests that are examples, and how cargo builds them.
 const EXAMPLES: [(&str, [&str; 6]); 1] =
     [("faulty", ["--package", "runtime", "--features", "freestanding", "--example", "faulty"])];

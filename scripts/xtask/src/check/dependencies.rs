@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::workspace;
 
 /// A crate and those of ours that it may depend on. A crate that is missing here may not exist.
-const MAY_DEPEND: [(&str, &[&str]); 18] = [
+const MAY_DEPEND: [(&str, &[&str]); 19] = [
     ("abi", &[]),
     ("kernel_core", &["abi"]),
     ("microhypervisor", &["abi", "kernel_core", "iommu"]),
@@ -17,6 +17,7 @@ const MAY_DEPEND: [(&str, &[&str]); 18] = [
     ("roottask", &["abi", "runtime", "plan"]),
     ("serial", &["abi", "runtime"]),
     ("block", &["abi", "runtime", "plan"]),
+    ("nvme", &["block", "runtime"]),
     ("machine", &["abi"]),
     ("vmm", &["abi", "runtime", "plan", "machine"]),
     ("agent", &[]),

@@ -38,6 +38,8 @@ pub mod selector {
     pub const LOCK_OBSERVE: Selector = 0x1019;
     /// First copy of an interrupt semaphore; by global system interrupt.
     pub const INTERRUPTS: Selector = 0x2000;
+    /// First copy of a semaphore of a message-signalled interrupt.
+    pub const MESSAGES: Selector = 0x3000;
     /// First semaphore of rings.
     pub const RINGS: Selector = 0x4000;
     /// First selector of the first child.

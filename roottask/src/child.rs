@@ -10,6 +10,7 @@ use abi::capability::{MEMORY_ALL, Permissions, nova};
 use abi::hypercall::{CreatePd, flag};
 use abi::scd::Scd;
 use abi::{Selector, Status};
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -31,6 +32,8 @@ const RINGS: u64 = 0x3000_0000;
 /// Files, each in a slot of its own.
 const FILES: u64 = 0x10_0000_0000;
 const FILE_SLOT: u64 = 1 << 32;
+/// Registers of a device, and what is shared with other programs, each in 2 MiB of its own.
+const SHARED: u64 = 0x80_0000_0000;
 const GUEST_RAM: u64 = 0x100_0000_0000;
 /// Alignment of guest memory: large pages in every table.
 const LARGE: u64 = 2 << 20;
@@ -94,6 +97,8 @@ pub enum Failure {
     Kernel(&'static str, Status),
     /// The manifest has no room for another entry of this kind.
     Manifest(&'static str),
+    /// The device is not there, or cannot be used.
+    Device(String),
 }
 
 impl fmt::Display for Failure {
@@ -110,6 +115,7 @@ impl fmt::Display for Failure {
             Self::Image(error) => write!(f, "its program {error}"),
             Self::Kernel(what, status) => write!(f, "the kernel refuses {what}: {status:?}"),
             Self::Manifest(what) => write!(f, "too many {what}"),
+            Self::Device(reason) => f.write_str(reason),
         }
     }
 }
@@ -142,9 +148,10 @@ pub struct Builder<'a> {
     base: Selector,
     name: String,
     shape: Shape,
-    manifest: Manifest,
+    manifest: Box<Manifest>,
     named: Selector,
     ring_address: u64,
+    shared_address: u64,
     files: u64,
     pulses: &'static [Pulse; SLOTS],
     image: &'static [u8],
@@ -171,7 +178,7 @@ impl<'a> Builder<'a> {
         make(OBJECT_SPACE, CreatePd::ObjectSpace, base + PD)?;
         make(HOST_SPACE, CreatePd::HostSpace, base + PD)?;
         make(PIO_SPACE, CreatePd::PioSpace, base + PD)?;
-        let mut manifest = *runtime::manifest();
+        let mut manifest = Box::new(*runtime::manifest());
         manifest.name = Name::new(name);
         manifest.main_utcb = layout::UTCBS;
         manifest.utcbs = Range { address: layout::UTCBS + PAGE, length: (layout::UTCB_PAGES - 1) * PAGE };
@@ -185,6 +192,7 @@ impl<'a> Builder<'a> {
             manifest,
             named: own::NAMED,
             ring_address: RINGS,
+            shared_address: SHARED,
             files: 0,
             pulses: &NO_PULSES,
             image: &[],
@@ -253,7 +261,7 @@ impl<'a> Builder<'a> {
         self.place.pulses = Some((memory, pulses));
         self.pulses = pulses;
         self.grant(memory, PULSES, mask)?;
-        self.region(pulse::REGION, true, Range { address: PULSES, length: PAGE })
+        self.region(pulse::REGION, true, Range { address: PULSES, length: PAGE }, 0)
     }
 
     /// Loads the program.
@@ -300,8 +308,8 @@ impl<'a> Builder<'a> {
         self.manifest.add_ring(entry).then_some(()).ok_or(Failure::Manifest("rings"))
     }
 
-    fn region(&mut self, name: &str, writable: bool, memory: Range) -> Result<(), Failure> {
-        let entry = RegionEntry { name: Name::new(name), writable: writable as u32, memory, device: 0 };
+    fn region(&mut self, name: &str, writable: bool, memory: Range, device: u64) -> Result<(), Failure> {
+        let entry = RegionEntry { name: Name::new(name), writable: writable as u32, memory, device };
         self.manifest.add_region(entry).then_some(()).ok_or(Failure::Manifest("regions"))
     }
 
@@ -316,7 +324,7 @@ impl<'a> Builder<'a> {
         } else {
             self.place("a file", address, data.len() as u64, (data, 0), Permissions::READ)?;
         }
-        self.region(name, false, Range { address, length: data.len() as u64 })
+        self.region(name, false, Range { address, length: data.len() as u64 }, 0)
     }
 
     /// Gives contiguous, cleared memory for a guest.
@@ -324,7 +332,70 @@ impl<'a> Builder<'a> {
         let memory = self.allocate("the guest", length, LARGE)?;
         window::fill(memory, &[], 0).map_err(kernel("memory"))?;
         self.grant(memory, GUEST_RAM, MEMORY_ALL)?;
-        self.region("guest-ram", true, Range { address: GUEST_RAM, length })
+        self.region("guest-ram", true, Range { address: GUEST_RAM, length }, 0)
+    }
+
+    /// Addresses for `length` bytes of what other programs or a device have, too.
+    fn shared(&mut self, length: u64) -> u64 {
+        let address = self.shared_address;
+        self.shared_address += length.next_multiple_of(LARGE) + LARGE;
+        address
+    }
+
+    /// Gives memory that somebody else has, too; a device finds it at `device`, 0: none does.
+    pub fn window(&mut self, name: &str, memory: PhysRange, device: u64) -> Result<(), Failure> {
+        let address = self.shared(memory.length());
+        self.grant(memory, address, Permissions::READ | Permissions::WRITE)?;
+        self.region(name, true, Range { address, length: memory.length() }, device)
+    }
+
+    /// Gives contiguous, cleared memory that a device finds where `place` says.
+    pub fn dma(
+        &mut self,
+        name: &str,
+        length: u64,
+        place: impl FnOnce(PhysRange) -> Result<u64, Failure>,
+    ) -> Result<(), Failure> {
+        let memory = self.allocate("memory for a device", length, PAGE)?;
+        window::fill(memory, &[], 0).map_err(kernel("memory"))?;
+        let device = place(memory)?;
+        self.window(name, memory, device)
+    }
+
+    /// Gives registers of a device, uncacheable; the pages of `protected` only to read.
+    pub fn registers(&mut self, name: &str, range: PhysRange, protected: Option<PhysRange>) -> Result<(), Failure> {
+        let pages = range.pages_around();
+        let base = self.shared(pages.length());
+        let read_only = protected.map_or(PhysRange::default(), |range| range.pages_around());
+        let cut = |at: u64| at.clamp(pages.start, pages.end);
+        let (first, last) = (cut(read_only.start), cut(read_only.end));
+        let both = Permissions::READ | Permissions::WRITE;
+        for (part, mask) in [
+            (PhysRange::new(pages.start, first), both),
+            (PhysRange::new(first, last), Permissions::READ),
+            (PhysRange::new(last, pages.end), both),
+        ] {
+            let address = base + (part.start - pages.start);
+            if part.length() != 0 {
+                // SAFETY: the child's host space, not the root task's.
+                unsafe { window::grant_registers(self.base + HOST_SPACE, part, address, mask) }
+                    .map_err(kernel("registers"))?;
+            }
+        }
+        let writable = (first, last) != (pages.start, pages.end);
+        self.region(name, writable, Range { address: base + range.start % PAGE, length: range.length() }, 0)
+    }
+
+    /// Gives the semaphore of a message-signalled interrupt, which is routed to [`Self::cpu_number`].
+    pub fn message(&mut self, name: &str, semaphore: Selector) -> Result<(), Failure> {
+        let selector = self.object(semaphore, Permissions::DOWN)?;
+        let entry = InterruptEntry { name: Name::new(name), used: 1, selector };
+        self.manifest.add_interrupt(entry).then_some(()).ok_or(Failure::Manifest("interrupts"))
+    }
+
+    /// The CPU of the main EC.
+    pub fn cpu_number(&self) -> u32 {
+        self.manifest.cpu
     }
 
     /// Gives I/O ports.
@@ -390,7 +461,7 @@ impl<'a> Builder<'a> {
     pub fn start(mut self) -> Result<(), Failure> {
         // SAFETY: the manifest is plain data without padding that matters; it is copied as it lies.
         let bytes = unsafe {
-            core::slice::from_raw_parts(core::ptr::from_ref(&self.manifest).cast::<u8>(), size_of::<Manifest>())
+            core::slice::from_raw_parts(core::ptr::from_ref(&*self.manifest).cast::<u8>(), size_of::<Manifest>())
         };
         let memory = self.allocate("the manifest", (bytes.len() as u64).next_multiple_of(PAGE), PAGE)?;
         window::fill(memory, bytes, 0).map_err(kernel("memory"))?;

@@ -15,5 +15,6 @@ pub mod frames;
 pub mod image;
 pub mod memory_map;
 pub mod observation;
+pub mod pci;
 pub mod report;
 pub mod restart;

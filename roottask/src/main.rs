@@ -18,11 +18,17 @@ mod clock;
 #[cfg(target_os = "none")]
 mod console;
 #[cfg(target_os = "none")]
+mod drivers;
+#[cfg(target_os = "none")]
 mod keeper;
 #[cfg(target_os = "none")]
 mod kernel_log;
 #[cfg(target_os = "none")]
+mod links;
+#[cfg(target_os = "none")]
 mod observe;
+#[cfg(target_os = "none")]
+mod platform;
 #[cfg(target_os = "none")]
 mod power;
 #[cfg(target_os = "none")]

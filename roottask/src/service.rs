@@ -37,6 +37,8 @@ pub enum Purpose {
     Serial,
     /// The monitor of a virtual machine.
     Monitor,
+    /// A driver or a switch.
+    Driver,
 }
 
 /// A program that the root task started.
@@ -236,7 +238,7 @@ fn fault(who: Who, number: u64, utcb: &mut Utcb) {
         None => return,
     };
     let program = match purpose {
-        Purpose::Serial => Line::<64>::format(format_args!("program {name}")),
+        Purpose::Serial | Purpose::Driver => Line::<64>::format(format_args!("program {name}")),
         Purpose::Monitor => Line::<64>::format(format_args!("vmm {name}")),
     };
     let image = Image::new(bytes).ok();
@@ -262,7 +264,9 @@ fn end(who: Who, how: Ended, explanation: &str) {
         let colon = if explanation.is_empty() { "" } else { ": " };
         match child.purpose {
             Purpose::Monitor => runtime::log!("vm {}: {what}{colon}{explanation}", child.name),
-            Purpose::Serial => runtime::log!("root: program {}: {what}{colon}{explanation}", child.name),
+            Purpose::Serial | Purpose::Driver => {
+                runtime::log!("root: program {}: {what}{colon}{explanation}", child.name)
+            }
         }
     }
     Semaphore::from_selector(selector::EVENTS).up();

@@ -1,14 +1,15 @@
 //! Carries out the plan: archive, programs, virtual machines, and the wait for their end.
 
 use crate::authority::selector;
+use crate::platform::Platform;
 use crate::rings::SharedRing;
 use crate::start::Boot;
 use crate::workshop::{Workshop, must_kernel};
 use crate::{console, keeper, kernel_log, observe, power, reclaim, service, watchdog, window};
 use abi::extension;
-use abi::hip::{FEATURE_SVM, FEATURE_VMX, Hip};
+use abi::hip::{FEATURE_IOMMU, FEATURE_SVM, FEATURE_VMX, Hip};
 use alloc::vec::Vec;
-use plan::SystemPlan;
+use plan::{Iommu, SystemPlan};
 use roottask::acpi;
 use roottask::archive::Archive;
 use roottask::frames::{PAGE, PhysRange};
@@ -43,13 +44,29 @@ pub fn run(boot: Boot) -> ! {
         .flatten();
     let bounded = hip.extension.features & extension::FEATURE_ALLOWANCE != 0;
     must_kernel(observe::start(&hip, plan.observe));
-    let mut workshop = Workshop::new(archive, free, bounded, madt, u32::from(hip.cpu_num));
+    let platform = platform(&hip, &plan);
+    let mut workshop = Workshop::new(archive, free, platform, bounded, madt, u32::from(hip.cpu_num));
     let machines = workshop.build(plan);
     reclaim::report();
     let outgoing = workshop.outgoing.clone();
     must_kernel(watchdog::start());
     must_kernel(keeper::start(workshop, machines));
     wait(&outgoing)
+}
+
+/// Finds the devices, if there are drivers for them.
+fn platform(hip: &Hip, plan: &SystemPlan) -> Platform {
+    let mut platform = Platform::new(hip);
+    if plan.drivers.is_empty() {
+        return platform;
+    }
+    platform.find(hip.acpi_rsdp);
+    match (plan.iommu, hip.platform_features & FEATURE_IOMMU != 0) {
+        (Iommu::Required, false) => power::fatal(format_args!("the plan requires an IOMMU, and there is none")),
+        (Iommu::Preferred, false) => log!("root: warning: without an IOMMU the drivers' devices reach all memory"),
+        _ => {}
+    }
+    platform
 }
 
 fn announce(hip: &Hip, total: u64, free: u64) {

@@ -15,17 +15,54 @@ const BASE: u64 = 1 << 46;
 /// Physical addresses that fit behind [`BASE`].
 const LIMIT: u64 = 1 << 46;
 
-const MAD: u32 = Cacheability::WriteBack as u32;
-
 /// Grants the pages of `memory` to the host space `space` at `address`.
 ///
 /// # Safety
 /// If `space` is the root task's own, the caller answers for what is at `address`.
 pub unsafe fn grant(space: Selector, memory: PhysRange, address: u64, mask: Permissions) -> Result<(), Status> {
+    // SAFETY: the caller's promise.
+    unsafe { grant_as(space, memory, address, mask, Cacheability::WriteBack) }
+}
+
+/// As [`grant`], uncacheable.
+///
+/// # Safety
+/// See [`grant`].
+pub unsafe fn grant_registers(
+    space: Selector,
+    registers: PhysRange,
+    address: u64,
+    mask: Permissions,
+) -> Result<(), Status> {
+    // SAFETY: the caller's promise.
+    unsafe { grant_as(space, registers, address, mask, Cacheability::Uncacheable) }
+}
+
+/// # Safety
+/// See [`grant`].
+unsafe fn grant_as(
+    space: Selector,
+    memory: PhysRange,
+    address: u64,
+    mask: Permissions,
+    kind: Cacheability,
+) -> Result<(), Status> {
     let source = (selector::NOVA_HOST_SPACE, memory.start / PAGE);
     let count = memory.length().div_ceil(PAGE);
     // SAFETY: the caller's promise.
-    unsafe { syscall::delegate_range(source, (space, address / PAGE), count, mask, MAD) }
+    unsafe { syscall::delegate_range(source, (space, address / PAGE), count, mask, kind as u32) }
+}
+
+/// Maps the pages around `range`, registers of a device, uncacheable and for ever; returns the address of its first byte.
+pub fn registers(range: PhysRange) -> Result<*mut u8, Status> {
+    if range.end > LIMIT {
+        return Err(Status::BadPar);
+    }
+    let pages = range.pages_around();
+    let mask = Permissions::READ | Permissions::WRITE;
+    // SAFETY: the window's addresses are used for nothing else.
+    unsafe { grant_registers(own::HOST_SPACE, pages, BASE + pages.start, mask)? };
+    Ok((BASE + range.start) as *mut u8)
 }
 
 /// Maps the pages around `range`; returns the address of its first byte.

@@ -3,9 +3,11 @@
 use crate::authority::selector;
 use crate::child::{Builder, Failure, Place, Shape};
 use crate::keeper::Machine;
+use crate::links::{End, Links};
+use crate::platform::Platform;
 use crate::rings::{Semaphores, SharedRing};
 use crate::service::Purpose;
-use crate::{console, power};
+use crate::{console, power, window};
 use abi::{Selector, Status};
 use alloc::format;
 use alloc::string::String;
@@ -13,11 +15,13 @@ use alloc::vec::Vec;
 use plan::{SystemPlan, VmConfig, VmPlan};
 use roottask::acpi::{self, Wire};
 use roottask::archive::Archive;
-use roottask::frames::{FreeMemory, PAGE};
+use roottask::frames::{FreeMemory, PAGE, PhysRange};
 use runtime::channel::Sender;
 use runtime::log;
 use runtime::manifest::Role;
 
+/// Alignment of windows: one large page in every table.
+const LARGE: u64 = 2 << 20;
 /// Bytes in a ring for a console or a log.
 const CONSOLE_RING: usize = 16 << 10;
 /// Bytes in a ring for keys.
@@ -33,6 +37,9 @@ const FRAMES_PER_VCPU: u64 = 64;
 /// Kernel frames for a monitor itself: its objects, the tables of its address space.
 const FRAMES_PER_MONITOR: u64 = 44;
 
+/// Kernel frames for the rings and the window of a disk, or the rings of a network device: tables, and threads.
+const FRAMES_PER_DEVICE: u64 = 24;
+
 /// A virtual machine's monitor: kernel frames for its objects, and for page tables as its memory and its `files` bytes of
 /// files need them.
 fn monitor(config: &VmConfig, files: u64) -> Shape {
@@ -44,7 +51,8 @@ fn monitor(config: &VmConfig, files: u64) -> Shape {
         spaces: true,
         kernel_frames: FRAMES_PER_MONITOR
             + FRAMES_PER_VCPU * u64::from(config.vcpus)
-            + (config.memory + files) / PAGE / 256,
+            + (config.memory + files) / PAGE / 256
+            + FRAMES_PER_DEVICE * (config.disks.len() + config.nics.len()) as u64,
         priority: 60,
     }
 }
@@ -58,7 +66,9 @@ pub struct Workshop {
     /// Rings that serial programs consume.
     pub outgoing: Vec<SharedRing>,
     children: usize,
-    bounded: bool,
+    pub bounded: bool,
+    /// The devices.
+    pub platform: Platform,
     madt: Option<&'static [u8]>,
     /// How many CPUs virtual machines can run on.
     cpus: u32,
@@ -71,12 +81,15 @@ pub struct VmRings {
     log: SharedRing,
     console: Option<(SharedRing, SharedRing)>,
     exec: Option<(SharedRing, SharedRing)>,
+    /// Its ends of the rings to drivers and switches.
+    devices: Vec<End>,
 }
 
 impl VmRings {
     /// Makes all of them usable for the machine's next monitor.
     pub fn recover(&self) {
         self.log.recover(Role::Producer, true);
+        self.devices.iter().for_each(End::recover);
         for (rings, text) in [(&self.console, true), (&self.exec, false)] {
             if let Some((out, input)) = rings {
                 out.recover(Role::Producer, text);
@@ -87,7 +100,7 @@ impl VmRings {
 }
 
 /// Says what `result` failed with, for whom, and ends.
-fn must<T>(who: &str, result: Result<T, Failure>) -> T {
+pub fn must<T>(who: &str, result: Result<T, Failure>) -> T {
     match result {
         Ok(value) => value,
         Err(failure) => power::fatal(format_args!("{who}: {failure}")),
@@ -107,6 +120,7 @@ impl Workshop {
     pub fn new(
         archive: Archive<'static>,
         free: FreeMemory,
+        platform: Platform,
         bounded: bool,
         madt: Option<&'static [u8]>,
         cpus: u32,
@@ -118,6 +132,7 @@ impl Workshop {
             outgoing: Vec::new(),
             children: 0,
             bounded,
+            platform,
             madt,
             cpus: cpus.clamp(1, plan::CPUS_MAX),
             placed: 0,
@@ -140,22 +155,34 @@ impl Workshop {
         (start..self.placed).map(|turn| turn % self.cpus).collect()
     }
 
-    fn file(&self, path: &str) -> &'static [u8] {
+    /// A file of the archive.
+    pub fn file(&self, path: &str) -> &'static [u8] {
         match self.archive.find(path) {
             Some(file) => file.data,
             None => power::fatal(format_args!("{path} is missing in the archive")),
         }
     }
 
-    fn semaphore(&mut self) -> Selector {
+    /// A new semaphore.
+    pub fn semaphore(&mut self) -> Selector {
         must_kernel(self.semaphores.make())
     }
 
-    fn ring(&mut self, capacity: usize, data: Selector, space: Selector) -> SharedRing {
+    /// A new ring with the semaphores that its consumer and its producer wait on.
+    pub fn ring(&mut self, capacity: usize, data: Selector, space: Selector) -> SharedRing {
         match must_kernel(SharedRing::make(&mut self.free, capacity, data, space)) {
             Some(ring) => ring,
             None => power::fatal(format_args!("not enough memory for a ring of {} KiB", capacity >> 10)),
         }
+    }
+
+    /// Cleared memory that programs share for ever.
+    pub fn shared_memory(&mut self, length: u64) -> PhysRange {
+        let Some(memory) = self.free.allocate(length, LARGE) else {
+            power::fatal(format_args!("not enough memory for a window of {} MiB", length >> 20));
+        };
+        must_kernel(window::fill(memory, &[], 0));
+        memory
     }
 
     /// Builds and starts everything; the virtual machines.
@@ -167,10 +194,13 @@ impl Workshop {
         let channel_work = self.semaphore();
         let root_log = self.ring(CONSOLE_RING, work, selector::EVENTS);
         self.outgoing.push(root_log);
+        let mut links = Links::make(&plan, self);
         let rings: Vec<VmRings> = plan
             .vms
             .iter()
-            .map(|vm| VmRings {
+            .zip(core::mem::take(&mut links.vms))
+            .map(|(vm, devices)| VmRings {
+                devices,
                 log: self.ring_to_serial(CONSOLE_RING, work),
                 console: vm
                     .config
@@ -202,6 +232,7 @@ impl Workshop {
                 must("program exec", self.serial("exec", serial, console::COM2, 3, b"channel", &ends));
             }
         }
+        self.start_drivers(&plan, links);
         let start = |(vm, rings): (VmPlan, VmRings)| {
             let who = format!("vm {}", vm.config.name);
             let mut place = self.next_place();
@@ -224,7 +255,8 @@ impl Workshop {
         self.ring(capacity, data, work)
     }
 
-    fn next_place(&mut self) -> Place {
+    /// A place for a child.
+    pub fn next_place(&mut self) -> Place {
         self.children += 1;
         Place::new(self.children - 1)
     }
@@ -279,6 +311,7 @@ impl Workshop {
             builder.ring(out, "exec", Role::Producer, false)?;
             builder.ring(input, "exec-input", Role::Consumer, false)?;
         }
+        rings.devices.iter().try_for_each(|end| end.give(&mut builder, None))?;
         builder.start()
     }
 }

@@ -64,7 +64,11 @@ pub fn load(system: &str, exec: Option<&str>) -> Result<System> {
 
 /// The programs that the root task starts.
 fn started(system: &System) -> BTreeSet<String> {
-    system.plan.vms.iter().map(|vm| vm.monitor.clone()).chain([SERIAL.into()]).collect()
+    let plan = &system.plan;
+    let monitors = plan.vms.iter().map(|vm| vm.monitor.clone());
+    let drivers = plan.drivers.iter().map(|driver| driver.program.clone());
+    let switches = plan.switches.iter().map(|_| plan::SWITCH.into());
+    monitors.chain(drivers).chain(switches).chain([SERIAL.into()]).collect()
 }
 
 /// The workspace's programs that a system's bundle is made of.

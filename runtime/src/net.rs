@@ -37,8 +37,8 @@ pub struct Record {
 
 /// What frames are written to: the producing end of a ring.
 pub trait Output {
-    /// Writes all of `bytes` with one move of the index, or nothing if they do not fit; whether they did.
-    fn queue(&mut self, bytes: &[u8]) -> Result<bool, Violation>;
+    /// Writes all of `parts` with one move of the index, or nothing if they do not fit; whether they did.
+    fn queue(&mut self, parts: &[&[u8]]) -> Result<bool, Violation>;
     /// Wakes the consumer if it waits: after one or many frames, and after a violation.
     fn notify(&mut self);
 }
@@ -98,48 +98,59 @@ impl Record {
     pub fn send<O: Output>(&self, output: &mut O) -> Result<bool, Violation> {
         match self.length {
             0 => Ok(false),
-            length => output.queue(&self.bytes[..record_length(length)]),
+            length => output.queue(&[&self.bytes[..record_length(length)]]),
         }
     }
 
     /// Takes the next frame; false if there is none. On [`Violation`] the ring is empty, and so is this record.
     pub fn receive<I: Input>(&mut self, input: &mut I) -> Result<bool, Violation> {
         self.length = 0;
-        let available = input.available()?;
-        if available == 0 {
-            return Ok(false);
-        }
-        match self.take(available, input) {
-            Some(()) => Ok(true),
-            None => {
-                self.length = 0;
-                input.consume(available);
-                Err(Violation)
-            }
-        }
-    }
-
-    /// Takes a record from the `available` bytes; `None`, with nothing taken, if they are none.
-    fn take<I: Input>(&mut self, available: usize, input: &mut I) -> Option<()> {
-        let mut header = [0; HEADER];
-        if input.peek(&mut header) != Ok(HEADER) {
-            return None;
-        }
-        let length = usize::try_from(u64::from_le_bytes(header)).ok()?;
-        let valid = (FRAME_MIN..=FRAME_MAX).contains(&length) && record_length(length) <= available;
-        if !valid || input.peek(&mut self.bytes[..HEADER + length]) != Ok(HEADER + length) {
-            return None;
-        }
+        let length = receive(input, &mut self.bytes)?;
         // The header has come a second time, and may be another by now: what counts is what has been checked.
-        self.set_length(length);
-        input.consume(record_length(length));
-        Some(())
+        Ok(length.is_some_and(|length| self.set_length(length)))
     }
 }
 
+/// Sends `frame` without a record; false if it is too short or too long, or the ring is too full. The consumer is
+/// woken by [`Output::notify`] only.
+pub fn send<O: Output>(output: &mut O, frame: &[u8]) -> Result<bool, Violation> {
+    let length = frame.len();
+    if !(FRAME_MIN..=FRAME_MAX).contains(&length) {
+        return Ok(false);
+    }
+    output.queue(&[&(length as u64).to_le_bytes(), frame, &[0; 8][..length.wrapping_neg() & 7]])
+}
+
+/// Takes the next frame, which begins at byte [`HEADER`] of `space` then; returns its length, `None` if there is none.
+/// `space` has at least [`HEADER`] + [`FRAME_MAX`] bytes; those before the frame are anything. On [`Violation`] the
+/// ring is empty.
+pub fn receive<I: Input>(input: &mut I, space: &mut [u8]) -> Result<Option<usize>, Violation> {
+    let available = input.available()?;
+    if available == 0 {
+        return Ok(None);
+    }
+    let taken = take(input, available, space);
+    input.consume(taken.map_or(available, record_length));
+    taken.map(Some).ok_or(Violation)
+}
+
+/// Copies the record that the `available` bytes begin with; returns its frame's length, `None` if they are no record.
+fn take<I: Input>(input: &mut I, available: usize, space: &mut [u8]) -> Option<usize> {
+    let mut header = [0; HEADER];
+    if input.peek(&mut header) != Ok(HEADER) {
+        return None;
+    }
+    let length = usize::try_from(u64::from_le_bytes(header)).ok()?;
+    if !(FRAME_MIN..=FRAME_MAX).contains(&length) || record_length(length) > available {
+        return None;
+    }
+    let record = space.get_mut(..HEADER + length)?;
+    (input.peek(record) == Ok(HEADER + length)).then_some(length)
+}
+
 impl Output for Producer<'_> {
-    fn queue(&mut self, bytes: &[u8]) -> Result<bool, Violation> {
-        self.write_whole(&[bytes])
+    fn queue(&mut self, parts: &[&[u8]]) -> Result<bool, Violation> {
+        self.write_whole(parts)
     }
     /// There is no semaphore: whoever has one asks [`Producer::must_wake`].
     fn notify(&mut self) {}
@@ -159,8 +170,8 @@ impl Input for Consumer<'_> {
 
 #[cfg(target_os = "none")]
 impl Output for crate::channel::Sender {
-    fn queue(&mut self, bytes: &[u8]) -> Result<bool, Violation> {
-        self.queue_whole(&[bytes])
+    fn queue(&mut self, parts: &[&[u8]]) -> Result<bool, Violation> {
+        self.queue_whole(parts)
     }
     fn notify(&mut self) {
         crate::channel::Sender::notify(self);
@@ -209,6 +220,9 @@ mod tests {
         assert_eq!(record.frame(), [7; 15]);
         for bad in [0, 1, FRAME_MIN - 1, FRAME_MAX + 1, 5000] {
             assert!(!record.set(&std::vec![1; bad]), "{bad}");
+            let (header, data) = memory(8192);
+            let mut out = Producer::new(Ring::new(&header, &data).unwrap());
+            assert_eq!((send(&mut out, &std::vec![1; bad]), out.space()), (Ok(false), Ok(8192)));
             assert_eq!(record.frame(), []);
         }
     }
@@ -286,18 +300,19 @@ mod tests {
     proptest! {
         #[test]
         fn frames_arrive_in_order_or_not_at_all(
-            frames in proptest::collection::vec((FRAME_MIN..FRAME_MAX + 1, any::<u8>(), any::<bool>()), 1..80),
+            frames in proptest::collection::vec((FRAME_MIN..FRAME_MAX + 1, any::<u8>(), any::<bool>(), any::<bool>()), 1..80),
         ) {
             let (header, data) = memory(4096);
             let ring = Ring::new(&header, &data).unwrap();
             let (mut out, mut input) = (Producer::new(ring), Consumer::new(ring));
             let mut waiting = std::collections::VecDeque::new();
             let mut got = Record::new();
-            for (length, byte, take) in frames {
+            for (length, byte, take, direct) in frames {
                 let frame = std::vec![byte; length];
                 let used: usize = waiting.iter().map(|f: &Vec<u8>| record_length(f.len())).sum();
                 let fits = used + record_length(length) <= 4096;
-                prop_assert_eq!(record(&frame).send(&mut out), Ok(fits));
+                let sent = if direct { send(&mut out, &frame) } else { record(&frame).send(&mut out) };
+                prop_assert_eq!(sent, Ok(fits));
                 if fits {
                     waiting.push_back(frame);
                 }

@@ -12,8 +12,19 @@ use crate::workspace;
 pub const TARGET: &str = "x86_64-unknown-none";
 
 /// Every package that is built for [`TARGET`].
-pub const PACKAGES: [&str; 9] =
-    ["microhypervisor", "roottask", "serial", "nvme", "vmm", "agent", "micro", "conformance", "bench"];
+pub const PACKAGES: &[&str] = &[
+    "microhypervisor",
+    "roottask",
+    "serial",
+    "nvme",
+    "switch",
+    "virtio-net",
+    "vmm",
+    "agent",
+    "micro",
+    "conformance",
+    "bench",
+];
 /// Programs for tests that are examples, and how cargo builds them.
 const EXAMPLES: [(&str, [&str; 6]); 1] =
     [("faulty", ["--package", "runtime", "--features", "freestanding", "--example", "faulty"])];
@@ -26,7 +37,7 @@ pub struct Programs {
 impl Programs {
     /// Builds everything that a test may boot.
     pub fn all() -> Result<Self> {
-        Self::build(PACKAGES.into_iter().chain(EXAMPLES.map(|(name, _)| name)))
+        Self::build(PACKAGES.iter().copied().chain(EXAMPLES.map(|(name, _)| name)))
     }
 
     /// Builds the named programs, optimized.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::workspace;
 
 /// A crate and those of ours that it may depend on. A crate that is missing here may not exist.
-const MAY_DEPEND: [(&str, &[&str]); 19] = [
+const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("abi", &[]),
     ("kernel_core", &["abi"]),
     ("microhypervisor", &["abi", "kernel_core", "iommu"]),
@@ -18,6 +18,10 @@ const MAY_DEPEND: [(&str, &[&str]); 19] = [
     ("serial", &["abi", "runtime"]),
     ("block", &["abi", "runtime", "plan"]),
     ("nvme", &["block", "runtime"]),
+    ("switch", &["abi", "runtime", "plan"]),
+    ("device", &["runtime"]),
+    ("virtio", &["device"]),
+    ("virtio-net", &["abi", "runtime", "device", "virtio"]),
     ("machine", &["abi"]),
     ("vmm", &["abi", "runtime", "plan", "machine"]),
     ("agent", &[]),

@@ -1,0 +1,82 @@
+//! Frames from the network.
+#![allow(unsafe_code)]
+
+use crate::Misbehaviour;
+use crate::buffers::Buffers;
+use crate::device::HEADER;
+use ::device::registers::Registers;
+use alloc::boxed::Box;
+use core::sync::atomic::{Ordering, fence};
+use virtio::dma::Region;
+use virtio::transport::Bell;
+use virtio_drivers::Result;
+use virtio_drivers::queue::VirtQueue;
+
+/// Buffers that wait for frames.
+pub const COUNT: usize = 256;
+
+/// The receiving half of a device.
+pub struct Receiver<R> {
+    queue: Box<VirtQueue<Region, COUNT>>,
+    buffers: Buffers,
+    bell: Bell<R>,
+    /// The device wants to hear of new buffers.
+    due: bool,
+}
+
+impl<R: Registers> Receiver<R> {
+    pub(crate) fn new(queue: Box<VirtQueue<Region, COUNT>>, bell: Bell<R>) -> Result<Self> {
+        Ok(Self { queue, buffers: Buffers::new(COUNT)?, bell, due: false })
+    }
+
+    /// Gives all free buffers to the device.
+    pub fn refill(&mut self) -> Result<()> {
+        while self.buffers.free().is_some() {
+            self.lend()?;
+        }
+        self.ring();
+        Ok(())
+    }
+
+    /// Hands the next frame to `deliver`, and its buffer to the device again; false if there is none.
+    pub fn next(&mut self, deliver: impl FnOnce(&[u8])) -> core::result::Result<bool, Misbehaviour> {
+        let Some(token) = self.queue.peek_used() else { return Ok(false) };
+        let queue = &mut self.queue;
+        // SAFETY: the buffer is the one that was added under this token.
+        let pop = |bytes: &mut [u8]| unsafe { queue.pop_used(token, &[], &mut [bytes]) };
+        let (index, length) = self.buffers.take_back(token, pop).ok_or(Misbehaviour)?;
+        let length = length.map_err(|_| Misbehaviour)? as usize;
+        let frame = self.buffers.bytes(index).get(HEADER..length).ok_or(Misbehaviour)?;
+        deliver(frame);
+        self.lend().map_err(|_| Misbehaviour)?;
+        Ok(true)
+    }
+
+    /// After the last frame: tells the device of the buffers if it wants that; true if more frames have come.
+    pub fn look_again(&mut self) -> bool {
+        self.ring();
+        // The wish for an interrupt was written with the last buffer: before the device is looked at again.
+        fence(Ordering::SeqCst);
+        self.queue.can_pop()
+    }
+
+    fn lend(&mut self) -> Result<()> {
+        // SAFETY: buffers last for ever, and only `take_back` makes this one accessible again.
+        self.buffers.lend(|bytes| unsafe { self.queue.add(&[], &mut [bytes]) })?;
+        self.due |= wants_bell(&self.queue);
+        Ok(())
+    }
+
+    fn ring(&mut self) {
+        if core::mem::take(&mut self.due) {
+            self.bell.ring();
+        }
+    }
+}
+
+/// Whether the device wants to hear of the buffer that was added just now. To be asked after each: the crate's answer
+/// is right for one buffer only, and the index must have been seen by the device before (2.7.21).
+pub(crate) fn wants_bell<const N: usize>(queue: &VirtQueue<Region, N>) -> bool {
+    fence(Ordering::SeqCst);
+    queue.should_notify()
+}

@@ -3,7 +3,7 @@
 //!
 //! - [`queue`]: split virtqueues, the device's side;
 //! - [`pci`]: the PCI transport, which holds one device and is a function of the bus;
-//! - the devices, each a [`Model`]: [`entropy`], [`net`].
+//! - the devices, each a [`Model`]: [`entropy`], [`block`], [`net`].
 //!
 //! **Trust.** A guest may write anything anywhere at any time. Every descriptor is copied once and checked in its copy; its
 //! address and length become an offset in the guest's RAM or the device stops ([`Violation`], 2.1.2). No walk is longer
@@ -12,6 +12,7 @@
 //! **Who runs what.** A device with its queues is behind one lock. The vCPU that notifies it holds that while the device
 //! takes what it finds; so does the thread that brings answers from a service. Neither takes another lock meanwhile.
 
+pub mod block;
 pub mod entropy;
 pub mod interrupts;
 pub mod net;
@@ -64,6 +65,8 @@ pub enum Violation {
     Order,
     /// An indirect table where none may be, or of an impossible length.
     Indirect,
+    /// A request without room for its header or its answer.
+    Request,
 }
 
 /// What a device works with: its queues, the guest's RAM, its interrupts.
@@ -100,6 +103,15 @@ pub trait Model<M: GuestMemory>: Send {
     fn start(&mut self, _features: u64) {}
     /// The driver says that a queue has something, or may have, as when it has just become ready.
     fn notify(&mut self, queue: usize, io: &mut Io<'_, M>) -> Result<(), Violation>;
+    /// Looks at what a service has for the device. Without `ready` the driver is not: only what ends is seen to. Returns
+    /// whether the configuration has changed.
+    fn serve(&mut self, _ready: bool, _io: &mut Io<'_, M>) -> Result<bool, Violation> {
+        Ok(false)
+    }
+    /// Nobody will look until the service wakes somebody. False if it has said something since the last look.
+    fn idle(&mut self) -> bool {
+        true
+    }
     /// Reads the device configuration: copies from `offset` on; what is behind its end stays zero.
     fn read_config(&self, _offset: usize, _bytes: &mut [u8]) {}
     /// Writes the device configuration.

@@ -47,6 +47,12 @@ pub trait Function: Send {
     fn read(&mut self, bar: usize, offset: u64, width: Width) -> u64;
     /// Writes memory.
     fn write(&mut self, bar: usize, offset: u64, width: Width, value: u64);
+    /// Looks at what a service has for the function; a thread of the monitor's calls this.
+    fn serve(&mut self) {}
+    /// Nobody will look until the service wakes that thread. False if it has said something since the last look.
+    fn idle(&mut self) -> bool {
+        true
+    }
     /// The vCPUs that have to look because of what was done.
     fn take_wakes(&mut self) -> VcpuSet;
     /// Power-on values.
@@ -122,6 +128,11 @@ impl Bus {
         }
         debug_assert!(next <= ECAM);
         Self { slots, windows }
+    }
+
+    /// The functions.
+    pub fn slots(&self) -> impl Iterator<Item = &dyn Slot> {
+        self.slots.iter().map(|slot| &**slot)
     }
 
     /// Whether there is anything beside the host bridge; without that there is no ECAM either.

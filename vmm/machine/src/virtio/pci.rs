@@ -124,26 +124,9 @@ impl<D: Model<M>, M: GuestMemory> VirtioPci<D, M> {
         &self.model
     }
 
-    /// Lets the device do something with its queues that no access asked for. Nothing happens while the driver is not ready.
-    pub fn run(&mut self, work: impl FnOnce(&mut D, &mut Io<'_, M>) -> Result<(), Violation>) {
-        let Self { model, queues, memory, interrupts, .. } = self;
-        if self.status & status::DRIVER_OK == 0 || self.status & status::NEEDS_RESET != 0 {
-            return;
-        }
-        if let Err(violation) = work(model, &mut Io { queues, memory, interrupts }) {
-            self.fail(violation);
-        }
-    }
-
-    /// Changes the device while nothing is done with its queues; the driver is told if `work` says that it changed the
-    /// configuration.
-    pub fn change(&mut self, work: impl FnOnce(&mut D) -> bool) {
-        if work(&mut self.model) {
-            self.generation = self.generation.wrapping_add(1);
-            if self.status & status::DRIVER_OK != 0 {
-                self.interrupts.raise_config();
-            }
-        }
+    /// Whether the device may use its queues.
+    fn is_ready(&self) -> bool {
+        self.status & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK && self.config.is_bus_master()
     }
 
     /// The driver broke the rules: it is told so, and the device does nothing until it is reset (2.1.2).
@@ -155,8 +138,12 @@ impl<D: Model<M>, M: GuestMemory> VirtioPci<D, M> {
     }
 
     fn notify(&mut self, queue: usize) {
-        if queue < self.queues.len() && self.config.is_bus_master() {
-            self.run(|model, io| model.notify(queue, io));
+        if queue >= self.queues.len() || !self.is_ready() {
+            return;
+        }
+        let Self { model, queues, memory, interrupts, .. } = self;
+        if let Err(violation) = model.notify(queue, &mut Io { queues, memory, interrupts }) {
+            self.fail(violation);
         }
     }
 
@@ -274,6 +261,25 @@ impl<D: Model<M>, M: GuestMemory + Send> Function for VirtioPci<D, M> {
             place::MSIX_TABLE => self.interrupts.write_table(within, width, value),
             _ => {}
         }
+    }
+
+    fn serve(&mut self) {
+        let ready = self.is_ready();
+        let Self { model, queues, memory, interrupts, .. } = self;
+        match model.serve(ready, &mut Io { queues, memory, interrupts }) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.generation = self.generation.wrapping_add(1);
+                if self.status & status::DRIVER_OK != 0 {
+                    self.interrupts.raise_config();
+                }
+            }
+            Err(violation) => self.fail(violation),
+        }
+    }
+
+    fn idle(&mut self) -> bool {
+        self.model.idle()
     }
 
     fn take_wakes(&mut self) -> VcpuSet {

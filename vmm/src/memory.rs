@@ -109,6 +109,47 @@ impl GuestMemory for HostMemory {
     }
 }
 
+/// Memory that this program shares with a service. Its content is the service's to change at any time, too.
+#[derive(Clone, Copy, Debug)]
+pub struct Window(Range);
+
+impl Window {
+    /// The memory that the root task mapped at `range`, writable and for ever.
+    pub fn new(range: Range) -> Self {
+        Self(range)
+    }
+
+    /// Its bytes.
+    pub fn length(&self) -> u64 {
+        self.0.length
+    }
+
+    fn pointer(&self, at: u64, length: u64) -> *mut u8 {
+        match at.checked_add(length) {
+            Some(end) if end <= self.0.length => (self.0.address + at) as *mut u8,
+            _ => core::ptr::null_mut(),
+        }
+    }
+
+    /// Copies from the guest's RAM at `offset`. Nothing if it is not all inside both.
+    pub fn fill(&self, at: u64, memory: &HostMemory, offset: u64, length: u64) {
+        let (from, to) = (memory.pointer(offset, length as usize), self.pointer(at, length));
+        if !from.is_null() && !to.is_null() {
+            // SAFETY: both lie in mapped memory, which are different regions.
+            unsafe { copy(from, to, length as usize) };
+        }
+    }
+
+    /// Copies to the guest's RAM at `offset`. Nothing if it is not all inside both.
+    pub fn empty(&self, at: u64, memory: &HostMemory, offset: u64, length: u64) {
+        let (from, to) = (self.pointer(at, length), memory.pointer(offset, length as usize));
+        if !from.is_null() && !to.is_null() {
+            // SAFETY: both lie in mapped memory, which are different regions.
+            unsafe { copy(from, to, length as usize) };
+        }
+    }
+}
+
 /// # Safety
 /// `from` must be readable and `to` writable for `length` bytes, and they must not overlap.
 unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {

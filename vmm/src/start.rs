@@ -22,7 +22,6 @@ use machine::clock::WallClock;
 use machine::cpuid::Vendor;
 use machine::event_name::event_name;
 use machine::memory::{GuestMemory, HIGH_RAM_BASE};
-use machine::pci::bus::Bus;
 use machine::vcpu::{Hardware, PriorityExit, Setup, Vcpu};
 use plan::VmConfig;
 use runtime::channel::Receiver;
@@ -32,6 +31,7 @@ use runtime::syscall::{self, EcKind, Span};
 use runtime::thread::{self, Server};
 use runtime::{log, manifest, time};
 
+use crate::devices;
 use crate::image::Files;
 use crate::memory::HostMemory;
 use crate::monitor::{self, EVENTS, Monitor, portal_offset};
@@ -97,7 +97,7 @@ fn build() -> Result<&'static Machine, String> {
     let board = board_config(&config, &memory);
     let now = time::now();
     let backplane = Arc::new(Backplane::new(config.vcpus as usize));
-    let bus = Arc::new(Bus::default());
+    let bus = Arc::new(devices::bus(&config, memory, &backplane)?);
     let parts = Parts {
         memory,
         files,
@@ -117,6 +117,7 @@ fn build() -> Result<&'static Machine, String> {
         let pass = move || machine.input.pass(ring, || machine.tell(0));
         thread::spawn(THREADS, pass).map_err(kernel("a thread"))?;
     }
+    devices::serve(machine, THREADS).map_err(kernel("a thread"))?;
     let scd = Scd { budget: machine.config.slice, priority: PRIORITY, cos: 0 };
     for (index, seat) in machine.seats.iter().enumerate() {
         syscall::create_sc(layout::time(index), selector::PROTECTION_DOMAIN, seat.vcpu(), scd)

@@ -147,8 +147,12 @@ impl Machine {
 
     /// Makes a vCPU look that has something to see.
     pub fn tell(&self, vcpu: usize) {
-        let told = self.backplane.nudge(vcpu);
-        (&self).wake(told);
+        self.look(self.backplane.nudge(vcpu));
+    }
+
+    /// Makes vCPUs look of which the backplane said that they have to.
+    pub fn look(&self, vcpus: VcpuSet) {
+        (&self).wake(vcpus);
     }
 
     /// A vCPU goes to sleep that only another one can wake. True if that leaves nobody.

@@ -143,6 +143,8 @@ pub struct VmConfig {
     pub exec: bool,
     /// What a reset by the guest does.
     pub on_reset: OnReset,
+    /// Whether the machine has an entropy device, which feeds the guest's random numbers.
+    pub entropy: bool,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
     /// Network devices, behind the disks.

@@ -15,6 +15,7 @@ fn vm(name: &str) -> VmPlan {
             console: true,
             exec: false,
             on_reset: OnReset::Restart,
+            entropy: false,
             disks: vec![],
             nics: vec![],
         },

@@ -65,6 +65,9 @@ pub enum Kernel {
         /// Modules that make it a host of virtual machines, each after those that it needs.
         #[serde(default)]
         modules: Vec<String>,
+        /// Modules for the devices of virtual machines, in the same way.
+        #[serde(default)]
+        drivers: Vec<String>,
     },
 }
 
@@ -76,6 +79,8 @@ pub struct Initramfs {
     busybox: String,
     #[serde(default)]
     programs: Vec<String>,
+    /// The recipe of the kernel whose drivers it has.
+    drivers_of: Option<String>,
     /// Path in the archive, and file beside the recipe.
     files: BTreeMap<String, String>,
 }
@@ -133,29 +138,39 @@ impl Recipe {
     pub fn fetch(&self) -> Result<()> {
         match self {
             Self::Kernel(Kernel::Program { .. }) => Ok(()),
-            Self::Kernel(Kernel::Package { .. }) => self.with_modules().map(|_| ()),
-            Self::Initramfs(Initramfs { package, busybox, .. }) => {
+            Self::Kernel(Kernel::Package { .. }) => self.unpacked().map(|_| ()),
+            Self::Initramfs(Initramfs { package, busybox, drivers_of, .. }) => {
+                if let Some(kernel) = drivers_of {
+                    Self::read(kernel)?.fetch()?;
+                }
                 Package { name: package, depends: None }.file(busybox).map(|_| ())
             }
         }
     }
 
-    /// The kernel of a package, and behind it its modules.
-    pub fn with_modules(&self) -> Result<Vec<PathBuf>> {
-        let Self::Kernel(Kernel::Package { package, depends, file, modules }) = self else {
+    /// The kernel of a package, its modules, and its drivers, all of the same version.
+    fn unpacked(&self) -> Result<(PathBuf, Vec<PathBuf>, Vec<PathBuf>)> {
+        let Self::Kernel(Kernel::Package { package, depends, file, modules, drivers }) = self else {
             bail!("this recipe's kernel is in no package")
         };
-        let files: Vec<&str> = [file].into_iter().chain(modules).map(String::as_str).collect();
-        Package { name: package, depends: depends.as_deref() }.files(&files)
+        let files: Vec<&str> = [file].into_iter().chain(modules).chain(drivers).map(String::as_str).collect();
+        let mut files = Package { name: package, depends: depends.as_deref() }.files(&files)?;
+        let drivers = files.split_off(1 + modules.len());
+        let modules = files.split_off(1);
+        Ok((files.remove(0), modules, drivers))
+    }
+
+    /// The kernel of a package, and behind it its modules.
+    pub fn with_modules(&self) -> Result<Vec<PathBuf>> {
+        let (kernel, modules, _) = self.unpacked()?;
+        Ok([kernel].into_iter().chain(modules).collect())
     }
 
     /// Makes the file.
     pub fn make(&self, programs: &Programs) -> Result<Vec<u8>> {
         match self {
             Self::Kernel(Kernel::Program { program }) => programs.stripped(program),
-            Self::Kernel(Kernel::Package { package, depends, file, .. }) => {
-                workspace::read(&Package { name: package, depends: depends.as_deref() }.file(file)?)
-            }
+            Self::Kernel(Kernel::Package { .. }) => workspace::read(&self.unpacked()?.0),
             Self::Initramfs(initramfs) => initramfs.make(programs),
         }
     }
@@ -186,11 +201,28 @@ impl Initramfs {
                 archive.link(&path, "busybox");
             }
         }
+        if let Some(kernel) = &self.drivers_of {
+            add_drivers(&mut archive, &Recipe::read(kernel)?.unpacked()?.2)?;
+        }
         for program in &self.programs {
             archive.file(&format!("bin/{program}"), 0o755, &programs.stripped(program)?);
         }
         Ok(archive.finish())
     }
+}
+
+/// Modules, and a list of them in the order in which they can be loaded.
+fn add_drivers(archive: &mut Archive, drivers: &[PathBuf]) -> Result<()> {
+    let mut order = String::new();
+    archive.folder("lib");
+    archive.folder("lib/drivers");
+    for driver in drivers {
+        let name = driver.file_name().and_then(|name| name.to_str()).context("a module without a name")?;
+        order += &format!("{name}\n");
+        archive.file(&format!("lib/drivers/{name}"), 0o644, &workspace::read(driver)?);
+    }
+    archive.file("lib/drivers/order", 0o644, order.as_bytes());
+    Ok(())
 }
 
 /// The applets of a static busybox, which runs on any Linux of this architecture.

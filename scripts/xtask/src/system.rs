@@ -71,6 +71,8 @@ struct VmTable {
     restart_limit: Option<Spanned<u32>>,
     restart_delay: Option<Spanned<u32>>,
     #[serde(default)]
+    entropy: bool,
+    #[serde(default)]
     disk: InOrder<devices::DiskTable>,
     #[serde(default)]
     nic: InOrder<devices::NicTable>,
@@ -193,6 +195,7 @@ impl System {
                     OnResetWord::Restart => OnReset::Restart,
                     OnResetWord::Stop => OnReset::Stop,
                 },
+                entropy: vm.entropy,
                 disks,
                 nics,
             };

@@ -36,6 +36,8 @@ pub trait Network: Send {
     fn flush(&mut self);
     /// Copies the next frame that came; returns its length. None: there is none now.
     fn receive(&mut self, frame: &mut [u8; FRAME_MAX]) -> Option<usize>;
+    /// See [`Model::idle`].
+    fn idle(&mut self) -> bool;
 }
 
 /// What became of frames.
@@ -175,6 +177,17 @@ impl<N: Network, M: GuestMemory> Model<M> for Net<N> {
             RECEIVE => self.receive(io),
             _ => self.send(io),
         }
+    }
+
+    fn serve(&mut self, ready: bool, io: &mut Io<'_, M>) -> Result<bool, Violation> {
+        if ready {
+            self.receive(io)?;
+        }
+        Ok(false)
+    }
+
+    fn idle(&mut self) -> bool {
+        self.network.idle()
     }
 
     fn read_config(&self, offset: usize, bytes: &mut [u8]) {

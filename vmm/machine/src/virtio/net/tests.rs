@@ -35,6 +35,9 @@ impl Network for Wire {
         frame[..next.len()].copy_from_slice(&next);
         Some(next.len())
     }
+    fn idle(&mut self) -> bool {
+        self.coming.is_empty()
+    }
 }
 
 /// A device with its driver: queues of 8 entries.

@@ -386,8 +386,8 @@ impl<'a> Consumer<'a> {
 mod tests;
 
 #[cfg(all(test, loom))]
-mod model {
-    //! `RUSTFLAGS="--cfg loom" cargo test -p runtime --release`: all interleavings of one transfer through a full ring.
+mod interleaved {
+    //! All interleavings of one transfer through a full ring.
     use super::*;
     use loom::sync::{Arc, Condvar, Mutex};
     use loom::thread;

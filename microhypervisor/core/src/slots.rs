@@ -8,7 +8,7 @@
 
 use crate::sync::{
     AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 use abi::capability::Permissions;
 
@@ -239,7 +239,7 @@ impl<'a> HeaderTable<'a> {
         let Some(header) = self.header(reference.index) else { return };
         let used = |life: u64| life >> 32 == reference.generation as u64 && life as u32 != 0;
         let less = |life: u64| used(life).then(|| life - 1);
-        if header.life.fetch_update(Relaxed, Relaxed, less).is_ok_and(|life| life as u32 == 1) {
+        if header.life.fetch_update(AcqRel, Relaxed, less).is_ok_and(|life| life as u32 == 1) {
             self.suspect(reference.index);
         }
     }
@@ -270,7 +270,10 @@ impl<'a> HeaderTable<'a> {
     pub fn take_abandoned(&self) -> Option<u32> {
         let next = |first: u32| Some(self.header(first.checked_sub(1)?)?.abandoned.load(Relaxed));
         let index = self.abandoned.fetch_update(Acquire, Acquire, next).ok()? - 1;
-        self.header(index)?.abandoned.store(0, Release);
+        let header = self.header(index)?;
+        header.abandoned.store(0, Relaxed);
+        // Whoever drops the last use now sees this and puts it back, or `end` sees that nothing uses it.
+        header.life.fetch_add(0, AcqRel);
         Some(index)
     }
 
@@ -295,11 +298,7 @@ impl<'a> HeaderTable<'a> {
         let Some(header) = self.header(index) else { return false };
         let usable = header.generation(Relaxed) != 0;
         let freed = |content: u32| (usable && content & STATE == ENDED).then_some(content & !STATE | FREE);
-        let released = header.content.fetch_update(Acquire, Relaxed, freed).is_ok();
-        if released {
-            self.push(index, header);
-        }
-        released
+        header.content.fetch_update(Acquire, Relaxed, freed).map(|_| self.push(index, header)).is_ok()
     }
 
     /// Puts a header first into the list of what `owner` owns. Under the lock of that owner, as all that follows.

@@ -4,6 +4,9 @@ use super::*;
 use proptest::prelude::*;
 use std::{collections::HashSet, vec, vec::Vec};
 
+#[cfg(loom)]
+mod interleaved;
+
 const KINDS: [Kind; 11] = {
     use Kind::*;
     [Pd, ObjectSpace, HostSpace, GuestSpace, DmaSpace, PioSpace, MsrSpace, Ec, Sc, Pt, Sm]

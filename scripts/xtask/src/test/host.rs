@@ -16,6 +16,26 @@ pub fn run(filter: &str) -> Result<Count> {
     if !filter.is_empty() && filter != "host" {
         cargo.args(["--", filter]);
     }
+    let mut count = counted(cargo)?;
+    if filter.is_empty() || filter == "host" {
+        let interleaved = counted(interleaved())?;
+        count.passed += interleaved.passed;
+        count.failed += interleaved.failed;
+    }
+    Ok(count)
+}
+
+/// The tests of what several CPUs or programs touch, in every interleaving of their threads: built with the atomics of the
+/// model checker loom, elsewhere than what runs.
+fn interleaved() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(workspace::root()).env("RUSTFLAGS", "--cfg loom");
+    cargo.args(["test", "--package", "kernel_core", "--package", "runtime", "--lib", "interleaved", "--target-dir"]);
+    cargo.arg(workspace::target().join("loom"));
+    cargo
+}
+
+fn counted(mut cargo: Command) -> Result<Count> {
     let mut process = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let output = BufReader::new(process.stdout.take().expect("piped"));
     let mut count = Count::default();

@@ -21,6 +21,8 @@ use runtime::{log, thread, time};
 const INTERRUPT: Scd = Scd { budget: 10, priority: 110, cos: 0 };
 /// Milliseconds between looks at a busy device's health.
 const LOOK_MS: u64 = 1000;
+/// The same between looks for ended commands, of a device without interrupts.
+const POLL_MS: u64 = 1;
 
 /// A client's rings.
 struct Rings {
@@ -70,14 +72,23 @@ pub fn serve<D: Device>(device: D, mut report: impl FnMut(&mut D)) -> ! {
         log!("no clients");
         runtime::sync::park()
     };
-    manifest.interrupts.iter().filter(|interrupt| interrupt.used != 0).for_each(|interrupt| listen(interrupt, work));
-    let second = time::ticks_from_ms(LOOK_MS);
+    let interrupts = manifest.interrupts.iter().filter(|interrupt| interrupt.used != 0);
+    let works = interrupts.filter(|interrupt| listen(interrupt, work)).count() != 0;
+    if !works {
+        log!("no interrupts: looks at the device every millisecond");
+    }
+    let (second, poll) = (time::ticks_from_ms(LOOK_MS), time::ticks_from_ms(POLL_MS));
     let mut look = time::now() + second;
     loop {
         server.turn();
         report(server.device());
+        let deadline = match (server.is_busy(), works) {
+            (false, _) => 0,
+            (true, true) => look,
+            (true, false) => time::now() + poll,
+        };
         if server.idle()
-            && let Err(status) = work.wait(if server.is_busy() { look } else { 0 })
+            && let Err(status) = work.wait(deadline)
         {
             panic!("cannot wait: {status:?}");
         }
@@ -135,8 +146,8 @@ fn config(manifest: &Manifest) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(config.address as *const u8, config.length as usize) }
 }
 
-/// Starts a thread that turns interrupts into work.
-fn listen(interrupt: &InterruptEntry, work: Semaphore) {
+/// Starts a thread that turns interrupts into work; whether it could.
+fn listen(interrupt: &InterruptEntry, work: Semaphore) -> bool {
     let name = interrupt.name;
     let interrupt = Semaphore::from_selector(interrupt.selector);
     let started = thread::spawn(INTERRUPT, move || {
@@ -144,8 +155,8 @@ fn listen(interrupt: &InterruptEntry, work: Semaphore) {
             work.up();
         }
     });
-    if let Err(status) = started {
-        // The looks at the busy device find what has ended.
+    if let Err(status) = &started {
         log!("no interrupt {name}: {status:?}");
     }
+    started.is_ok()
 }

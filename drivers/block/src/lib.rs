@@ -11,6 +11,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod device;
+pub mod hardware;
 #[cfg(target_os = "none")]
 pub mod memory;
 #[cfg(target_os = "none")]
@@ -20,6 +21,7 @@ pub mod server;
 mod session;
 
 pub use device::{Action, Command, Device, Failure, Geometry, Outcome};
+pub use hardware::Hardware;
 pub use region::Region;
 pub use server::Server;
 pub use session::Port;

@@ -1,8 +1,11 @@
 //! A device's registers and the memory that it shares with its driver, as the manifest names them.
 #![allow(unsafe_code)]
 
+use crate::hardware::Hardware;
 use core::ptr::{read_volatile, write_volatile};
 use runtime::manifest::RegionEntry;
+use runtime::sync::sleep_until;
+use runtime::time;
 
 /// A mapped region, accessed in volatile words within its bounds.
 #[derive(Clone, Copy, Debug)]
@@ -54,5 +57,46 @@ impl Mapping {
     pub fn write<T: Word>(&self, offset: u64, value: T) {
         // SAFETY: as above; regions are the device's and this program's alone.
         unsafe { write_volatile(self.at(offset), value) }
+    }
+}
+
+/// A real controller.
+pub struct Controller {
+    registers: Mapping,
+    memory: Mapping,
+}
+
+impl Controller {
+    /// The program's controller, whose registers lie in the region `registers`.
+    pub fn open(registers: &str) -> Self {
+        let (Some(registers), Some(memory)) = (Mapping::open(registers), Mapping::open("dma")) else {
+            panic!("no {registers} or no DMA memory in the manifest")
+        };
+        Self { registers, memory }
+    }
+}
+
+impl Hardware for Controller {
+    fn read(&mut self, register: u64) -> u32 {
+        self.registers.read(register)
+    }
+    fn write(&mut self, register: u64, value: u32) {
+        // Stores before this one are seen first: the memory is cached, the registers are not, and x86 keeps the order.
+        self.registers.write(register, value);
+    }
+    fn load(&self, offset: u64) -> u64 {
+        self.memory.read(offset)
+    }
+    fn store(&mut self, offset: u64, value: u64) {
+        self.memory.write(offset, value);
+    }
+    fn address(&self) -> u64 {
+        self.memory.device()
+    }
+    fn length(&self) -> u64 {
+        self.memory.length()
+    }
+    fn pause(&mut self) {
+        sleep_until(time::now() + time::ticks_from_ms(1));
     }
 }

@@ -1,11 +1,11 @@
 //! Bringing a controller up (7.6.1): reset, admin queue, identification, one pair of I/O queues.
 
-use crate::Hardware;
 use crate::queue::Pair;
 use crate::spec::{
     self, ABSENT, CC_ENABLE, CC_SETTING, CSTS_FATAL, CSTS_READY, Capabilities, Entry, PAGE, admin, register,
 };
 use alloc::string::{String, ToString};
+use block::Hardware;
 use core::fmt;
 use runtime::block::SECTOR;
 

@@ -1,24 +1,23 @@
 //! The controller as a disk.
 
-use crate::Hardware;
 use crate::controller::{self, Error, Identity, NAMESPACE, layout};
 use crate::queue::Pair;
 use crate::spec::{ABSENT, CSTS_FATAL, Entry, PAGE, nvm, register};
 use alloc::vec;
 use alloc::vec::Vec;
-use block::{Action, Command, Device, Failure, Geometry, Outcome};
+use block::hardware::Ages;
+use block::{Action, Command, Device, Failure, Geometry, Hardware, Outcome};
 use runtime::block::SECTOR;
 
-/// Looks at the disk's health that a command may live to see.
-const PATIENCE: u8 = 30;
+/// More than a queue has.
+const COMMANDS: usize = 64;
 
 /// A disk.
 pub struct Disk<H> {
     hardware: H,
     identity: Identity,
     pair: Pair,
-    /// For each command how many looks at the health it has seen; `None`: it does not run.
-    ages: Vec<Option<u8>>,
+    ages: Ages<COMMANDS>,
     /// The last command that failed: action's opcode, first sector, status (4.6.1).
     error: Option<(u8, u64, u16)>,
     starts: Vec<(u8, u64)>,
@@ -29,7 +28,7 @@ impl<H: Hardware> Disk<H> {
     pub fn new(mut hardware: H) -> Result<Self, Error> {
         let (identity, pair) = controller::start(&mut hardware)?;
         let depth = usize::from(identity.depth);
-        Ok(Self { hardware, identity, pair, ages: vec![None; depth], error: None, starts: vec![(0, 0); depth] })
+        Ok(Self { hardware, identity, pair, ages: Ages::default(), error: None, starts: vec![(0, 0); depth] })
     }
 
     /// What the controller says it is.
@@ -81,7 +80,7 @@ impl<H: Hardware> Device for Disk<H> {
             entry.dwords = [first as u32, (first >> 32) as u32, (command.length / self.identity.block - 1) | durable];
             entry.opcode = if command.action == Action::Write { nvm::WRITE } else { nvm::READ };
         }
-        self.ages[usize::from(id)] = Some(0);
+        self.ages.start(id);
         self.starts[usize::from(id)] = (entry.opcode, command.sector);
         self.pair.push(&mut self.hardware, &entry);
     }
@@ -95,8 +94,9 @@ impl<H: Hardware> Device for Disk<H> {
             let completion = self.pair.pop(&mut self.hardware)?;
             let id = completion.id();
             // A name that is not in use: the controller is wrong, and its health will show that.
-            let Some(age) = self.ages.get_mut(usize::from(id)).filter(|age| age.is_some()) else { continue };
-            *age = None;
+            if !self.ages.end(id) {
+                continue;
+            }
             if completion.status() == 0 {
                 return Some((id, Outcome::Done));
             }
@@ -112,13 +112,6 @@ impl<H: Hardware> Device for Disk<H> {
             status if status & CSTS_FATAL != 0 => return Err(Failure::Fatal(status)),
             _ => {}
         }
-        for (id, age) in self.ages.iter_mut().enumerate() {
-            let Some(age) = age else { continue };
-            *age += 1;
-            if *age > PATIENCE {
-                return Err(Failure::TimeOut(id as u16));
-            }
-        }
-        Ok(())
+        self.ages.look().map_or(Ok(()), |id| Err(Failure::TimeOut(id)))
     }
 }

@@ -1,6 +1,6 @@
 //! A model of an NVMe controller, written from the specification alone: it shares no constant with the driver.
 
-use crate::Hardware;
+use block::Hardware;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::vec;

@@ -1,50 +1,15 @@
-//! The program around the logic: real registers and memory.
+//! The program around the logic.
 
-use block::memory::Mapping;
-use nvme::Hardware;
+use block::memory::Controller;
 use nvme::disk::Disk;
-use runtime::sync::sleep_until;
-use runtime::{log, time};
+use runtime::log;
 
 /// Failed commands that are logged; a broken disk must not fill the log.
 const ERRORS: u32 = 16;
 
-struct Controller {
-    registers: Mapping,
-    memory: Mapping,
-}
-
-impl Hardware for Controller {
-    fn read(&mut self, register: u64) -> u32 {
-        self.registers.read(register)
-    }
-    fn write(&mut self, register: u64, value: u32) {
-        // Stores before this one are seen first: the memory is cached, the registers are not, and x86 keeps the order.
-        self.registers.write(register, value);
-    }
-    fn load(&self, offset: u64) -> u64 {
-        self.memory.read(offset)
-    }
-    fn store(&mut self, offset: u64, value: u64) {
-        self.memory.write(offset, value);
-    }
-    fn address(&self) -> u64 {
-        self.memory.device()
-    }
-    fn length(&self) -> u64 {
-        self.memory.length()
-    }
-    fn pause(&mut self) {
-        sleep_until(time::now() + time::ticks_from_ms(1));
-    }
-}
-
 /// The program.
 pub fn run() -> ! {
-    let (Some(registers), Some(memory)) = (Mapping::open("bar0"), Mapping::open("dma")) else {
-        panic!("no registers or no DMA memory in the manifest")
-    };
-    let disk = match Disk::new(Controller { registers, memory }) {
+    let disk = match Disk::new(Controller::open("bar0")) {
         Ok(disk) => disk,
         Err(error) => panic!("{error}"),
     };

@@ -1,7 +1,7 @@
 //! A pair of queues: commands one way, completions the other (4.1, 4.2, 4.6).
 
-use crate::Hardware;
 use crate::spec::{Capabilities, Completion, Entry, register};
+use block::Hardware;
 
 const ENTRY: u64 = 64;
 const COMPLETION: u64 = 16;

@@ -17,6 +17,7 @@ pub const PACKAGES: &[&str] = &[
     "roottask",
     "serial",
     "nvme",
+    "ahci",
     "switch",
     "virtio-net",
     "vmm",

@@ -18,6 +18,7 @@ const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("serial", &["abi", "runtime"]),
     ("block", &["abi", "runtime", "plan"]),
     ("nvme", &["block", "runtime"]),
+    ("ahci", &["block", "runtime"]),
     ("switch", &["abi", "runtime", "plan"]),
     ("device", &["runtime"]),
     ("virtio", &["device"]),

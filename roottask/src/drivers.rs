@@ -1,37 +1,60 @@
-//! Builds drivers and switches.
+//! Drivers and switches: built, and built anew when they have died.
+//!
+//! When a driver has died its device is quiet before anything else happens: before its memory is free, before its clients'
+//! rings are made ready for a successor. The clients ask that one again for what the dead one had not done.
 
 use crate::child::{Builder, Failure, Place, Shape};
 use crate::links::{End, Links};
-use crate::platform;
 use crate::service::Purpose;
 use crate::workshop::{Workshop, must};
+use crate::{platform, reclaim, service};
+use abi::Status;
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
-use plan::{DriverPlan, SwitchPlan, SystemPlan};
+use plan::{DriverPlan, Restart, RestartAfter, SystemPlan};
 use roottask::frames::PhysRange;
-use runtime::log;
+use roottask::restart::{Decision, History};
+use runtime::{log, time};
 
 /// Most interrupts of a driver.
 const INTERRUPTS: u16 = 4;
 /// Largest BAR that a driver gets.
 const BAR_MAX: u64 = 1 << 30;
+/// A program that lived this long, in milliseconds, has served somebody; its successor is started without delay.
+const SETTLED_MS: u64 = 200;
+/// What follows the end of a driver or a switch; nobody can do without them.
+const RESTART: Restart = Restart { after: RestartAfter::Any, limit: None, delay: 10 };
 
-/// A driver that runs, or did.
-struct Driver {
+/// A driver or a switch.
+pub struct Server {
     place: Place,
-    plan: DriverPlan,
+    name: String,
+    program: String,
     config: Vec<u8>,
     ends: Vec<End>,
-    /// Number of its function.
-    function: usize,
+    device: Option<Device>,
+    history: History,
+    /// STC value at its last start.
+    started: u64,
+    /// When it is killed for a test, as an STC value, and how often, in milliseconds.
+    kill: Option<(u64, u32)>,
+    state: State,
 }
 
-/// A switch that runs, or did.
-struct Switch {
-    place: Place,
-    plan: SwitchPlan,
-    config: Vec<u8>,
-    ends: Vec<End>,
+/// What a driver has beside its rings.
+struct Device {
+    /// Number of its function.
+    function: usize,
+    /// Bytes of memory that it shares with it.
+    dma: u64,
+}
+
+enum State {
+    Runs,
+    /// Is started anew at this STC value.
+    Waits(u64),
+    Over,
 }
 
 /// A program with `ends` ends of links.
@@ -48,79 +71,176 @@ fn shape(ends: usize) -> Shape {
 
 impl Workshop {
     /// Starts all drivers and switches of `system`, with their ends of `links`.
-    pub fn start_drivers(&mut self, system: &SystemPlan, links: Links) {
+    pub fn start_servers(&mut self, system: &SystemPlan, links: Links) -> Vec<Server> {
+        let mut servers = Vec::new();
         for (plan, ends) in system.drivers.iter().zip(links.drivers) {
-            must(&format!("driver {}", plan.name), self.driver(system, plan, ends));
+            let who = format!("driver {}", plan.name);
+            let device = must(&who, self.device(plan));
+            let config = system.driver_config(&plan.name).encode();
+            let mut server = Server::new(self.next_place(), &plan.name, &plan.program, config, ends);
+            server.device = Some(device);
+            server.kill = plan.kill_every.map(|ms| (0, ms));
+            must(&who, self.start_server(&mut server));
+            servers.push(server);
         }
         for (plan, ends) in system.switches.iter().zip(links.switches) {
-            must(&format!("switch {}", plan.name), self.switch(system, plan, ends));
+            let config = system.switch_config(&plan.name).encode();
+            let mut server = Server::new(self.next_place(), &plan.name, plan::SWITCH, config, ends);
+            must(&format!("switch {}", plan.name), self.start_server(&mut server));
+            servers.push(server);
         }
+        servers
     }
 
-    /// Starts the driver `plan` of `system`.
-    fn driver(&mut self, system: &SystemPlan, plan: &DriverPlan, ends: Vec<End>) -> Result<Driver, Failure> {
+    fn device(&mut self, plan: &DriverPlan) -> Result<Device, Failure> {
         let function = self.platform.choose(plan.device, &plan.name).map_err(Failure::Device)?;
-        let config = system.driver_config(&plan.name).encode();
-        let mut driver = Driver { place: self.next_place(), plan: plan.clone(), config, ends, function };
-        self.start_driver(&mut driver)?;
-        Ok(driver)
+        Ok(Device { function, dma: plan.dma })
     }
 
-    /// Resets a driver's function and starts its program with it.
-    fn start_driver(&mut self, driver: &mut Driver) -> Result<(), Failure> {
-        let Driver { place, plan, config, ends, function: number } = driver;
-        let program = self.file(&plan::program_path(&plan.program));
-        self.platform.reset(*number).map_err(Failure::Device)?;
-        let mut builder = Builder::new(place, &plan.name, shape(ends.len()), self.bounded, &mut self.free)?;
-        builder.program(program)?;
-        let function = self.platform.function(*number);
+    /// Starts the program, with its device as a reset leaves it.
+    fn start_server(&mut self, server: &mut Server) -> Result<(), Failure> {
+        let Server { place, name, program, config, ends, device, .. } = server;
+        let file = self.file(&plan::program_path(program));
+        let shape = shape(ends.len());
+        let mut interrupts = 0;
+        let mut builder = match device {
+            Some(device) => {
+                self.platform.reset(device.function).map_err(Failure::Device)?;
+                let mut builder = Builder::new(place, name, shape, self.bounded, &mut self.free)?;
+                builder.program(file)?;
+                interrupts = self.platform.give(device, name, ends, &mut builder)?;
+                self.platform.start(device.function);
+                builder
+            }
+            None => {
+                let mut builder = Builder::new(place, name, shape, self.bounded, &mut self.free)?;
+                builder.program(file)?;
+                ends.iter().try_for_each(|end| end.give(&mut builder, None))?;
+                builder
+            }
+        };
+        builder.config(config)?;
+        builder.start()?;
+        match device {
+            Some(device) => {
+                let address = self.platform.function(device.function).address;
+                log!("root: started driver {name} for {address}, with {interrupts} interrupt(s)");
+            }
+            None => log!("root: started switch {name} with {} port(s)", ends.len()),
+        }
+        server.started = time::now();
+        if let Some((at, every)) = &mut server.kill {
+            *at = server.started + time::ticks_from_ms((*every).into());
+        }
+        server.state = State::Runs;
+        Ok(())
+    }
+}
+
+impl platform::Platform {
+    /// Gives a driver what is its device's; how many interrupts it has.
+    fn give(&mut self, device: &Device, name: &str, ends: &[End], builder: &mut Builder<'_>) -> Result<usize, Failure> {
+        let function = self.function(device.function);
         let table = function.capabilities.msix.and_then(|msix| platform::table(function, &msix));
         for (bar, range) in function.bars.iter().enumerate() {
             let Some(range) = range.as_ref().and_then(|bar| bar.memory()) else { continue };
             if range.length() > BAR_MAX {
-                log!("root: driver {} does not get bar{bar}: {} MiB are too many", plan.name, range.length() >> 20);
+                log!("root: driver {name} does not get bar{bar}: {} MiB are too many", range.length() >> 20);
                 continue;
             }
             builder.registers(&format!("bar{bar}"), range, table)?;
         }
-        if let Some(page) = self.platform.config_page(*number) {
+        if let Some(page) = self.config_page(device.function) {
             // All of it is protected as the table is.
             builder.registers("config", page, Some(page))?;
         }
-        builder.dma("dma", plan.dma, |memory| Ok(memory.start))?;
-        let mut device = |memory: PhysRange| Ok(memory.start);
-        ends.iter().try_for_each(|end| end.give(&mut builder, Some(&mut device)))?;
-        builder.config(config)?;
-        let interrupts = self.platform.interrupts(*number, INTERRUPTS, builder.cpu_number());
+        builder.dma("dma", device.dma, |memory| Ok(memory.start))?;
+        let mut place = |memory: PhysRange| Ok(memory.start);
+        ends.iter().try_for_each(|end| end.give(builder, Some(&mut place)))?;
+        let interrupts = self.interrupts(device.function, INTERRUPTS, builder.cpu_number());
         let interrupts = interrupts.map_err(|status| Failure::Kernel("an interrupt of a device", status))?;
         for (index, semaphore) in interrupts.iter().enumerate() {
             builder.message(&format!("msi{index}"), *semaphore)?;
         }
-        self.platform.start(*number);
-        builder.start()?;
-        let address = self.platform.function(*number).address;
-        log!("root: started driver {} for {address}, with {} interrupt(s)", plan.name, interrupts.len());
-        Ok(())
+        Ok(interrupts.len())
+    }
+}
+
+impl Server {
+    fn new(place: Place, name: &str, program: &str, config: Vec<u8>, ends: Vec<End>) -> Self {
+        Self {
+            place,
+            name: name.into(),
+            program: program.into(),
+            config,
+            ends,
+            device: None,
+            history: History::new(SETTLED_MS),
+            started: 0,
+            kill: None,
+            state: State::Over,
+        }
     }
 
-    /// Starts the switch `plan` of `system`.
-    fn switch(&mut self, system: &SystemPlan, plan: &SwitchPlan, ends: Vec<End>) -> Result<Switch, Failure> {
-        let config = system.switch_config(&plan.name).encode();
-        let mut switch = Switch { place: self.next_place(), plan: plan.clone(), config, ends };
-        self.start_switch(&mut switch)?;
-        Ok(switch)
+    /// When something is to be done about it, as an STC value.
+    pub fn due(&self) -> Option<u64> {
+        match self.state {
+            State::Waits(due) => Some(due.max(1)),
+            State::Runs => self.kill.map(|(at, _)| at),
+            State::Over => None,
+        }
     }
 
-    /// Starts the program of a switch.
-    fn start_switch(&mut self, switch: &mut Switch) -> Result<(), Failure> {
-        let Switch { place, plan, config, ends } = switch;
-        let program = self.file(&plan::program_path(plan::SWITCH));
-        let mut builder = Builder::new(place, &plan.name, shape(ends.len()), self.bounded, &mut self.free)?;
-        builder.program(program)?;
-        ends.iter().try_for_each(|end| end.give(&mut builder, None))?;
-        builder.config(config)?;
-        builder.start()?;
-        log!("root: started switch {} with {} port(s)", plan.name, ends.len());
-        Ok(())
+    /// Does what is to be done now.
+    pub fn keep(&mut self, workshop: &mut Workshop) {
+        if matches!(self.state, State::Runs)
+            && let Some((at, every)) = &mut self.kill
+            && time::now() >= *at
+        {
+            *at = time::now() + time::ticks_from_ms((*every).into());
+            service::kill(self.place.id, "killed, as the plan wants");
+        }
+        if matches!(self.state, State::Runs)
+            && let Some((how, taken_back)) = service::settled(self.place.id)
+        {
+            self.clear(workshop, taken_back);
+            let lived = time::nanoseconds(time::now() - self.started, time::frequency()) / 1_000_000;
+            self.state = match self.history.decide(&RESTART, how, lived, taken_back) {
+                Decision::Start(ms) => State::Waits(time::now() + time::ticks_from_ms(ms)),
+                Decision::Leave => State::Over,
+                Decision::Refuse(why) => {
+                    log!("root: program {} is not started again: {why}", self.name);
+                    State::Over
+                }
+            };
+        }
+        if matches!(self.state, State::Waits(due) if time::now() >= due) {
+            self.start(workshop);
+        }
+    }
+
+    /// Puts an end to what the dead program had begun.
+    fn clear(&mut self, workshop: &mut Workshop, taken_back: bool) {
+        if let Some(device) = &self.device {
+            workshop.platform.quiet(device.function);
+        }
+        if taken_back {
+            self.place.vacate(&mut workshop.free);
+        }
+    }
+
+    /// Starts it anew.
+    fn start(&mut self, workshop: &mut Workshop) {
+        self.ends.iter().for_each(End::recover);
+        let Err(failure) = workshop.start_server(self) else {
+            log!("root: program {} was started again ({})", self.name, self.history.restarts());
+            return;
+        };
+        log!("root: program {} cannot be started again: {failure}", self.name);
+        // Without a protection domain there is nothing to take back.
+        let gone = matches!(reclaim::destroy(self.place.id), Ok(()) | Err(Status::BadCap));
+        service::settle(self.place.id, gone);
+        self.clear(workshop, gone);
+        self.state = State::Over;
     }
 }

@@ -1,8 +1,9 @@
-//! Keeps the virtual machines: when one has ended, and the kernel has taken back what it used, its memory is free again,
+//! Keeps the virtual machines, and drivers and switches: when one has ended, and the kernel has taken back what it used, its memory is free again,
 //! and the plan says whether it is started anew.
 
 use crate::authority::selector;
 use crate::child::Place;
+use crate::drivers::Server;
 use crate::workshop::{VmRings, Workshop};
 use crate::{reclaim, scrub, service};
 use abi::Status;
@@ -48,14 +49,15 @@ pub fn wake() {
     Semaphore::from_selector(selector::SETTLED).up();
 }
 
-/// Starts the thread that keeps `machines`, which run.
-pub fn start(mut workshop: Workshop, mut machines: Vec<Machine>) -> Result<(), Status> {
+/// Starts the thread that keeps `machines` and `servers`, which run.
+pub fn start(mut workshop: Workshop, mut machines: Vec<Machine>, mut servers: Vec<Server>) -> Result<(), Status> {
     syscall::create_sm(selector::SETTLED, own::PROTECTION_DOMAIN, 0)?;
     scrub::start()?;
     thread::spawn(SCD, move || {
         while !machines.iter().all(|machine| matches!(machine.state, State::Over)) {
             // Spurious wake-ups do no harm.
-            let _ = Semaphore::from_selector(selector::SETTLED).wait(next(&machines));
+            let _ = Semaphore::from_selector(selector::SETTLED).wait(next(&machines, &servers));
+            servers.iter_mut().for_each(|server| server.keep(&mut workshop));
             machines.iter_mut().for_each(|machine| machine.keep(&mut workshop));
         }
         OVER.store(true, Ordering::Release);
@@ -64,13 +66,13 @@ pub fn start(mut workshop: Workshop, mut machines: Vec<Machine>) -> Result<(), S
     Ok(())
 }
 
-/// When the next machine is due; 0: none is.
-fn next(machines: &[Machine]) -> u64 {
+/// When the next machine or server is due; 0: none is.
+fn next(machines: &[Machine], servers: &[Server]) -> u64 {
     let due = |machine: &Machine| match machine.state {
         State::Waits(due) => Some(due.max(1)),
         _ => None,
     };
-    machines.iter().filter_map(due).min().unwrap_or(0)
+    machines.iter().filter_map(due).chain(servers.iter().filter_map(Server::due)).min().unwrap_or(0)
 }
 
 impl Machine {

@@ -64,6 +64,20 @@ struct Messages {
     first: Selector,
     next: u64,
     count: u64,
+    /// Those of each function: the first, and how many.
+    given: Vec<(u64, u64)>,
+}
+
+impl Messages {
+    /// Numbers for function `number`, which are its for ever: at most `wanted` at first.
+    fn of(&mut self, number: usize, wanted: u64) -> core::ops::Range<u64> {
+        let Some((first, count)) = self.given.get_mut(number) else { return 0..0 };
+        if *count == 0 {
+            (*first, *count) = (self.next, wanted.min(self.count - self.next));
+            self.next += *count;
+        }
+        *first..*first + *count
+    }
 }
 
 /// The functions, and who has them.
@@ -79,8 +93,12 @@ pub struct Platform {
 impl Platform {
     /// With nothing found yet.
     pub fn new(hip: &Hip) -> Self {
-        let messages =
-            Messages { first: nova::INTERRUPT_BASE + u64::from(hip.int_pin), next: 0, count: hip.int_msi.into() };
+        let messages = Messages {
+            first: nova::INTERRUPT_BASE + u64::from(hip.int_pin),
+            next: 0,
+            count: hip.int_msi.into(),
+            given: Vec::new(),
+        };
         Self { space: None, functions: Vec::new(), groups: Vec::new(), owners: Vec::new(), messages }
     }
 
@@ -96,6 +114,7 @@ impl Platform {
         self.functions = pci::enumerate(&mut space, ecam.first);
         self.groups = pci::groups(&self.functions);
         self.owners = self.functions.iter().map(|_| None).collect();
+        self.messages.given = self.functions.iter().map(|_| (0, 0)).collect();
         self.space = Some(space);
         for (function, group) in self.functions.iter().zip(&self.groups) {
             log!("root: pci {}", pci::describe(function, *group));
@@ -140,6 +159,14 @@ impl Platform {
         Some(PhysRange::new(page, page + PAGE))
     }
 
+    /// Keeps a function from sending anything: when this returns, what it had sent has arrived.
+    pub fn quiet(&mut self, number: usize) {
+        let wait = |ms| sleep_until(time::now() + time::ticks_from_ms(ms));
+        if let (Some(space), Some(function)) = (&mut self.space, self.functions.get(number)) {
+            pci::quiet(space, function, wait);
+        }
+    }
+
     /// Resets a function if it can be, so that nothing is left of what had it before; its registers can be used then.
     pub fn reset(&mut self, number: usize) -> Result<(), String> {
         let (Some(space), Some(function)) = (&mut self.space, self.functions.get(number)) else { return Ok(()) };
@@ -165,12 +192,7 @@ impl Platform {
         };
         let mut semaphores = Vec::new();
         let mut messages = Vec::new();
-        for _ in 0..wanted {
-            if self.messages.next >= self.messages.count {
-                break;
-            }
-            let message = self.messages.next;
-            self.messages.next += 1;
+        for message in self.messages.of(number, wanted.into()) {
             let copy = selector::MESSAGES + message;
             authority::take_from_kernel(self.messages.first + message, copy)?;
             messages.push(syscall::assign_int(copy, 0, cpu, device)?);

@@ -31,17 +31,17 @@ pub fn report() {
     }
 }
 
-/// Takes back the objects of child `id`, of a virtual machine that has ended; whether the kernel did so.
-pub fn ended(id: usize, name: &str) -> bool {
+/// Takes back the objects of child `id`, which was `what` and has ended; whether the kernel did so.
+pub fn ended(id: usize, what: &str) -> bool {
     if AT_FIRST.load(Ordering::Relaxed) == 0 {
         return false;
     }
     let before = free();
     if let Err(status) = destroy(id) {
-        log!("root: the kernel does not take back vm {name}: {status:?}");
+        log!("root: the kernel does not take back {what}: {status:?}");
         return false;
     }
-    log!("root: vm {name}: {} frames of kernel memory came back", free().saturating_sub(before));
+    log!("root: {what}: {} frames of kernel memory came back", free().saturating_sub(before));
     report();
     true
 }

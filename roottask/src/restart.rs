@@ -42,14 +42,26 @@ impl fmt::Display for Refusal {
 }
 
 /// The restarts of one virtual machine so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct History {
+    settled_ms: u64,
     restarts: u32,
-    /// Restarts since it last lived for [`SETTLED_MS`].
+    /// Restarts since it last lived that long.
     streak: u32,
 }
 
+impl Default for History {
+    fn default() -> Self {
+        Self::new(SETTLED_MS)
+    }
+}
+
 impl History {
+    /// No restarts yet of what has not ended soon if it lived for `settled_ms` milliseconds.
+    pub fn new(settled_ms: u64) -> Self {
+        Self { settled_ms, restarts: 0, streak: 0 }
+    }
+
     /// Restarts so far.
     pub fn restarts(&self) -> u32 {
         self.restarts
@@ -69,7 +81,7 @@ impl History {
         if let Some(limit) = restart.limit.filter(|limit| self.restarts >= *limit) {
             return Decision::Refuse(Refusal::Limit(limit));
         }
-        if lived_ms >= SETTLED_MS {
+        if lived_ms >= self.settled_ms {
             self.streak = 0;
         }
         let first = u64::from(restart.delay);

@@ -5,6 +5,7 @@ use crate::authority::selector;
 use crate::watchdog::Watched;
 use crate::{console, observe, power};
 use abi::{Mtd, Selector, Status};
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -100,12 +101,15 @@ pub fn serial_died() -> bool {
     CHILDREN.lock().iter().any(|child| child.purpose == Purpose::Serial && child.ended.is_some())
 }
 
-/// Number and name of a virtual machine that has ended and is not settled.
+/// Number of a child that has ended and is not settled, and what it is.
 pub fn unsettled() -> Option<(usize, String)> {
     let children = CHILDREN.lock();
-    let ended = |child: &Child| child.purpose == Purpose::Monitor && child.ended.is_some() && child.settled.is_none();
+    let ended = |child: &Child| child.purpose != Purpose::Serial && child.ended.is_some() && child.settled.is_none();
     let id = children.iter().position(ended)?;
-    children.get(id).map(|child| (id, child.name.clone()))
+    children.get(id).map(|child| match child.purpose {
+        Purpose::Monitor => (id, format!("vm {}", child.name)),
+        Purpose::Serial | Purpose::Driver => (id, format!("program {}", child.name)),
+    })
 }
 
 /// Notes that the kernel took back what child `id` used, or did not.
@@ -153,6 +157,14 @@ fn convicted(id: usize) -> bool {
 /// Whether nobody is suspected.
 pub fn nobody_suspected() -> bool {
     SUSPECTS.load(Ordering::Relaxed) == 0
+}
+
+/// Ends child `id`, whatever it does.
+pub fn kill(id: usize, why: &str) {
+    let instance = CHILDREN.lock().get(id).map(|child| child.instance);
+    if let Some(instance) = instance {
+        end(Who { id, instance }, Ended::Crashed, why);
+    }
 }
 
 /// Ends a child which is stuck where it cannot be recalled.

@@ -46,11 +46,11 @@ pub fn run(boot: Boot) -> ! {
     must_kernel(observe::start(&hip, plan.observe));
     let platform = platform(&hip, &plan);
     let mut workshop = Workshop::new(archive, free, platform, bounded, madt, u32::from(hip.cpu_num));
-    let machines = workshop.build(plan);
+    let (machines, servers) = workshop.build(plan);
     reclaim::report();
     let outgoing = workshop.outgoing.clone();
     must_kernel(watchdog::start());
-    must_kernel(keeper::start(workshop, machines));
+    must_kernel(keeper::start(workshop, machines, servers));
     wait(&outgoing)
 }
 

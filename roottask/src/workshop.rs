@@ -2,6 +2,7 @@
 
 use crate::authority::selector;
 use crate::child::{Builder, Failure, Place, Shape};
+use crate::drivers::Server;
 use crate::keeper::Machine;
 use crate::links::{End, Links};
 use crate::platform::Platform;
@@ -185,8 +186,8 @@ impl Workshop {
         memory
     }
 
-    /// Builds and starts everything; the virtual machines.
-    pub fn build(&mut self, mut plan: SystemPlan) -> Vec<Machine> {
+    /// Builds and starts everything; the virtual machines, and what serves them.
+    pub fn build(&mut self, mut plan: SystemPlan) -> (Vec<Machine>, Vec<Server>) {
         plan.vms.iter_mut().for_each(|vm| vm.config.cpus = self.place(&vm.config));
         let serial = self.file(&plan::program_path("serial"));
         // Each serial program waits on one semaphore for everything.
@@ -232,7 +233,7 @@ impl Workshop {
                 must("program exec", self.serial("exec", serial, console::COM2, 3, b"channel", &ends));
             }
         }
-        self.start_drivers(&plan, links);
+        let servers = self.start_servers(&plan, links);
         let start = |(vm, rings): (VmPlan, VmRings)| {
             let who = format!("vm {}", vm.config.name);
             let mut place = self.next_place();
@@ -240,7 +241,7 @@ impl Workshop {
             log!("root: started {who} with {} MiB", vm.config.memory >> 20);
             Machine::new(place, vm, rings)
         };
-        plan.vms.into_iter().zip(rings).map(start).collect()
+        (plan.vms.into_iter().zip(rings).map(start).collect(), servers)
     }
 
     fn ring_to_serial(&mut self, capacity: usize, work: Selector) -> SharedRing {

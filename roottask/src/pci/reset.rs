@@ -42,8 +42,9 @@ const POWER_MS: u64 = 10;
 /// How long it may then say that it is not there yet.
 const RETURN_MS: u64 = 1000;
 
-/// Keeps the function from sending anything: no DMA, no interrupts.
-pub fn quiet(config: &mut impl Config, function: &Function) {
+/// Keeps the function from sending anything: no DMA, no interrupts. Waits, by `wait` for milliseconds, for requests that it
+/// has sent already.
+pub fn quiet(config: &mut impl Config, function: &Function, mut wait: impl FnMut(u64)) {
     change_command(config, function.address, command::NO_PIN, command::MASTER);
     if let Some(msix) = function.capabilities.msix {
         let control = config.read(function.address, msix.offset);
@@ -53,28 +54,30 @@ pub fn quiet(config: &mut impl Config, function: &Function) {
         let control = config.read(function.address, msi.offset);
         config.write(function.address, msi.offset, control & !(1 << 16));
     }
+    let capabilities = &function.capabilities;
+    if let Some(express) = capabilities.express {
+        settle(config, function.address, express.offset + 8, 1 << 21, &mut wait);
+    } else if let Some(offset) = capabilities.conventional_flr {
+        settle(config, function.address, offset + 4, 1 << 8, &mut wait);
+    }
 }
 
 /// Quiets the function, resets it if it can be, and gives it back the addresses of its registers, which it decodes then.
 /// `wait` waits for milliseconds. How it was reset; `None` if it cannot be, or does not come back.
 pub fn reset(config: &mut impl Config, function: &Function, mut wait: impl FnMut(u64)) -> Option<Reset> {
     let at = function.address;
-    quiet(config, function);
+    quiet(config, function, &mut wait);
     let how = Reset::of(function)?;
     let header: [u32; 16] = core::array::from_fn(|word| config.read(at, 4 * word as u16));
     match how {
         Reset::Function(offset) => {
-            const PENDING: u32 = 1 << 21;
             const START: u32 = 1 << 15;
-            settle(config, at, offset + 8, PENDING, &mut wait);
             // The upper half is status, whose bits are cleared by ones.
             let control = config.read(at, offset + 8) & 0xffff;
             config.write(at, offset + 8, control | START);
             wait(SETTLE_MS);
         }
         Reset::Conventional(offset) => {
-            const PENDING: u32 = 1 << 8;
-            settle(config, at, offset + 4, PENDING, &mut wait);
             config.write(at, offset + 4, 1);
             wait(SETTLE_MS);
         }

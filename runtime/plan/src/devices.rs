@@ -144,6 +144,8 @@ pub struct DriverPlan {
     pub device: DeviceChoice,
     /// Bytes of memory that it shares with the device, whole pages.
     pub dma: u64,
+    /// For tests: how often it is killed, in milliseconds.
+    pub kill_every: Option<u32>,
 }
 
 /// One switch.

@@ -85,7 +85,14 @@ fn impossible_plans_are_refused() {
 
 fn driver(name: &str, service: Service, device: u8) -> DriverPlan {
     let device = DeviceChoice::At(PciAddress::new(0, device, 0));
-    DriverPlan { name: name.to_string(), program: "nvme".to_string(), service, device, dma: DMA_DEFAULT }
+    DriverPlan {
+        name: name.to_string(),
+        program: "nvme".to_string(),
+        service,
+        device,
+        dma: DMA_DEFAULT,
+        kill_every: None,
+    }
 }
 
 /// A disk and a network for one machine.

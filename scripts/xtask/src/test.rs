@@ -6,6 +6,7 @@ mod boot;
 mod clock;
 mod conformance;
 mod crash;
+mod devices;
 mod dialogue;
 mod endings;
 mod fault;
@@ -117,6 +118,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         front::TESTS,
         isolation::TESTS,
         crash::TESTS,
+        devices::TESTS,
         endings::TESTS,
         restart::TESTS,
         observe::TESTS,

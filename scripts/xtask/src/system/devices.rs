@@ -44,6 +44,7 @@ pub struct DriverTable {
     pci: Option<Spanned<String>>,
     id: Option<Spanned<String>>,
     dma: Option<Spanned<String>>,
+    kill_every: Option<u32>,
 }
 
 /// `[switch.NAME]`.
@@ -217,7 +218,14 @@ pub fn drivers(source: &Source, tables: &InOrder<DriverTable>) -> Result<Vec<Dri
             Some(size) => u64::from(mebibytes(source, size)?) << 20,
             None => plan::DMA_DEFAULT,
         };
-        drivers.push(DriverPlan { name: name.get_ref().clone(), program, service: *service, device, dma });
+        drivers.push(DriverPlan {
+            name: name.get_ref().clone(),
+            program,
+            service: *service,
+            device,
+            dma,
+            kill_every: table.kill_every,
+        });
     }
     Ok(drivers)
 }

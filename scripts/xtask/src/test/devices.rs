@@ -1,0 +1,73 @@
+//! Devices and their drivers: the root task finds functions, starts drivers, and starts them anew.
+
+use anyhow::{Result, ensure};
+
+use super::boot::Outcome;
+use super::{Lab, QEMU, Test};
+
+pub const TESTS: &[Test] = &[
+    Test::new("devices::a driver gets its device", one_driver).only(QEMU),
+    Test::new("devices::a driver that is killed comes back", killed).only(QEMU),
+    Test::new("devices::what cannot be had is refused", refused).only(QEMU),
+];
+
+/// A disk, its driver with `more` keys, and a guest that lives as long as the test.
+fn system(more: &str) -> String {
+    format!(
+        "{more}
+[machine.disk.d0]
+interface = \"nvme\"
+size      = \"64M\"
+pci       = \"00:04.0\"
+
+[vm.micro]
+memory  = \"16M\"
+kernel  = \"micro\"
+cmdline = \"count=100000000 hello\"
+
+[driver.disk0]
+program = \"nvme\"
+"
+    )
+}
+
+fn boot(lab: &Lab, system: &str, until: &str) -> Result<Outcome> {
+    lab.boot(&lab.write_system(system)?).until(until).timeout(240).run()
+}
+
+fn one_driver(lab: &Lab) -> Result<()> {
+    let system = system("") + "id = \"1b36:0010\"\n[vm.micro.disk.root]\ndriver = \"disk0\"\nfirst = \"1M\"\n";
+    let outcome = boot(lab, &system, "client micro.root")?;
+    outcome.ended()?;
+    let line = outcome.says("root: pci 00:04.0 1b36:0010 NVMe, group ")?;
+    ensure!(line.ends_with(", 65 MSI-X, FLR"), outcome.failure(&format!("other features: {line}")));
+    outcome.says("root: started driver disk0 for 00:04.0")?;
+    // 64 MiB of 512 bytes, and all but the first of them.
+    outcome.says("[disk0] QEMU NVMe Ctrl, serial number d0: 131072 sectors")?;
+    outcome.says("[disk0] client micro.root: 129024 sectors from 2048").map(|_| ())
+}
+
+fn killed(lab: &Lab) -> Result<()> {
+    let system = system("") + "pci = \"00:04.0\"\nkill_every = 300\n";
+    let mut starts = 0;
+    let outcome = boot(lab, &system, "root: program disk0 was started again (4)")?;
+    outcome.ended()?;
+    let mut frames = Vec::new();
+    for line in &outcome.lines {
+        starts += u32::from(line.contains("[disk0] QEMU NVMe Ctrl, serial number d0: 131072 sectors"));
+        frames.extend(line.strip_prefix("root: kernel memory: ").map(String::from));
+    }
+    ensure!(starts >= 4, outcome.failure(&format!("the device worked {starts} times")));
+    // The first line is that of the start; then one after each end.
+    let after = frames.get(2..).unwrap_or_default();
+    ensure!(after.len() >= 2 && after.windows(2).all(|two| two[0] == two[1]), "it leaks: {frames:?}");
+    Ok(())
+}
+
+fn refused(lab: &Lab) -> Result<()> {
+    let absent = system("") + "pci = \"00:07.0\"\n";
+    boot(lab, &absent, "nothing")?.fatal("root: fatal: driver disk0: this machine has no PCI function 00:07.0")?;
+    let taken = system("") + "pci = \"00:04.0\"\n[driver.disk1]\nprogram = \"nvme\"\nid = \"1b36:0010\"\n";
+    let expected = "root: fatal: driver disk1: the PCI function 1b36:0010 is that of the driver disk0";
+    boot(lab, &taken, "nothing")?.fatal(expected)
+}

@@ -3,9 +3,11 @@
 
 mod bench;
 mod boot;
+mod broken;
 mod clock;
 mod conformance;
 mod crash;
+mod debugger;
 mod devices;
 mod dialogue;
 mod endings;
@@ -114,6 +116,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         micro::TESTS,
         linux::TESTS,
         fault::TESTS,
+        broken::TESTS,
         firmware::TESTS,
         front::TESTS,
         isolation::TESTS,

@@ -13,7 +13,3 @@ pub mod send;
 
 #[cfg(test)]
 mod tests;
-
-/// The device did what no device may: a buffer given back that it does not have, or more written than fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Misbehaviour;

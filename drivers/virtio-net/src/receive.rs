@@ -1,12 +1,12 @@
 //! Frames from the network.
 #![allow(unsafe_code)]
 
-use crate::Misbehaviour;
 use crate::buffers::Buffers;
 use crate::device::HEADER;
 use ::device::registers::Registers;
 use alloc::boxed::Box;
 use core::sync::atomic::{Ordering, fence};
+use nic::{Misbehaviour, Receive};
 use virtio::dma::Region;
 use virtio::transport::Bell;
 use virtio_drivers::Result;
@@ -38,8 +38,22 @@ impl<R: Registers> Receiver<R> {
         Ok(())
     }
 
-    /// Hands the next frame to `deliver`, and its buffer to the device again; false if there is none.
-    pub fn next(&mut self, deliver: impl FnOnce(&[u8])) -> core::result::Result<bool, Misbehaviour> {
+    fn lend(&mut self) -> Result<()> {
+        // SAFETY: buffers last for ever, and only `take_back` makes this one accessible again.
+        self.buffers.lend(|bytes| unsafe { self.queue.add(&[], &mut [bytes]) })?;
+        self.due |= wants_bell(&self.queue);
+        Ok(())
+    }
+
+    fn ring(&mut self) {
+        if core::mem::take(&mut self.due) {
+            self.bell.ring();
+        }
+    }
+}
+
+impl<R: Registers> Receive for Receiver<R> {
+    fn next(&mut self, deliver: impl FnOnce(&[u8])) -> core::result::Result<bool, Misbehaviour> {
         let Some(token) = self.queue.peek_used() else { return Ok(false) };
         let queue = &mut self.queue;
         // SAFETY: the buffer is the one that was added under this token.
@@ -52,25 +66,11 @@ impl<R: Registers> Receiver<R> {
         Ok(true)
     }
 
-    /// After the last frame: tells the device of the buffers if it wants that; true if more frames have come.
-    pub fn look_again(&mut self) -> bool {
+    fn look_again(&mut self) -> bool {
         self.ring();
         // The wish for an interrupt was written with the last buffer: before the device is looked at again.
         fence(Ordering::SeqCst);
         self.queue.can_pop()
-    }
-
-    fn lend(&mut self) -> Result<()> {
-        // SAFETY: buffers last for ever, and only `take_back` makes this one accessible again.
-        self.buffers.lend(|bytes| unsafe { self.queue.add(&[], &mut [bytes]) })?;
-        self.due |= wants_bell(&self.queue);
-        Ok(())
-    }
-
-    fn ring(&mut self) {
-        if core::mem::take(&mut self.due) {
-            self.bell.ring();
-        }
     }
 }
 

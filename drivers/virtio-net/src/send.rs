@@ -1,13 +1,13 @@
 //! Frames to the network.
 #![allow(unsafe_code)]
 
-use crate::Misbehaviour;
 use crate::buffers::{Buffers, LENGTH};
 use crate::device::HEADER;
 use crate::receive::wants_bell;
 use ::device::registers::Registers;
 use alloc::boxed::Box;
 use core::sync::atomic::{Ordering, fence};
+use nic::{Misbehaviour, Transmit};
 use runtime::net::{FRAME_MAX, HEADER as RECORD_HEADER};
 use virtio::dma::Region;
 use virtio::transport::Bell;
@@ -38,18 +38,32 @@ impl<R: Registers> Transmitter<R> {
         Ok(Self { queue, buffers: Buffers::new(COUNT)?, bell, due: false })
     }
 
-    /// Whether there is a buffer for a frame.
-    pub fn can_send(&mut self) -> core::result::Result<bool, Misbehaviour> {
+    /// Takes back what the device has sent. False if there was nothing; then it interrupts when there is.
+    pub fn reclaim(&mut self) -> core::result::Result<bool, Misbehaviour> {
+        let mut any = false;
+        loop {
+            let Some(token) = self.queue.peek_used() else { return Ok(any) };
+            let queue = &mut self.queue;
+            // SAFETY: the buffer is the one that was added under this token.
+            let pop = |bytes: &mut [u8]| unsafe { queue.pop_used(token, &[bytes], &mut []) };
+            let (_, popped) = self.buffers.take_back(token, pop).ok_or(Misbehaviour)?;
+            popped.map_err(|_| Misbehaviour)?;
+            any = true;
+            // The wish for an interrupt was written with this buffer: before the device is looked at again.
+            fence(Ordering::SeqCst);
+        }
+    }
+}
+
+impl<R: Registers> Transmit for Transmitter<R> {
+    fn can_send(&mut self) -> core::result::Result<bool, Misbehaviour> {
         if self.buffers.free_count() < LOW {
             self.reclaim()?;
         }
         Ok(self.buffers.free_count() != 0)
     }
 
-    /// Sends the frame that `fill` provides, after [`Self::can_send`]: `fill` gets the space for a record
-    /// (`runtime::net`), puts the frame behind the record's header, and returns the frame's length or that there is
-    /// none. The device is told by [`Self::ring`] only.
-    pub fn send<E>(
+    fn send<E>(
         &mut self,
         fill: impl FnOnce(&mut [u8]) -> core::result::Result<Option<usize>, E>,
     ) -> core::result::Result<bool, E> {
@@ -66,26 +80,13 @@ impl<R: Registers> Transmitter<R> {
         Ok(true)
     }
 
-    /// Tells the device of what has been sent since, if it wants that.
-    pub fn ring(&mut self) {
+    fn ring(&mut self) {
         if core::mem::take(&mut self.due) {
             self.bell.ring();
         }
     }
 
-    /// Takes back what the device has sent. False if there was nothing; then it interrupts when there is.
-    pub fn reclaim(&mut self) -> core::result::Result<bool, Misbehaviour> {
-        let mut any = false;
-        loop {
-            let Some(token) = self.queue.peek_used() else { return Ok(any) };
-            let queue = &mut self.queue;
-            // SAFETY: the buffer is the one that was added under this token.
-            let pop = |bytes: &mut [u8]| unsafe { queue.pop_used(token, &[bytes], &mut []) };
-            let (_, popped) = self.buffers.take_back(token, pop).ok_or(Misbehaviour)?;
-            popped.map_err(|_| Misbehaviour)?;
-            any = true;
-            // The wish for an interrupt was written with this buffer: before the device is looked at again.
-            fence(Ordering::SeqCst);
-        }
+    fn await_buffer(&mut self) -> core::result::Result<bool, Misbehaviour> {
+        self.reclaim()
     }
 }

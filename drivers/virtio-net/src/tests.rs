@@ -1,8 +1,8 @@
 //! Both halves against a model of the device.
 
-use crate::Misbehaviour;
 use crate::device::{Device, HEADER, RECEIVE_QUEUE, SEND_QUEUE};
 use crate::{receive, send};
+use nic::{Misbehaviour, Receive, Transmit};
 use runtime::net::HEADER as RECORD_HEADER;
 use std::vec::Vec;
 use virtio::model::{Model, STRUCTURES};

@@ -20,6 +20,7 @@ pub const PACKAGES: &[&str] = &[
     "ahci",
     "switch",
     "virtio-net",
+    "e1000e",
     "vmm",
     "agent",
     "micro",

@@ -12,8 +12,8 @@ use super::{InOrder, mebibytes};
 use crate::source::Source;
 
 /// Programs that can be drivers, and what they serve.
-const DRIVERS: [(&str, Service); 3] =
-    [("nvme", Service::Disk), ("ahci", Service::Disk), ("virtio-net", Service::Network)];
+const DRIVERS: [(&str, Service); 4] =
+    [("nvme", Service::Disk), ("ahci", Service::Disk), ("virtio-net", Service::Network), ("e1000e", Service::Network)];
 
 /// The device numbers of the emulated machine that its chipset takes: host bridge and LPC bridge.
 const CHIPSET: [u8; 2] = [0, 31];

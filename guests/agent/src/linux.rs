@@ -226,3 +226,87 @@ pub fn process_descriptor(child: Process) -> Result<Descriptor, Errno> {
     // SAFETY: no addresses.
     unsafe { call(434, [child as usize, 0, 0, 0]) }.map(|descriptor| descriptor as Descriptor)
 }
+
+/// `O_RDWR`, `O_DIRECT`.
+const READ_WRITE_DIRECT: usize = 0o2 | 0o40000;
+
+/// A request of [`io_submit`]: `struct iocb`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Control {
+    tag: u64,
+    key: u64,
+    operation: u16,
+    priority: u16,
+    descriptor: Descriptor,
+    buffer: u64,
+    length: u64,
+    offset: u64,
+    reserved: [u64; 2],
+}
+
+impl Control {
+    /// None.
+    pub const NONE: Self = Self::new(0, false, 0, 0, 0, 0);
+
+    /// Reads or writes `length` bytes at `offset`; `tag` comes back with the answer.
+    pub const fn new(tag: u64, write: bool, descriptor: Descriptor, buffer: u64, length: usize, offset: u64) -> Self {
+        let (operation, length) = (write as u16, length as u64);
+        Self { tag, key: 0, operation, priority: 0, descriptor, buffer, length, offset, reserved: [0; 2] }
+    }
+}
+
+/// An answer: `struct io_event`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Event {
+    /// The request's.
+    pub tag: u64,
+    control: u64,
+    /// Bytes, or minus the error's number.
+    pub result: i64,
+    more: i64,
+}
+
+impl Event {
+    /// None.
+    pub const NONE: Self = Self { tag: 0, control: 0, result: 0, more: 0 };
+}
+
+/// A set of requests on their way.
+#[derive(Clone, Copy)]
+pub struct Requests(usize);
+
+/// Opens a file for reading and writing past the page cache.
+pub fn open_direct(path: &CStr) -> Result<Descriptor, Errno> {
+    // SAFETY: the path ends in NUL.
+    unsafe { call(2, [path.as_ptr() as usize, CLOSE_ON_EXEC | READ_WRITE_DIRECT, 0, 0]) }.map(|one| one as Descriptor)
+}
+
+/// Makes what was written durable.
+pub fn synchronize(descriptor: Descriptor) -> Result<(), Errno> {
+    // SAFETY: no addresses.
+    uninterrupted(|| unsafe { call(74, [descriptor as usize, 0, 0, 0]) }).map(|_| ())
+}
+
+/// Room for requests on their way.
+pub fn io_setup(most: usize) -> Result<Requests, Errno> {
+    let mut set = 0usize;
+    // SAFETY: the call writes the set's name.
+    unsafe { call(206, [most, &raw mut set as usize, 0, 0]) }.map(|_| Requests(set))
+}
+
+/// Sends requests; returns how many it took.
+///
+/// # Safety
+/// The pointers must be valid, and the requests' buffers until they have ended.
+pub unsafe fn io_submit(set: Requests, requests: &[*const Control]) -> Result<usize, Errno> {
+    // SAFETY: the caller's promise.
+    uninterrupted(|| unsafe { call(209, [set.0, requests.len(), requests.as_ptr() as usize, 0]) })
+}
+
+/// Waits until at least one request has ended; returns how many have.
+pub fn io_getevents(set: Requests, events: &mut [Event]) -> Result<usize, Errno> {
+    // SAFETY: the call writes these events only.
+    uninterrupted(|| unsafe { call_with_six(208, [set.0, 1, events.len(), events.as_mut_ptr() as usize, 0, 0]) })
+}

@@ -2,12 +2,14 @@
 //!
 //! `agent FILE` runs `/bin/sh FILE`; `agent mark N` tells the virtual machine monitor that milestone N is reached;
 //! `agent ring SECONDS PROCESSES` passes a token round among processes on different CPUs ([`mod@ring`]); `agent measure`
-//! tells what starting programs and a loop take ([`mod@measure`]). A static Linux program without a C library: the guest's
+//! tells what starting programs and a loop take ([`mod@measure`]); `agent disk fill|check|read FILE DEPTH BLOCKS TURN` has that
+//! many requests to a disk on their way at once ([`mod@disk`]). A static Linux program without a C library: the guest's
 //! user space is busybox and this. It needs root's right to use I/O ports.
 #![no_std]
 #![no_main]
 
 mod command;
+mod disk;
 mod entry;
 mod frame;
 mod linux;
@@ -34,8 +36,10 @@ enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Usage => formatter
-                .write_str("usage: agent FILE | agent mark NUMBER | agent ring SECONDS PROCESSES | agent measure"),
+            Self::Usage => formatter.write_str(
+                "usage: agent FILE | agent mark NUMBER | agent ring SECONDS PROCESSES | agent measure \
+                           | agent disk fill|check|read FILE DEPTH BLOCKS TURN",
+            ),
             Self::NoPortAccess(errno) => write!(formatter, "may not use I/O ports ({errno})"),
             Self::NoChannel => formatter.write_str("this machine has no exec channel"),
             Self::Linux(what, errno) => write!(formatter, "cannot {what} ({errno})"),
@@ -55,7 +59,9 @@ impl Write for StandardError {
 /// The program; returns its exit status.
 fn main<'a>(mut arguments: impl Iterator<Item = &'a CStr>) -> u8 {
     let _name = arguments.next();
-    let result = match (arguments.next(), arguments.next(), arguments.next()) {
+    let words: [Option<&CStr>; 7] = core::array::from_fn(|_| arguments.next());
+    let result = match (words[0], words[1], words[2]) {
+        (Some(word), Some(work), Some(file)) if word == c"disk" => disk(work, file, &words[3..]),
         (Some(word), Some(number), None) if word == c"mark" => mark(number),
         (Some(word), Some(seconds), Some(processes)) if word == c"ring" => ring(seconds, processes),
         (Some(word), None, None) if word == c"measure" => measure::run(),
@@ -93,8 +99,26 @@ impl Write for Line {
     }
 }
 
+fn number(text: &CStr) -> Result<u64, Failure> {
+    text.to_str().ok().and_then(|text| text.parse::<u64>().ok()).ok_or(Failure::Usage)
+}
+
+fn disk(work: &CStr, file: &CStr, numbers: &[Option<&CStr>]) -> Result<u8, Failure> {
+    let work = match work.to_bytes() {
+        b"fill" => disk::Work::Fill,
+        b"check" => disk::Work::Check,
+        b"read" => disk::Work::Read,
+        _ => return Err(Failure::Usage),
+    };
+    let &[Some(depth), Some(blocks), Some(turn), None] = numbers else { return Err(Failure::Usage) };
+    let (depth, blocks, turn) = (number(depth)? as usize, number(blocks)?, number(turn)?);
+    if !(1..=disk::DEPTH_MAX).contains(&depth) || !blocks.is_power_of_two() || turn >> 16 != 0 {
+        return Err(Failure::Usage);
+    }
+    disk::Job { work, depth, blocks, turn }.run(file)
+}
+
 fn ring(seconds: &CStr, processes: &CStr) -> Result<u8, Failure> {
-    let number = |text: &CStr| text.to_str().ok().and_then(|text| text.parse::<u64>().ok()).ok_or(Failure::Usage);
     let processes = number(processes)? as usize;
     if !(1..=ring::MOST).contains(&processes) {
         return Err(Failure::Usage);

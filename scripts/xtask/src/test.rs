@@ -22,6 +22,7 @@ mod micro;
 mod observe;
 mod restart;
 mod transfer_nmi;
+mod virtio;
 mod written;
 
 use std::collections::VecDeque;
@@ -126,6 +127,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         restart::TESTS,
         observe::TESTS,
         transfer_nmi::TESTS,
+        virtio::TESTS,
         bench::TESTS,
     ];
     let jobs: VecDeque<(&Test, Emulator)> = topics

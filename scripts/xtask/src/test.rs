@@ -10,6 +10,7 @@ mod crash;
 mod debugger;
 mod devices;
 mod dialogue;
+mod disk;
 mod endings;
 mod fault;
 mod firmware;
@@ -116,6 +117,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         conformance::FUZZ,
         micro::TESTS,
         linux::TESTS,
+        disk::TESTS,
         fault::TESTS,
         broken::TESTS,
         firmware::TESTS,

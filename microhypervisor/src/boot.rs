@@ -21,7 +21,9 @@ use crate::registers::{self, EFER, FMASK, LSTAR, PAT, STAR, SYSENTER_CS, rdmsr, 
 use crate::svm::spec::CPUID_PAGE_1G;
 use crate::vcpu::register::cpuid;
 use crate::vcpu::{PhysPage, Processor};
-use crate::{console, descriptors, fpu, ioapic, lapic, log, memory, observation, root, run, sched, smp, space, timer};
+use crate::{
+    console, descriptors, fpu, ioapic, iommu, lapic, log, memory, observation, root, run, sched, smp, space, timer,
+};
 
 core::arch::global_asm!(
     include_str!("boot.S"),
@@ -224,6 +226,7 @@ fn protect(tables: &AcpiTables, uefi: Option<UefiMap>) {
         keep(start, end);
     }
     tables.ioapics().iter().for_each(|chip| keep(chip.address, chip.address + 1));
+    iommu::units().iter().for_each(|unit| keep(unit.address, unit.address + 1));
     uefi.iter().for_each(|map| map.runtime(&BootMemory).for_each(|(start, end)| keep(start, end)));
     let physical_pages = 1 << ((cpuid(0x8000_0008)[0] & 0xff).clamp(32, 52) - 12);
     let largest_page = if cpuid(0x8000_0001)[3] & CPUID_PAGE_1G != 0 { 2 } else { 1 };
@@ -238,6 +241,7 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     let mut hand_over = hand_over(magic, information);
     let tables = tables(&hand_over);
     hand_over.rsdp = tables.rsdp;
+    iommu::read(&BootMemory, tables.dmar);
     let components = check_processor();
     let image = root::Image::read(&BootMemory, hand_over.image);
     protect(&tables, hand_over.uefi);

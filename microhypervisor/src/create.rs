@@ -21,7 +21,7 @@ use crate::sched::{self, Sc};
 use crate::semaphore::Sm;
 use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace, Place};
 use crate::vcpu::{PhysPage, Processor, VcpuPages};
-use crate::{fpu, rounds, timer};
+use crate::{fpu, iommu, rounds, timer};
 
 /// Creates an object, and its capability at `place`.
 fn install<T: Object>(
@@ -66,7 +66,7 @@ pub fn pd(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
         CreatePd::ObjectSpace => only(&pd.objects, || install(&place, pd, MEMORY, |_| ObjectSpace::new(pd))),
         CreatePd::HostSpace => only(&pd.host, || install(&place, pd, MEMORY, |_| HostSpace::new(pd))),
         CreatePd::GuestSpace => install(&place, pd, guest, |_| GuestSpace::new(pd)).map(drop),
-        CreatePd::DmaSpace => Err(Status::BadFtr),
+        CreatePd::DmaSpace => iommu::create(Some(pd), pd).map(|(_, space)| place.fill(space.capability(guest))),
         CreatePd::PioSpace => {
             let create = |first| install(&place, pd, REGISTERS, |_| PioSpace::new(pd, first));
             let result = only(&pd.pio, || create(true));

@@ -15,6 +15,7 @@ use spin::Once;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
 use crate::hypercall::Call;
+use crate::iommu::{self, DmaSpace};
 use crate::object::{cast, named};
 use crate::space::{GuestSpace, HostSpace, Memory, MsrSpace, ObjectSpace, PioSpace};
 use crate::{destroy, platform, registers, rounds, run, sched};
@@ -40,7 +41,10 @@ pub fn start(cpu: &'static Cpu, ec: &'static Ec, _: Call) -> Result<(), Status> 
 
 #[inline(always)]
 fn memory_space(named: Named) -> Result<&'static Memory, Status> {
-    if let Ok(host) = cast::<HostSpace>(named) { Ok(&host.memory) } else { Ok(&cast::<GuestSpace>(named)?.0) }
+    if let Ok(host) = cast::<HostSpace>(named) {
+        return Ok(&host.memory);
+    }
+    cast::<GuestSpace>(named).map(|space| &space.0).or_else(|_| cast::<DmaSpace>(named).map(|space| &space.memory))
 }
 
 /// Goes on with a preempted call.
@@ -80,7 +84,9 @@ fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
 /// The end of a call that changed `space`, with `result`: if it took rights away, or another EC did that and not every
 /// CPU has seen it, goes on when all have.
 fn conclude(cpu: &'static Cpu, ec: &'static Ec, space: &Memory, result: Result<(), Status>) -> Result<(), Status> {
-    let Some(generation) = space.generation.due() else { return result };
+    let due = space.generation.due();
+    iommu::settle(space, due.is_some());
+    let Some(generation) = due else { return result };
     ec.progress.set(generation);
     settle(cpu, ec, result, &|other| space.cached_by(other))
 }

@@ -23,6 +23,7 @@ use spin::Mutex;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
 use crate::guest::{self, GuestState};
+use crate::iommu::DmaSpace;
 use crate::memory::{release, release_small};
 use crate::object::{self, Object, TABLE, content};
 use crate::pd::Pd;
@@ -348,6 +349,7 @@ fn sweep_one(index: u32, work: &mut Work) -> Next {
     let cleared = &mut work.cleared;
     let all = free::<HostSpace>(index, |space| space.clear(cleared))
         .or_else(|| free::<GuestSpace>(index, |space| space.0.clear(cleared)))
+        .or_else(|| free::<DmaSpace>(index, |space| space.clear(cleared)))
         .or_else(|| free::<ObjectSpace>(index, |space| space.clear(cleared)))
         .or_else(|| free::<PioSpace>(index, |space| (release(space.bitmap), true).1))
         .or_else(|| free::<MsrSpace>(index, |space| (release(space.bitmap), true).1))

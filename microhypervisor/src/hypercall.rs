@@ -16,7 +16,7 @@ use crate::pd::Pd;
 use crate::portal::Pt;
 use crate::sched::Sc;
 use crate::semaphore::Sm;
-use crate::{create, ctrl_pd, destroy, interrupt, memory, platform, portal, rounds, run, sched};
+use crate::{create, ctrl_pd, destroy, interrupt, iommu, memory, platform, portal, rounds, run, sched};
 
 /// A call's common part: the selector and the flags in RDI.
 #[derive(Clone, Copy)]
@@ -45,7 +45,7 @@ static HANDLERS: [Handler; 16] = [
     ctrl_sm,
     platform::control,
     assign_int,
-    |_, ec, _| Err(if ec.pd.root { Status::BadDev } else { Status::BadHyp }),
+    iommu::assign_dev,
     extension,
 ];
 
@@ -99,10 +99,10 @@ fn ctrl_sm(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status>
 
 fn assign_int(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (sm, _) = ec.selectors.get::<Sm>(call.selector, Permissions::ASSIGN_INT)?;
-    interrupt::assign(sm, u16::try_from(ec.gpr(gpr::RSI)).map_err(|_| Status::BadCpu)?, call.flags)?;
-    // Pin-based: there is no message.
-    ec.set_gpr(gpr::RSI, 0);
-    ec.set_gpr(gpr::RDX, 0);
+    let cpu = u16::try_from(ec.gpr(gpr::RSI)).map_err(|_| Status::BadCpu)?;
+    let (address, data) = interrupt::assign(sm, cpu, ec.gpr(gpr::RDX) as u16, call.flags)?;
+    ec.set_gpr(gpr::RSI, address as u64);
+    ec.set_gpr(gpr::RDX, data as u64);
     Ok(())
 }
 
@@ -120,6 +120,7 @@ fn extension(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Statu
             ec.set_gpr(gpr::RDX, memory::free_frames() as u64);
             Ok(())
         }
+        flags if flags == Operation::Fault as u8 => iommu::collect_fault(ec),
         flags if flags == Operation::Destroy as u8 => destroy::start(cpu, ec),
         flags if flags == Operation::Trace as u8 => {
             let granted = ctrl_pd::is_nova_host(ec.selectors.find(call.selector).0);

@@ -5,6 +5,7 @@
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
+use ::iommu::entry::{self, Interrupt};
 use abi::Status;
 use abi::hypercall::flag;
 use abi::observation::{Traced, counter};
@@ -15,23 +16,26 @@ use crate::fast::sysenter_entry;
 use crate::object::Ref;
 use crate::observation::trace;
 use crate::semaphore::Sm;
-use crate::{ioapic, lapic, sched};
+use crate::{ioapic, iommu, lapic, sched};
 
-/// Vector of global system interrupt 0.
+/// Vector of interrupt 0. Numbers of interrupts: those of pins, which are global system interrupts; messages; faults of
+/// devices.
 const FIRST_VECTOR: u8 = 0x20;
+/// Number of the interrupt by which IOMMUs announce faults, behind 64 messages.
+pub const FAULTS: u32 = ioapic::MAX_PINS + 64;
+const NUMBERS: usize = FAULTS as usize + 1;
 
 /// Masked by the kernel until the next down on the semaphore.
 const HELD: u8 = 1 << 7;
 
-static SEMAPHORES: [Once<Ref<Sm>>; ioapic::MAX_PINS as usize] = [const { Once::new() }; ioapic::MAX_PINS as usize];
-/// Whether a pin is level-triggered, masked ([`flag`]), held back.
-static STATES: [AtomicU8; ioapic::MAX_PINS as usize] =
-    [const { AtomicU8::new(flag::INT_MASKED) }; ioapic::MAX_PINS as usize];
+static SEMAPHORES: [Once<Ref<Sm>>; NUMBERS] = [const { Once::new() }; NUMBERS];
+/// Whether an interrupt is level-triggered, masked ([`flag`]), held back.
+static STATES: [AtomicU8; NUMBERS] = [const { AtomicU8::new(flag::INT_MASKED) }; NUMBERS];
 static CONSOLE: Once<Ref<Sm>> = Once::new();
 
-/// Binds the semaphore of a global system interrupt.
-pub fn bind(gsi: u32, semaphore: Ref<Sm>) {
-    if let Some(slot) = SEMAPHORES.get(gsi as usize) {
+/// Binds the semaphore of interrupt `number`.
+pub fn bind(number: u32, semaphore: Ref<Sm>) {
+    if let Some(slot) = SEMAPHORES.get(number as usize) {
         slot.call_once(|| semaphore);
     }
 }
@@ -49,22 +53,35 @@ pub fn signal_console() {
     }
 }
 
-/// assign_int: routes the interrupt of `semaphore` to `cpu`.
-pub fn assign(semaphore: &Sm, cpu: u16, flags: u8) -> Result<(), Status> {
-    let gsi = semaphore.interrupt().ok_or(Status::BadCap)?;
-    let target = Cpu::by_number(cpu).map(|cpu| cpu.apic_id.get()).ok_or(Status::BadCpu)?;
-    // An I/O APIC's entry holds eight bits of it.
-    if target > 0xff {
+/// assign_int: routes the interrupt of `semaphore` to `cpu`. Returns the message by which `device` raises it; pins have
+/// none.
+pub fn assign(semaphore: &Sm, cpu: u16, device: u16, flags: u8) -> Result<(u32, u32), Status> {
+    let number = semaphore.interrupt().ok_or(Status::BadCap)?;
+    let destination = Cpu::by_number(cpu).map(|cpu| cpu.apic_id.get()).ok_or(Status::BadCpu)?;
+    let state = STATES.get(number as usize).ok_or(Status::BadCap)?;
+    let (vector, pin) = (FIRST_VECTOR.wrapping_add(number as u8), number < ioapic::MAX_PINS);
+    let kept = flags & (flag::INT_MASKED | if pin { flag::INT_LEVEL } else { 0 });
+    let (level, masked) = (kept & flag::INT_LEVEL != 0, kept & flag::INT_MASKED != 0);
+    let source = if pin { iommu::ioapic(ioapic::id(number)) } else { Some(device) };
+    let wanted = Interrupt { vector, destination, source, level };
+    let remapped = number != FAULTS && iommu::remap(number, &wanted, masked && !pin);
+    // Otherwise there are eight bits for it.
+    if !remapped && destination > 0xff && number != FAULTS {
         return Err(Status::BadCpu);
     }
-    let state = STATES.get(gsi as usize).ok_or(Status::BadCap)?;
     semaphore.set_route(cpu);
-    state.store(flags & (flag::INT_LEVEL | flag::INT_MASKED), Ordering::Relaxed);
-    let bit = |flag: u8, bit: u32| if flags & flag != 0 { bit } else { 0 };
-    let mode = bit(flag::INT_LEVEL, ioapic::LEVEL) | bit(flag::INT_MASKED, ioapic::MASKED);
-    let mode = mode | bit(flag::INT_LOW, ioapic::LOW);
-    ioapic::route(gsi, FIRST_VECTOR.wrapping_add(gsi as u8), target, mode);
-    Ok(())
+    state.store(kept, Ordering::Relaxed);
+    if pin {
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+        let mode = bit(level, ioapic::LEVEL) | bit(masked, ioapic::MASKED);
+        let place = if remapped { entry::redirection(number as u16) } else { destination << 24 };
+        ioapic::route(number, vector, place, mode | bit(flags & flag::INT_LOW != 0, ioapic::LOW));
+        return Ok((0, 0));
+    }
+    if number == FAULTS {
+        iommu::announce_faults(&wanted);
+    }
+    Ok(if remapped { entry::message(number as u16) } else { wanted.plain_message() })
 }
 
 /// Somebody waits for interrupt `gsi` again: a level-triggered one that is held back may come.
@@ -87,10 +104,14 @@ pub fn handle(cpu: &'static Cpu, vector: u8) {
         state.fetch_or(HELD, Ordering::Relaxed);
         ioapic::mask(gsi as u32, true);
     }
+    if gsi == FAULTS as usize {
+        iommu::mask_faults();
+    }
     if vector != lapic::SPURIOUS {
         lapic::end_of_interrupt();
     }
-    let semaphore = || SEMAPHORES.get(gsi)?.get()?.get();
+    let open = |state: &&AtomicU8| state.load(Ordering::Relaxed) & flag::INT_MASKED == 0;
+    let semaphore = || STATES.get(gsi).filter(open).and(SEMAPHORES.get(gsi))?.get()?.get();
     cpu.counters.count(match vector {
         lapic::TIMER => counter::TIMER,
         lapic::ATTENTION => counter::ATTENTION,

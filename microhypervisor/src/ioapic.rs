@@ -26,6 +26,7 @@ struct Chip {
     registers: u64,
     first_gsi: u32,
     pins: u32,
+    id: u8,
 }
 
 type Chips = [Option<Chip>; MAX];
@@ -58,11 +59,17 @@ pub fn init(index: usize, found: &IoApic) -> u32 {
     let registers = crate::space::DEVICES + (1 + index as u64) * 4096 + (found.address & 0xff0);
     let pins = (read(registers, VERSION) >> 16 & 0xff) + 1;
     let pins = pins.min(MAX_PINS.saturating_sub(found.gsi_base));
-    *slot = Some(Chip { registers, first_gsi: found.gsi_base, pins });
+    *slot = Some(Chip { registers, first_gsi: found.gsi_base, pins, id: found.id });
     for pin in 0..pins {
         write(registers, REDIRECTION + 2 * pin, MASKED);
     }
     if pins == 0 { 0 } else { found.gsi_base + pins }
+}
+
+/// The firmware's number for the I/O APIC of `gsi`.
+pub fn id(gsi: u32) -> Option<u8> {
+    let serves = |chip: &&Chip| gsi.checked_sub(chip.first_gsi).is_some_and(|pin| pin < chip.pins);
+    CHIPS.lock().iter().flatten().find(serves).map(|chip| chip.id)
 }
 
 fn find(chips: &Chips, gsi: u32) -> Option<(u64, u32)> {
@@ -72,12 +79,12 @@ fn find(chips: &Chips, gsi: u32) -> Option<(u64, u32)> {
     })
 }
 
-/// Routes `gsi` to the LAPIC `destination` with `vector` and the given mode bits.
+/// Routes `gsi` to `destination`, the high half of its entry, with `vector` and the given mode bits.
 pub fn route(gsi: u32, vector: u8, destination: u32, mode: u32) {
     let chips = CHIPS.lock();
     if let Some((chip, register)) = find(&chips, gsi) {
         write(chip, register, MASKED);
-        write(chip, register + 1, destination << 24);
+        write(chip, register + 1, destination);
         write(chip, register, vector as u32 | mode);
     }
 }

@@ -21,6 +21,7 @@ mod guest;
 mod hypercall;
 mod interrupt;
 mod ioapic;
+mod iommu;
 mod lapic;
 mod memory;
 mod object;

@@ -367,6 +367,8 @@ pub struct Tables<'a> {
     pub generation: &'a Generation,
     /// Something was taken away.
     pub taken: bool,
+    /// IOMMUs read the tables.
+    pub for_devices: bool,
 }
 
 impl Drop for Tables<'_> {
@@ -401,6 +403,7 @@ impl kernel_core::paging::Tables for Tables<'_> {
     fn alloc(&mut self) -> Option<u64> {
         let frame = self.account.frames(0)?;
         slab(frame.0).free = 0;
+        self.changed(frame.physical(), 0, 512);
         Some(frame.physical())
     }
 
@@ -426,12 +429,20 @@ impl kernel_core::paging::Tables for Tables<'_> {
         self.taken = true;
     }
 
+    #[inline(always)]
+    fn changed(&mut self, table: u64, first: usize, end: usize) {
+        if self.for_devices {
+            crate::iommu::flush(table, first, end);
+        }
+    }
+
     fn fill(&mut self, table: u64, first: u64, step: u64) {
         let mut value = first;
         for index in 0..512 {
             write_entry(table, index, value);
             value = value.wrapping_add(step);
         }
+        self.changed(table, 0, 512);
     }
 
     fn live(&mut self, table: u64, delta: i32) -> u32 {

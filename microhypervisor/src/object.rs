@@ -16,6 +16,7 @@ use abi::capability::Permissions;
 use kernel_core::slots::{Entry, Header, HeaderTable, Kind, Named, Reference};
 
 use crate::ec::Ec;
+use crate::iommu::DmaSpace;
 use crate::memory::{Account, FRAME, KERNEL, LARGEST, POOL_FRAMES, SMALLEST, release_small};
 use crate::pd::Pd;
 use crate::portal::Pt;
@@ -42,7 +43,7 @@ pub trait Object: Sized + 'static {
 macro_rules! objects {
     ($($name:ident),*) => { $(impl Object for $name { const KIND: Kind = Kind::$name; })* };
 }
-objects!(Pd, ObjectSpace, HostSpace, GuestSpace, PioSpace, MsrSpace, Ec, Sc, Pt, Sm);
+objects!(Pd, ObjectSpace, HostSpace, GuestSpace, DmaSpace, PioSpace, MsrSpace, Ec, Sc, Pt, Sm);
 
 /// A reference to an object that may have been destroyed since.
 #[repr(transparent)]

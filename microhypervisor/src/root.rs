@@ -25,7 +25,7 @@ use crate::sched::{self, Sc};
 use crate::semaphore::Sm;
 use crate::space::{HostSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::vcpu::Processor;
-use crate::{console, create, ctrl_pd, interrupt, observation, platform, rounds, timer};
+use crate::{console, create, ctrl_pd, interrupt, ioapic, iommu, observation, platform, rounds, timer};
 
 /// Frames that the kernel keeps for itself; all others are the root protection domain's allowance.
 const KERNEL_RESERVE: u32 = 64;
@@ -62,6 +62,7 @@ const MSR_READ: [u32; 5] = [0x10, 0xc000_0081, 0xc000_0082, 0xc000_0084, 0xc000_
 pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32) {
     let account = &KERNEL_ACCOUNT;
     let (nova_pd, _) = must(object::create(None, account, |own| Ok(Pd::new(own, account, false))));
+    must(iommu::start(nova_pd));
     let (pd, pd_reference) = must(object::create(None, account, |own| Ok(Pd::new(own, account, true))));
     if !pd.give_allowance(account, account.allowance.balance().saturating_sub(KERNEL_RESERVE)) {
         must::<()>(Err(Status::MemObj));
@@ -91,10 +92,11 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     put(nova::ROOT_OBJECT_SPACE, objects.1.capability(all));
     put(nova::ROOT_HOST_SPACE, host.1.capability(all));
     put(nova::ROOT_PIO_SPACE, pio.1.capability(all | Permissions::ASSIGN));
-    for gsi in 0..pins {
-        let reference = semaphore(Sm::for_interrupt(gsi));
-        interrupt::bind(gsi, reference);
-        put(nova::INTERRUPT_BASE + gsi as u64, reference.capability(Permissions::ASSIGN_INT | Permissions::DOWN));
+    let interrupts = (nova::INTERRUPT_BASE..).zip((0..pins).chain(ioapic::MAX_PINS..interrupt::FAULTS));
+    for (selector, number) in interrupts.chain(iommu::is_on().then_some((nova::DMA_FAULTS, interrupt::FAULTS))) {
+        let reference = semaphore(Sm::for_interrupt(number));
+        interrupt::bind(number, reference);
+        put(selector, reference.capability(Permissions::ASSIGN_INT | Permissions::DOWN));
     }
     ctrl_pd::NOVA.call_once(|| (nova_host.1.capability(take), nova_pio.1.capability(take)));
     open_nova_spaces(nova_pio.0, nova_msr.0);
@@ -194,12 +196,14 @@ fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
         cpu_num: crate::cpu::count(),
         cpu_bsp: 0,
         int_pin: pins as u16,
+        int_msi: (interrupt::FAULTS - ioapic::MAX_PINS) as u16,
         mco_obj: 9,
         mco_hst: 9,
         mco_gst: 9,
+        mco_dma: 9,
         mco_pio: 16,
         mco_msr: 14,
-        platform_features: features,
+        platform_features: features | if iommu::is_on() { hip::FEATURE_IOMMU } else { 0 },
         extension: Announcement {
             magic: extension::MAGIC,
             version: extension::VERSION,
@@ -207,6 +211,7 @@ fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
                 | extension::FEATURE_NEUTRAL_EVENTS
                 | extension::FEATURE_DESTROY
                 | if features == hip::FEATURE_VMX { extension::FEATURE_SYSENTER } else { 0 }
+                | if iommu::is_on() { extension::FEATURE_FAULTS } else { 0 }
                 | observation.map_or(0, |_| extension::FEATURE_OBSERVATION),
             observation: observation.map_or(0, |(address, _)| address),
             observation_frames: observation.map_or(0, |(_, frames)| frames),

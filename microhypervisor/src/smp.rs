@@ -149,7 +149,7 @@ fn start(id: u32) -> bool {
 }
 
 /// Waits for `done`, at most `milliseconds`; whether it came about.
-fn wait_until(milliseconds: u64, done: impl Fn() -> bool) -> bool {
+pub fn wait_until(milliseconds: u64, done: impl Fn() -> bool) -> bool {
     let end = now() + timer::frequency() / 1000 * milliseconds;
     while now() < end {
         if done() {

@@ -44,6 +44,9 @@ pub mod nova {
     pub const ROOT_HOST_SPACE: Selector = SELECTOR_COUNT - 7;
     /// The root PIO space, all permissions.
     pub const ROOT_PIO_SPACE: Selector = SELECTOR_COUNT - 8;
+    /// Signalled when a device did what it may not do, see [`crate::extension`]: permissions DOWN
+    /// and ASSIGN_INT, as of an interrupt.
+    pub const DMA_FAULTS: Selector = SELECTOR_COUNT - 9;
     /// First interrupt semaphore: pin-based interrupts by global system interrupt, then message-signalled ones.
     pub const INTERRUPT_BASE: Selector = 1 << 16;
     /// First idle scheduling context; one per CPU.

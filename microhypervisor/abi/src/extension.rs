@@ -23,6 +23,9 @@ pub const FEATURE_OBSERVATION: u32 = 1 << 3;
 /// way leaves the guest's SYSCALL registers in the CPU while it runs; its own SYSCALL works, but takes longer.
 pub const FEATURE_SYSENTER: u32 = 1 << 4;
 
+/// [`Announcement::features`]: [`Operation::Fault`] exists, and the semaphore [`crate::capability::nova::DMA_FAULTS`].
+pub const FEATURE_FAULTS: u32 = 1 << 5;
+
 /// The record in the information page that announces the extensions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -60,4 +63,9 @@ pub enum Operation {
     Balance = 2,
     /// RDI selector: the NOVA host space, with permission TAKE. RSI bit 0: 1 turns the trace of all CPUs on, 0 off.
     Trace = 3,
+    /// From the root protection domain only, BAD_HYP else. Returns what a device did that it may not do: in RSI its source
+    /// id (bits 15:0), the reason (23:16, VT-d specification 7.1.3), whether it would have read (24); in RDX the page's address
+    /// at which (of an interrupt the index of its entry, in bits 63:48). Reason 0: there was no more, and the semaphore is
+    /// upped at the next one. Until then no further fault costs an interrupt.
+    Fault = 4,
 }

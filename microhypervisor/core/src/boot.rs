@@ -38,21 +38,22 @@ fn module(start: u64, end: u64) -> Result<Option<(u64, u64)>, Malformed> {
 }
 
 /// A range of physical memory. Offsets count from its start; whatever lies outside reads as `None`.
-struct Window<'a, M> {
+pub struct Window<'a, M> {
     memory: &'a M,
     start: u64,
-    len: u64,
+    /// Its length in bytes.
+    pub len: u64,
 }
 
 impl<'a, M: PhysicalMemory> Window<'a, M> {
     /// `None` if the range wraps around the end of the address space.
-    fn new(memory: &'a M, start: u64, len: u64) -> Option<Self> {
+    pub fn new(memory: &'a M, start: u64, len: u64) -> Option<Self> {
         start.checked_add(len)?;
         Some(Self { memory, start, len })
     }
 
     /// The `len` bytes from `offset` on.
-    fn part(&self, offset: u64, len: u64) -> Option<Self> {
+    pub fn part(&self, offset: u64, len: u64) -> Option<Self> {
         let end = offset.checked_add(len)?;
         (end <= self.len).then(|| Self { memory: self.memory, start: self.start + offset, len })
     }
@@ -65,11 +66,13 @@ impl<'a, M: PhysicalMemory> Window<'a, M> {
         self.memory.read(part.start, number.get_mut(..bytes)?).then_some(u64::from_le_bytes(number))
     }
 
-    fn u8(&self, offset: u64) -> Option<u8> {
+    /// A byte.
+    pub fn u8(&self, offset: u64) -> Option<u8> {
         self.number(offset, 1).map(|number| number as u8)
     }
 
-    fn u16(&self, offset: u64) -> Option<u16> {
+    /// 16 bits.
+    pub fn u16(&self, offset: u64) -> Option<u16> {
         self.number(offset, 2).map(|number| number as u16)
     }
 
@@ -77,7 +80,8 @@ impl<'a, M: PhysicalMemory> Window<'a, M> {
         self.number(offset, 4).map(|number| number as u32)
     }
 
-    fn u64(&self, offset: u64) -> Option<u64> {
+    /// 64 bits.
+    pub fn u64(&self, offset: u64) -> Option<u64> {
         self.number(offset, 8)
     }
 
@@ -89,25 +93,27 @@ impl<'a, M: PhysicalMemory> Window<'a, M> {
 
 /// A list of at most `N` items.
 #[derive(Clone, Copy, Debug)]
-struct List<T, const N: usize> {
+pub struct List<T, const N: usize> {
     items: [T; N],
     len: usize,
 }
 
 impl<T: Copy + Default, const N: usize> List<T, N> {
-    fn new() -> Self {
+    /// An empty one.
+    pub fn empty() -> Self {
         Self { items: [T::default(); N], len: 0 }
     }
 
     /// False if there is no room.
-    fn push(&mut self, item: T) -> bool {
+    pub fn push(&mut self, item: T) -> bool {
         let Some(slot) = self.items.get_mut(self.len) else { return false };
         *slot = item;
         self.len += 1;
         true
     }
 
-    fn as_slice(&self) -> &[T] {
+    /// What was pushed.
+    pub fn as_slice(&self) -> &[T] {
         self.items.get(..self.len).unwrap_or(&[])
     }
 }

@@ -1,7 +1,7 @@
 //! The page-table walker: one for all spaces of memory capabilities, with the entry format as a parameter.
 //!
-//! Every format has four levels of tables with 512 entries each: level 0 holds 4 KiB pages, level 1 tables or 2 MiB
-//! pages, level 2 tables or 1 GiB pages, level 3 is the root. A space spans 2^48 bytes. Entries of absent pages are 0;
+//! Every format has four levels of tables with 512 entries each, or three: level 0 holds 4 KiB pages, level 1 tables or
+//! 2 MiB pages, level 2 tables or 1 GiB pages, level 3 is the root. A space spans 2^48 bytes, or 2^39. Entries of absent pages are 0;
 //! leaves keep the exact permissions of the capability in bits 55:52, which all formats leave to software, because no
 //! format can express them all.
 //!
@@ -12,14 +12,10 @@
 use abi::Status;
 use abi::capability::{Cacheability, Permissions};
 
-/// Level of the root table.
-const ROOT_LEVEL: u8 = 3;
 /// Most entries that one call looks at, or changes.
 const STEP: usize = 64;
 /// Largest leaf that any format has: 1 GiB.
 const LEAF_LEVEL_MAX: u8 = 2;
-/// Pages in a space.
-const SPACE_PAGES: u64 = 1 << 36;
 /// Frames of physical memory that entries can name.
 const FRAMES: u64 = 1 << 40;
 const ENTRIES: usize = 512;
@@ -35,6 +31,8 @@ const PERMISSIONS: Permissions = abi::capability::MEMORY_ALL;
 /// What differs between the formats: the hardware's view of an entry. Bits 55:52 are the walker's.
 #[derive(Debug)]
 pub struct Format {
+    /// Level of the root table.
+    root_level: u8,
     /// Bits that refer to a table, beside its address.
     table: u64,
     /// Bits of any leaf, beside its address: it is readable.
@@ -55,6 +53,7 @@ pub struct Format {
 ///
 /// The PAT must hold WB, WT, UC-, UC, WC, WP in entries 0 to 5 (Intel SDM vol. 3A, 12.12).
 pub static HOST: Format = Format {
+    root_level: 3,
     table: host::PRESENT | host::WRITE | host::USER | host::ACCESSED,
     leaf: host::PRESENT | host::USER | host::ACCESSED | host::DIRTY,
     write: host::WRITE,
@@ -84,6 +83,7 @@ mod host {
 /// Extended page tables (Intel SDM vol. 3C, 29.3). What is mapped is readable (writable alone would be a
 /// misconfiguration); executable permissions are combined. The guest's PAT is ignored.
 pub static EPT: Format = Format {
+    root_level: 3,
     table: ept::READ | ept::WRITE | ept::EXECUTE,
     leaf: ept::READ | ept::IGNORE_PAT,
     write: ept::WRITE,
@@ -102,6 +102,9 @@ mod ept {
     pub const MEMORY_TYPES: [u64; 5] = [6 << 3, 4 << 3, 1 << 3, 0, 5 << 3];
 }
 
+/// Second-level tables of VT-d (VT-d specification 9.8) with three and with four levels. What is mapped is readable.
+pub static DMA: [Format; 2] = [Format::dma(2), Format::dma(3)];
+
 const EXECUTE: Permissions = Permissions::EXECUTE_USER.union(Permissions::EXECUTE_SUPERVISOR);
 
 /// Where tables live. Tables are named by their physical addresses; only addresses that [`Tables::alloc`] returned,
@@ -117,6 +120,8 @@ pub trait Tables {
     fn write(&mut self, table: u64, index: usize, entry: u64);
     /// An entry that processors may have cached was replaced by another one.
     fn taken(&mut self);
+    /// Entries from `first` up to `end` of a table were written.
+    fn changed(&mut self, _table: u64, _first: usize, _end: usize) {}
     /// Sets all entries of a table that nothing refers to yet: `first`, and each `step` more than the one before.
     fn fill(&mut self, table: u64, first: u64, step: u64);
     /// Adds `delta` to a table's number of entries in use and returns the result.
@@ -181,9 +186,13 @@ impl Space {
         self.root
     }
 
+    const fn pages(&self) -> u64 {
+        pages(self.format.root_level + 1)
+    }
+
     /// Down to the entry for `page` in a table of level `target`, or above if there is no table: table, level, entry.
     fn descend(&self, tables: &impl Tables, page: u64, target: u8) -> (u64, u8, u64) {
-        let (mut table, mut level) = (self.root, ROOT_LEVEL);
+        let (mut table, mut level) = (self.root, self.format.root_level);
         let mut entry = tables.read(table, index(page, level));
         while level > target && entry & LARGE == 0 && entry != 0 {
             (table, level) = (entry & ADDRESS, level - 1);
@@ -197,7 +206,7 @@ impl Space {
     /// `most` pages, in bounded time.
     pub fn lookup_run(&self, tables: &impl Tables, va: u64, most: u64) -> (Option<Leaf>, u64) {
         let page = va >> abi::PAGE_BITS;
-        if page >= SPACE_PAGES {
+        if page >= self.pages() {
             return (None, 1);
         }
         let (table, level, entry) = self.descend(tables, page, 0);
@@ -238,7 +247,7 @@ impl Space {
         let (page, frame) = (va >> abi::PAGE_BITS, pa >> abi::PAGE_BITS);
         let permissions = permissions & PERMISSIONS;
         let mapping = !permissions.is_empty();
-        if count > SPACE_PAGES || page > SPACE_PAGES - count || (mapping && frame > FRAMES - count) {
+        if count > self.pages() || page > self.pages() - count || (mapping && frame > FRAMES - count) {
             return Err(Status::BadPar);
         }
         // Unmapping clears whole tables even where no leaf is that large.
@@ -292,6 +301,7 @@ impl Space {
                 new = new.wrapping_add(pages(level) << abi::PAGE_BITS);
             }
         }
+        tables.changed(table, first, at);
         if below {
             tables.free(entry & ADDRESS);
         }
@@ -316,6 +326,7 @@ impl Space {
             tables.live(table, 1);
         }
         tables.write(table, index, below | self.format.table);
+        tables.changed(table, index, index + 1);
         true
     }
 
@@ -323,11 +334,12 @@ impl Space {
     fn prune(&self, tables: &mut impl Tables, page: u64) {
         loop {
             let (table, level, _) = self.descend(tables, page, 0);
-            if level == ROOT_LEVEL || tables.live(table, 0) != 0 {
+            if level == self.format.root_level || tables.live(table, 0) != 0 {
                 return;
             }
             let (above, level, _) = self.descend(tables, page, level + 1);
             tables.write(above, index(page, level), 0);
+            tables.changed(above, index(page, level), index(page, level) + 1);
             tables.live(above, -1);
             tables.taken();
             tables.free(table);
@@ -358,6 +370,12 @@ const fn permissions(entry: u64) -> Permissions {
 }
 
 impl Format {
+    const fn dma(root_level: u8) -> Self {
+        let (read, write) = (1 << 0, 1 << 1);
+        let memory_types = [[0; 5]; 2];
+        Self { root_level, table: read | write, leaf: read, write, execute: 0, no_execute: 0, memory_types }
+    }
+
     fn leaf(&self, address: u64, level: u8, permissions: Permissions, cacheability: Cacheability) -> u64 {
         let large = if level == 0 { 0 } else { LARGE };
         let write = if permissions.contains(Permissions::WRITE) { self.write } else { 0 };

@@ -25,19 +25,28 @@ pub struct Memory {
     pd: &'static Pd,
     /// Number of selectors, a power of two.
     pub selectors: u64,
+    /// Of a DMA space: the number by which IOMMUs know it; else 0.
+    pub domain: u16,
     /// Counts changes that took rights away: vCPUs flush when theirs differs.
     pub generation: Generation,
 }
 
 impl Memory {
-    fn new(pd: &'static Pd, format: &'static Format, largest: u8, selectors: u64) -> Result<Self, Status> {
+    /// Empty page tables of `pd`, with `selectors` selectors and leaves up to level `largest`, of DMA space `domain` or 0.
+    pub fn new(
+        pd: &'static Pd,
+        format: &'static Format,
+        largest: u8,
+        selectors: u64,
+        domain: u16,
+    ) -> Result<Self, Status> {
         let root = pd.account().draft(0)?.keep().physical();
         let tree = Space::new(
             format,
             root,
             largest.min(crate::platform::PLATFORM.get().map_or(1, |platform| platform.largest_page)),
         );
-        Ok(Self { tree, lock: Mutex::new(Retired::none()), pd, selectors, generation: Generation::first() })
+        Ok(Self { tree, lock: Mutex::new(Retired::none()), pd, selectors, domain, generation: Generation::first() })
     }
 
     /// Physical address of the root table.
@@ -47,7 +56,13 @@ impl Memory {
     }
 
     fn tables<'a>(&'a self, retired: &'a mut Retired) -> Tables<'a> {
-        Tables { account: self.pd.account(), retired, generation: &self.generation, taken: false }
+        Tables {
+            account: self.pd.account(),
+            retired,
+            generation: &self.generation,
+            taken: false,
+            for_devices: self.domain != 0,
+        }
     }
 
     /// Maps or unmaps as much of `piece` as takes bounded time; if it was taken `from` a space, only if that still has
@@ -112,7 +127,7 @@ pub struct HostSpace {
 impl HostSpace {
     /// An empty host space of `pd`, with the kernel's half.
     pub fn new(pd: &'static Pd) -> Result<Self, Status> {
-        let memory = Memory::new(pd, &HOST, u8::MAX, abi::USER_END >> 12)?;
+        let memory = Memory::new(pd, &HOST, u8::MAX, abi::USER_END >> 12, 0)?;
         for index in [510, 511] {
             write_entry(memory.root(), index, read_entry(master(), index));
         }
@@ -195,6 +210,6 @@ impl GuestSpace {
             Processor::Svm(_) => &HOST,
             Processor::Vmx(_) => &EPT,
         };
-        Memory::new(pd, format, processor.max_leaf_level(), 1 << (48 - 12)).map(Self)
+        Memory::new(pd, format, processor.max_leaf_level(), 1 << (48 - 12), 0).map(Self)
     }
 }

@@ -270,7 +270,9 @@ fn controllers_protected() -> Outcome {
         }
         at += usize::from(length);
     }
-    Ok(())
+    // The first unit of an IOMMU (VT-d specification 8.3).
+    let unit = acpi::find(b"DMAR").and_then(|dmar| dmar.get(56..64)?.try_into().ok().map(u64::from_le_bytes));
+    unit.map_or(Ok(()), is_protected)
 }
 
 /// A delegation of what the kernel owns leaves a null capability.

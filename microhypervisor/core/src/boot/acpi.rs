@@ -30,6 +30,8 @@ pub struct IoApic {
     pub address: u64,
     /// Global system interrupt of its first pin.
     pub gsi_base: u32,
+    /// The firmware's number for it.
+    pub id: u8,
 }
 
 /// An entry of the MADT (5.2.12).
@@ -98,6 +100,8 @@ pub struct Tables {
     /// Fixed hardware.
     pub fadt: Option<Fadt>,
     madt: Option<(u64, u64)>,
+    /// Place and length of the table of remapping units.
+    pub dmar: Option<(u64, u64)>,
     ioapics: List<IoApic, IOAPICS_MAX>,
     complaints: List<Complaint, COMPLAINTS_MAX>,
 }
@@ -127,7 +131,7 @@ impl Tables {
 
     /// Forgets the I/O APICs that are not where one can be, with a complaint.
     pub fn check_ioapics(&mut self, possible: impl Fn(&IoApic) -> bool) {
-        let all = core::mem::replace(&mut self.ioapics, List::new());
+        let all = core::mem::replace(&mut self.ioapics, List::empty());
         for chip in all.as_slice() {
             if !possible(chip) || !self.ioapics.push(*chip) {
                 self.complain("APIC", self.madt.map_or(0, |(start, _)| start), "has an I/O APIC where none can be");
@@ -144,7 +148,8 @@ impl Tables {
 
 /// Finds the tables through the root pointer at physical address `rsdp`, or by searching the BIOS's areas for one.
 pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
-    let mut tables = Tables { rsdp: None, fadt: None, madt: None, ioapics: List::new(), complaints: List::new() };
+    let mut tables =
+        Tables { rsdp: None, fadt: None, madt: None, dmar: None, ioapics: List::empty(), complaints: List::empty() };
     let given = rsdp.and_then(|address| match root_pointer(memory, address) {
         Ok(roots) => Some((address, roots)),
         Err(problem) => {
@@ -236,6 +241,9 @@ fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool
         let signature = Window::new(root.memory, address, HEADER).and_then(|header| header.u32(SIGNATURE));
         let (wanted, result) = match signature.map(u32::to_le_bytes).as_ref() {
             Some(b"APIC") if tables.madt.is_none() => ("APIC", read_madt(tables, root.memory, address)),
+            Some(b"DMAR") if tables.dmar.is_none() => {
+                ("DMAR", table(root.memory, address, "DMAR").map(|found| tables.dmar = Some((found.start, found.len))))
+            }
             Some(b"FACP") if tables.fadt.is_none() => ("FACP", read_fadt(tables, root.memory, address)),
             Some(_) => continue,
             None => ("????", Err(UNREADABLE)),
@@ -287,7 +295,7 @@ fn madt_entry(entry: &Window<impl PhysicalMemory>) -> Option<MadtEntry> {
     };
     Some(match entry.u8(0)? {
         0 => processor(entry.u8(3)?.into(), 0xff, entry.u32(4)?),
-        1 => MadtEntry::IoApic(IoApic { address: entry.u32(4)?.into(), gsi_base: entry.u32(8)? }),
+        1 => MadtEntry::IoApic(IoApic { address: entry.u32(4)?.into(), gsi_base: entry.u32(8)?, id: entry.u8(2)? }),
         9 => processor(entry.u32(4)?, u32::MAX, entry.u32(12).and(entry.u32(8))?),
         _ => MadtEntry::Other,
     })

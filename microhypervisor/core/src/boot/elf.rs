@@ -59,7 +59,7 @@ impl RootElf {
             Malformed(&["", "program headers of unknown size"], 0),
         )?;
 
-        let mut elf = Self { entry, segments: List::new() };
+        let mut elf = Self { entry, segments: List::empty() };
         for index in 0..count {
             let offset = table.checked_add(u64::from(index) * PROGRAM_HEADER).ok_or(TRUNCATED)?;
             let header = file.part(offset, PROGRAM_HEADER).ok_or(TRUNCATED)?;

@@ -2,7 +2,11 @@
 
 use super::*;
 use proptest::prelude::*;
-use std::{collections::BTreeMap, vec, vec::Vec};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    vec,
+    vec::Vec,
+};
 
 type Page = (u64, Permissions, Cacheability);
 
@@ -13,18 +17,25 @@ struct Memory {
     /// An entry was replaced that processors may have cached, and whether that was told.
     stale: bool,
     told: bool,
+    /// Entries that were written, and are not yet flushed.
+    dirty: BTreeSet<(u64, usize)>,
+    /// Bits of an entry that refers to a table.
+    table_bits: u64,
 }
 
 const ROOT: u64 = 0x1000;
 
 impl Memory {
-    fn new(budget: usize) -> Self {
-        Self { tables: vec![None, Some((vec![0; ENTRIES], 0))], budget, stale: false, told: false }
+    fn new(budget: usize, format: &Format) -> Self {
+        let tables = vec![None, Some((vec![0; ENTRIES], 0))];
+        let table_bits = format.table & 7;
+        Self { tables, budget, stale: false, told: false, dirty: BTreeSet::new(), table_bits }
     }
 
     /// The end of a step.
     fn settle(&mut self) {
         assert_eq!(self.stale, self.told);
+        assert!(self.dirty.is_empty(), "every change is told");
         (self.stale, self.told) = (false, false);
     }
 
@@ -45,7 +56,7 @@ impl Memory {
                 found(page, level, entry);
             } else {
                 // Accesses are restricted by leaves only; reserved bits are zero.
-                assert!(entry & 7 == 7 && entry & 0xfff0_0000_0000_0f80 == 0);
+                assert!(entry & 7 == self.table_bits && entry & 0xfff0_0000_0000_0f80 == 0);
                 count += self.visit(entry & 0x000f_ffff_ffff_f000, level - 1, page, found);
             }
         }
@@ -63,6 +74,7 @@ impl Tables for Memory {
     fn free(&mut self, table: u64) {
         self.table(table);
         assert_ne!(table, ROOT);
+        self.dirty.retain(|place| place.0 != table);
         self.tables[table as usize / 4096] = None;
         self.budget += 1;
     }
@@ -74,6 +86,7 @@ impl Tables for Memory {
     fn write(&mut self, table: u64, index: usize, entry: u64) {
         let old = self.read(table, index);
         self.stale |= old != 0 && old != entry;
+        self.dirty.insert((table, index));
         self.tables[table as usize / 4096].as_mut().unwrap().0[index] = entry;
     }
 
@@ -81,8 +94,14 @@ impl Tables for Memory {
         self.told = true;
     }
 
+    fn changed(&mut self, table: u64, first: usize, end: usize) {
+        self.dirty.retain(|place| place.0 != table || !(first..end).contains(&place.1));
+    }
+
     fn fill(&mut self, table: u64, first: u64, step: u64) {
         (0..ENTRIES).for_each(|index| self.write(table, index, first + index as u64 * step));
+        // Whoever keeps the tables flushes what he fills.
+        self.changed(table, 0, ENTRIES);
     }
 
     fn live(&mut self, table: u64, delta: i32) -> u32 {
@@ -129,9 +148,17 @@ fn decode_ept(entry: u64, _level: u8) -> (u64, bool, bool, Cacheability) {
     (entry & 0x000f_ffff_ffff_f000, entry & 2 != 0, entry & 4 != 0, cacheability)
 }
 
+/// Second-level entries (VT-d specification 9.8): there is neither execution nor cacheability.
+fn decode_dma(entry: u64, _level: u8) -> (u64, bool, bool, Cacheability) {
+    assert_eq!(entry & 1, 1, "readable");
+    // Reserved or ignored by some hardware: snooping, transient mappings.
+    assert_eq!(entry & 0xff00_0000_0000_0f7c, 0);
+    (entry & 0x000f_ffff_ffff_f000, entry & 2 != 0, false, Cacheability::WriteBack)
+}
+
 fn check(space: &Space, memory: &Memory, model: &BTreeMap<u64, Page>, decode: Decode) {
     let mut seen = 0;
-    let tables = memory.visit(ROOT, 3, 0, &mut |page, level, entry| {
+    let tables = memory.visit(ROOT, space.format.root_level, 0, &mut |page, level, entry| {
         assert!(level <= space.leaf_level);
         let (address, write, execute, cacheability) = decode(entry, level);
         assert_eq!(address % (pages(level) * 4096), 0);
@@ -139,7 +166,8 @@ fn check(space: &Space, memory: &Memory, model: &BTreeMap<u64, Page>, decode: De
             let (pa, permissions, ca) = model[&(page + offset)];
             assert_eq!((address + offset * 4096, cacheability), (pa, ca));
             assert_eq!(write, permissions.contains(Permissions::WRITE));
-            assert_eq!(execute, permissions.intersects(EXECUTE));
+            let executes = space.format.execute | space.format.no_execute != 0;
+            assert_eq!(execute, executes && permissions.intersects(EXECUTE));
         }
         seen += pages(level);
     });
@@ -174,7 +202,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn agrees_with_map(format: &'static Format, leaf_level: u8, budget: usize, ops: Vec<Op>, decode: Decode) {
     let space = Space::new(format, ROOT, leaf_level);
-    let mut memory = Memory::new(budget);
+    let mut memory = Memory::new(budget, format);
     let mut model: BTreeMap<u64, Page> = BTreeMap::new();
     for Op { page, frame, count, permissions, cacheability } in ops {
         let (mut done, mut splits) = (0, 0);
@@ -217,8 +245,8 @@ fn agrees_with_map(format: &'static Format, leaf_level: u8, budget: usize, ops: 
     }
     // Destruction: all steps together take all tables.
     let mut done = 0;
-    while done < SPACE_PAGES {
-        let step = space.map_step(&mut memory, &Piece::unmap(done << 12, SPACE_PAGES - done));
+    while done < space.pages() {
+        let step = space.map_step(&mut memory, &Piece::unmap(done << 12, space.pages() - done));
         done += step.expect("clearing everything needs no table");
     }
     assert_eq!((memory.tables.iter().flatten().count(), memory.budget), (1, budget));
@@ -236,6 +264,15 @@ proptest! {
     fn ept_agrees_with_map(leaf_level in 0..3u8, budget in prop_oneof![Just(100usize), 0..12usize], ops in prop::collection::vec(op(), 0..12)) {
         agrees_with_map(&EPT, leaf_level, budget, ops, decode_ept);
     }
+
+    #[test]
+    fn dma_agrees_with_map(four in any::<bool>(), leaf_level in 0..3u8, budget in prop_oneof![Just(100usize), 0..12usize], ops in prop::collection::vec(op(), 0..12)) {
+        let ops = ops.into_iter().map(|op| {
+            let page = if four { op.page } else { op.page % (1 << 26) };
+            Op { page, cacheability: WB, ..op }
+        });
+        agrees_with_map(&DMA[usize::from(four)], leaf_level, budget, ops.collect(), decode_dma);
+    }
 }
 
 fn lookup_level(space: &Space, memory: &Memory, va: u64) -> Option<u8> {
@@ -252,7 +289,7 @@ fn piece(va: u64, pa: u64, count: u64, permissions: Permissions) -> Piece {
 #[test]
 fn large_pages_are_used_split_and_replaced() {
     let space = Space::new(&EPT, ROOT, 2);
-    let mut memory = Memory::new(100);
+    let mut memory = Memory::new(100, &HOST);
     let gib = 1u64 << 30;
     assert_eq!(space.map_step(&mut memory, &piece(gib, 4 * gib, 1 << 18, ALL)), Ok(1 << 18));
     let leaf = Leaf { address: 4 * gib + 0x5000, level: 2, permissions: ALL, cacheability: WB };
@@ -281,7 +318,7 @@ fn large_pages_are_used_split_and_replaced() {
 fn failed_steps_change_nothing() {
     for budget in 0..3 {
         let space = Space::new(&HOST, ROOT, 2);
-        let mut memory = Memory::new(budget);
+        let mut memory = Memory::new(budget, &HOST);
         assert_eq!(space.map_step(&mut memory, &piece(0x1000, 0x1000, 1, ALL)), Err(Status::MemCap));
         assert_eq!((memory.budget, memory.tables.iter().flatten().count()), (budget, 1));
     }
@@ -290,7 +327,7 @@ fn failed_steps_change_nothing() {
 #[test]
 fn ranges_are_checked() {
     let space = Space::new(&HOST, ROOT, 2);
-    let mut memory = Memory::new(100);
+    let mut memory = Memory::new(100, &HOST);
     let mut step = |va, pa, count, permissions| space.map_step(&mut memory, &piece(va, pa, count, permissions));
     assert_eq!(step(1 << 48, 0, 1, ALL), Err(Status::BadPar));
     assert_eq!(step((1 << 48) - 4096, 0, 2, ALL), Err(Status::BadPar));
@@ -306,7 +343,7 @@ fn ranges_are_checked() {
 #[test]
 fn what_is_kept_is_mapped_but_gives_nothing() {
     let space = Space::new(&HOST, ROOT, 2);
-    let mut memory = Memory::new(100);
+    let mut memory = Memory::new(100, &HOST);
     let kept = Piece { kept: true, ..piece(0x5000, 0x8000, 1, ALL) };
     assert_eq!(space.map_step(&mut memory, &kept), Ok(1));
     let (table, level, entry) = space.descend(&memory, 5, 0);

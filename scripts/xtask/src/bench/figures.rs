@@ -256,7 +256,13 @@ pub const FIGURES: &[Figure] = &[
         off_in_conformance,
     ),
     by("size.text", Some(98304.0), "bytes of code and constants", "the kernel's file", size_of_text),
-    by("size.lines", Some(9500.0), "lines of privileged source", "without blank lines and comments", size_of_source),
+    by(
+        "size.lines",
+        Some(9500.0),
+        "lines of privileged source",
+        "without VT-d, blank lines and comments",
+        size_of_source,
+    ),
     Figure {
         name: "linux.boot.ratio",
         most: Some(1.05),
@@ -349,7 +355,7 @@ fn size_of_text(_: &mut Runs) -> Result<Measured> {
 }
 
 fn size_of_source(_: &mut Runs) -> Result<Measured> {
-    Ok(Measured::alone(check::privileged_lines()? as f64))
+    Ok(Measured::alone(check::privileged_lines()?.1 as f64))
 }
 
 /// What a word of a message costs. The smallest message has one word.

@@ -11,6 +11,7 @@ use crate::workspace;
 const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("abi", &[]),
     ("kernel_core", &["abi"]),
+    ("iommu", &["abi", "kernel_core"]),
     ("microhypervisor", &["abi", "kernel_core", "iommu"]),
     ("runtime", &["abi", "plan"]),
     ("plan", &[]),

@@ -26,6 +26,9 @@ impl Execution {
     }
 }
 
+/// Remapping of DMA and interrupts by VT-d, for [`Machine::further`]. Devices that shall be behind it come after it.
+pub const IOMMU: [&str; 2] = ["-device", "intel-iommu,intremap=on,eim=on,aw-bits=48"];
+
 /// The program and its arguments.
 pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execution) -> Result<Vec<String>> {
     let cpu = machine.cpu_model.as_deref().unwrap_or(execution.cpu);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{Lab, Test};
+use crate::emulator::qemu::IOMMU;
 use crate::emulator::{Boot, Emulator, Machine};
 use crate::programs::Programs;
 use crate::session::{Ending, Event, Next, Session};
@@ -37,6 +38,12 @@ pub const TESTS: &[Test] = &[
         .only(&[Emulator::Qemu])
         .long(),
     Test::new("conformance::10,000 pages taken away, 4 CPUs", |lab| extensions(lab, 4, SHOOTDOWN, Some(10_000))).long(),
+    Test::new("conformance::devices behind an IOMMU", |lab| devices(lab, &EDU_BEHIND_IOMMU)).only(&[Emulator::Qemu]),
+    Test::new("conformance::devices without an IOMMU", |lab| devices(lab, &EDU)).only(&[Emulator::Qemu]),
+    Test::new("conformance::the specification, with an IOMMU", |lab| {
+        passes(lab, Suite { devices: &IOMMU, ..Suite::new("conformance") })
+    })
+    .only(&[Emulator::Qemu]),
     Test::new("conformance::a reset starts the machine again", reset),
     Test::new("conformance::a few faults of the kernel are noticed", |lab| mutants::test(lab.programs, true))
         .only(&[Emulator::Qemu]),
@@ -56,6 +63,9 @@ const MARKER: &[u8] = b"conformance arguments:";
 const ARGUMENTS: usize = 480;
 /// For QEMU: time is what the instructions take, so that a busy host changes nothing. CPUs take turns.
 const COUNTED: [&str; 2] = ["-icount", "shift=1,sleep=off"];
+/// QEMU's device for attacks, with and without an IOMMU before it.
+const EDU: [&str; 2] = ["-device", "edu,dma_mask=0xffffffff"];
+const EDU_BEHIND_IOMMU: [&str; 4] = [IOMMU[0], IOMMU[1], EDU[0], EDU[1]];
 /// RAM of the machine in MiB.
 const MEMORY: u32 = 512;
 
@@ -79,6 +89,12 @@ pub struct Arguments {
     /// What this kernel adds to the interface, instead
     #[arg(long)]
     extensions: bool,
+    /// What devices can do, instead (QEMU only)
+    #[arg(long, conflicts_with = "extensions")]
+    devices: bool,
+    /// With an IOMMU (QEMU only)
+    #[arg(long)]
+    iommu: bool,
     /// How often tests repeat what they repeat
     #[arg(long, value_name = "N")]
     rounds: Option<u64>,
@@ -93,6 +109,8 @@ pub struct Suite<'a> {
     further: String,
     /// Time on QEMU is what the instructions take; CPUs then take turns instead of running at once.
     counted: bool,
+    /// What else the machine has.
+    devices: &'static [&'static str],
     reset: bool,
     show: bool,
     /// How long it may take.
@@ -110,6 +128,7 @@ impl<'a> Suite<'a> {
             only: "",
             further: String::new(),
             counted: true,
+            devices: &[],
             reset: false,
             show: false,
             patience: Duration::from_secs(600),
@@ -153,7 +172,11 @@ impl<'a> Suite<'a> {
     }
 
     fn further_arguments(&self, emulator: Emulator) -> Vec<String> {
-        if self.counted && emulator == Emulator::Qemu { COUNTED.map(String::from).into() } else { Vec::new() }
+        if emulator != Emulator::Qemu {
+            return Vec::new();
+        }
+        let counted: &[&str] = if self.counted { &COUNTED } else { &[] };
+        counted.iter().chain(self.devices).map(ToString::to_string).collect()
     }
 
     /// The program's file with its arguments.
@@ -176,11 +199,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let programs = Programs::build(["microhypervisor", "conformance"])?;
     let kernel = arguments.kernel.clone().unwrap_or_else(|| programs.file("microhypervisor"));
     let suite = Suite {
-        program: if arguments.extensions { "extensions" } else { "conformance" },
+        program: match (arguments.extensions, arguments.devices) {
+            (true, _) => "extensions",
+            (_, true) => "devices",
+            _ => "conformance",
+        },
         cpus: arguments.cpus,
         only: arguments.filter.as_deref().unwrap_or_default(),
         further: arguments.rounds.map(|rounds| format!("rounds={rounds}\n")).unwrap_or_default(),
         counted: !arguments.extensions || arguments.cpus == 1,
+        devices: match (arguments.iommu, arguments.devices) {
+            (false, false) => &[],
+            (false, true) => &EDU,
+            (true, false) => &IOMMU,
+            (true, true) => &EDU_BEHIND_IOMMU,
+        },
         show: true,
         ..Suite::new("")
     };
@@ -226,6 +259,11 @@ fn extensions(lab: &Lab, cpus: u32, only: &str, rounds: Option<u64>) -> Result<(
     }
     // Several CPUs shall run at once.
     passes(lab, Suite { cpus, only, further, counted: cpus == 1, ..Suite::new("extensions") })
+}
+
+/// What devices can do: without an IOMMU the attacks must work.
+fn devices(lab: &Lab, devices: &'static [&'static str]) -> Result<()> {
+    passes(lab, Suite { devices, ..Suite::new("devices") })
 }
 
 /// The end by ctrl_hw, sleep state S5: the machine stops without having been told from outside.

@@ -105,8 +105,8 @@ fn complaints(tables: &Tables) -> Vec<String> {
 }
 
 fn check_ioapics(tables: &Tables) {
-    let chips = [(0xfec0_0000, 0), (0xfec1_0000, 24)];
-    assert_eq!(tables.ioapics(), chips.map(|(address, gsi_base)| IoApic { address, gsi_base }));
+    let chips = [(0xfec0_0000, 0, 8), (0xfec1_0000, 24, 9)];
+    assert_eq!(tables.ioapics(), chips.map(|(address, gsi_base, id)| IoApic { address, gsi_base, id }));
 }
 
 fn processors(tables: &Tables, ram: &Ram) -> Vec<u32> {

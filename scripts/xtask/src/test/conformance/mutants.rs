@@ -87,7 +87,7 @@ impl Place {
 /// The kernel's folder.
 const KERNEL: &str = "microhypervisor";
 /// Packages that make up the kernel.
-const MEMBERS: &str = "members = [\"microhypervisor\", \"microhypervisor/abi\", \"microhypervisor/core\"]\n";
+const MEMBERS: &str = "members = [\"iommu\", \"microhypervisor\", \"microhypervisor/abi\", \"microhypervisor/core\"]\n";
 
 fn all() -> Result<Vec<Mutant>> {
     let path = workspace::root().join("tests/abi/mutants.toml");
@@ -106,7 +106,7 @@ impl Copy {
     fn new(name: &str) -> Result<Self> {
         let folder = workspace::folder(&format!("mutants/{name}"))?;
         let root = workspace::root();
-        for part in [KERNEL, ".cargo"] {
+        for part in [KERNEL, "iommu", ".cargo"] {
             copy_folder(&root.join(part), &folder.join(part))?;
         }
         let manifest = String::from_utf8(workspace::read(&root.join("Cargo.toml"))?)?;

@@ -20,6 +20,7 @@ mod isolation;
 mod linux;
 mod loader;
 mod micro;
+mod network;
 mod observe;
 mod restart;
 mod transfer_nmi;
@@ -118,6 +119,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         micro::TESTS,
         linux::TESTS,
         disk::TESTS,
+        network::TESTS,
         fault::TESTS,
         broken::TESTS,
         firmware::TESTS,

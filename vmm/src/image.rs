@@ -48,7 +48,7 @@ impl Files {
             GuestKind::Linux => {
                 let content = acpi::Content { vcpus: config.vcpus as u8, ecam };
                 let rsdp = acpi::install(memory, content).map_err(|error| explain(&error))?;
-                bzimage::load(memory, &images, rsdp).map_err(|error| explain(&error))
+                bzimage::load(memory, &images, bzimage::Firmware { rsdp, ecam }).map_err(|error| explain(&error))
             }
             GuestKind::Multiboot => multiboot1::load(memory, &images).map_err(|error| explain(&error)),
         }

@@ -18,7 +18,7 @@ fn entropy(lab: &Lab) -> Result<()> {
            awk '/PCI-MSI.*virtio0-input/ { print ($2 > 2) }' /proc/interrupts
            echo virtio0 >unbind; echo virtio0 >bind
          done
-         dmesg | grep -E 'fail to add MMCONFIG|virtio.*(fail|error)|BUG:|WARNING: CPU'; true";
+         dmesg | grep -E 'fail to add MMCONFIG|not using MMCONFIG|virtio.*(fail|error)|BUG:|WARNING: CPU'; true";
     let outcome = lab.boot("entropy").exec(command).timeout(lab.boot_time().as_secs()).run()?;
     outcome.status(0)?;
     let text = outcome.text()?;

@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 
 use super::{Entry, Fields, Images, LoadError, Mode};
 use crate::memory::{GuestMemory, HIGH_RAM_BASE, Ram};
+use crate::pci::bus::{ECAM, ECAM_SIZE};
 use abi::utcb::gpr;
 
 /// Where the GDT goes.
@@ -106,9 +107,17 @@ pub fn identity_map(memory: &impl GuestMemory, at: u64) -> Result<(), LoadError>
     Ok(())
 }
 
+/// What Linux is told of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Firmware {
+    /// Guest-physical address of the ACPI root pointer.
+    pub rsdp: u64,
+    /// PCI's configuration space is in memory, too: Linux uses it from the beginning only if it is reserved.
+    pub ecam: bool,
+}
+
 /// Puts the kernel, its initial RAM disks and its boot parameters into the guest's memory, which must be zero.
-/// `rsdp` is the guest-physical address of the ACPI root pointer.
-pub fn load(memory: &impl GuestMemory, images: &Images<'_>, rsdp: u64) -> Result<Entry, LoadError> {
+pub fn load(memory: &impl GuestMemory, images: &Images<'_>, firmware: Firmware) -> Result<Entry, LoadError> {
     let file = Fields(images.kernel, "kernel");
     if file.u16(field::BOOT_FLAG)? != BOOT_FLAG || file.u32(field::HEADER)? != MAGIC {
         return Err(LoadError::Unsupported("the kernel is no Linux bzImage"));
@@ -148,7 +157,7 @@ pub fn load(memory: &impl GuestMemory, images: &Images<'_>, rsdp: u64) -> Result
     memory.write(BOOT_PARAMS + SETUP_HEADER, file.bytes(SETUP_HEADER, header_end - SETUP_HEADER)?)?;
     let put = |at: u64, bytes: &[u8]| memory.write(BOOT_PARAMS + at, bytes);
     put(field::TYPE_OF_LOADER, &[LOADER_UNDEFINED])?;
-    put(param::ACPI_RSDP, &rsdp.to_le_bytes())?;
+    put(param::ACPI_RSDP, &firmware.rsdp.to_le_bytes())?;
 
     let limit = (file.u32(field::CMDLINE_SIZE)? as usize).min((LOW_END - CMDLINE) as usize - 1);
     if images.cmdline.len() > limit {
@@ -163,7 +172,11 @@ pub fn load(memory: &impl GuestMemory, images: &Images<'_>, rsdp: u64) -> Result
     put(field::RAMDISK_IMAGE, &(initrd_at as u32).to_le_bytes())?;
     put(field::RAMDISK_SIZE, &(initrd_size as u32).to_le_bytes())?;
 
-    let map = memory_map(ram);
+    let mut map = memory_map(ram);
+    if firmware.ecam {
+        map.push((ECAM, ECAM_SIZE, RangeType::Reserved));
+        map.sort_by_key(|&(base, ..)| base);
+    }
     put(param::E820_ENTRIES, &[map.len() as u8])?;
     for (index, &(base, length, kind)) in map.iter().enumerate() {
         let at = param::E820_TABLE + index as u64 * 20;
@@ -243,7 +256,7 @@ mod tests {
 
     fn try_load(kernel: &[u8], size: u64, initrds: &[&[u8]], cmdline: &str) -> Result<(VecMemory, Entry), LoadError> {
         let memory = VecMemory::new(size);
-        let entry = load(&memory, &Images { kernel, initrds, cmdline }, 0xe_0000)?;
+        let entry = load(&memory, &Images { kernel, initrds, cmdline }, Firmware { rsdp: 0xe_0000, ecam: true })?;
         Ok((memory, entry))
     }
 

@@ -7,9 +7,19 @@ use super::{Lab, QEMU, Test};
 use crate::workspace;
 
 pub const TESTS: &[Test] = &[
-    Test::new("disk::regions of an NVMe disk", |lab| regions(lab, "nvme")).only(QEMU),
-    Test::new("disk::regions of an AHCI disk", |lab| regions(lab, "ahci")).only(QEMU),
+    Test::new("disk::regions of an NVMe disk", |lab| regions(lab, "nvme", None)).only(QEMU),
+    Test::new("disk::regions of an AHCI disk", |lab| regions(lab, "ahci", None)).only(QEMU),
+    Test::new("disk::an NVMe driver that is killed at work", |lab| regions(lab, "nvme", FEW)).only(QEMU),
+    Test::new("disk::an NVMe driver that is killed 100 times", |lab| regions(lab, "nvme", MANY)).only(QEMU).long(),
+    Test::new("disk::an AHCI driver that is killed 100 times", |lab| regions(lab, "ahci", MANY)).only(QEMU).long(),
 ];
+
+/// How often the guest writes and reads all while its driver is killed every [`KILL_MS`], and how often that happens at
+/// least meanwhile.
+type Kills = Option<(u32, usize)>;
+const FEW: Kills = Some((1, 10));
+const MANY: Kills = Some((6, 100));
+const KILL_MS: u32 = 250;
 
 /// Where the regions begin on the disk, in bytes.
 const FIRST: usize = 1 << 20;
@@ -20,8 +30,10 @@ const SHORT: usize = 2 << 20;
 const SKIPPED: usize = 100 << 12;
 
 /// Two regions of one disk are written at once, through the page cache and past it, and read back; a third cannot be
-/// written. Afterwards the disk has what was written, where it belongs, and nothing else.
-fn regions(lab: &Lab, interface: &str) -> Result<()> {
+/// written. Meanwhile the driver may be killed: the guest must not notice. Afterwards the disk has what was written, where it belongs, and nothing else.
+fn regions(lab: &Lab, interface: &str, kills: Kills) -> Result<()> {
+    let kill = kills.map_or(String::new(), |_| format!("kill_every = {KILL_MS}"));
+    let rounds = kills.map_or(1, |(rounds, _)| rounds);
     let system = lab.write_system(&format!(
         "[machine.disk.d0]
 interface = \"{interface}\"
@@ -31,6 +43,7 @@ pci       = \"00:04.0\"
 [driver.disk0]
 program = \"{interface}\"
 pci     = \"00:04.0\"
+{kill}
 
 [vm.linux]
 memory  = \"512M\"
@@ -57,20 +70,32 @@ read_only = true
     let command = format!(
         "set -e
          cat /sys/block/vda/size /sys/block/vdb/size /sys/block/vdc/size /sys/block/vdc/ro
-         head -c {LONG} /dev/urandom >/tmp/long; head -c {SHORT} /dev/urandom >/tmp/short
-         dd if=/tmp/long of=/dev/vda bs=256k conv=fsync 2>/dev/null & one=$!
-         dd if=/tmp/short of=/dev/vdb bs=4k seek=100 oflag=direct 2>/dev/null & two=$!
-         wait $one; wait $two
-         echo 3 >/proc/sys/vm/drop_caches
-         head -c {LONG} /dev/vda | cmp - /tmp/long
-         dd if=/dev/vdb bs=4k skip=100 count=512 iflag=direct 2>/dev/null | cmp - /tmp/short
+         echo the load begins >/dev/console
+         for round in $(seq {rounds}); do
+           head -c {LONG} /dev/urandom >/tmp/long; head -c {SHORT} /dev/urandom >/tmp/short
+           dd if=/tmp/long of=/dev/vda bs=256k conv=fsync 2>/dev/null & one=$!
+           dd if=/tmp/short of=/dev/vdb bs=4k seek=100 oflag=direct 2>/dev/null & two=$!
+           wait $one; wait $two
+           echo 3 >/proc/sys/vm/drop_caches
+           head -c {LONG} /dev/vda | cmp - /tmp/long
+           dd if=/dev/vdb bs=4k skip=100 count=512 iflag=direct 2>/dev/null | cmp - /tmp/short
+         done
+         echo the load ends >/dev/console
+         ! dmesg | grep -i 'error'
          ! dd if=/tmp/short of=/dev/vdc bs=4k count=1 oflag=direct 2>/dev/null
          sha256sum </tmp/long; sha256sum </tmp/short"
     );
-    let outcome = lab.boot(&system).exec(&command).timeout(3 * lab.boot_time().as_secs()).run()?;
+    let outcome =
+        lab.boot(&system).exec(&command).timeout(3 * lab.boot_time().as_secs() + 10 * u64::from(rounds)).run()?;
     outcome.status(0)?;
     outcome.says("131072 sectors, blocks of 512 bytes")?;
     outcome.says("vm linux: powered off")?;
+    if let Some((_, least)) = kills {
+        let load = outcome.lines.iter().skip_while(|line| !line.contains("the load begins"));
+        let load = load.take_while(|line| !line.contains("the load ends"));
+        let killed = load.filter(|line| line.contains("program disk0 was started again")).count();
+        ensure!(killed >= least, outcome.failure(&format!("the driver was killed {killed} times")));
+    }
     let text = outcome.text()?;
     let words: Vec<&str> = text.split_whitespace().filter(|word| *word != "-").collect();
     ensure!(words[..4] == ["32768", "16384", "49152", "1"], outcome.failure(&format!("the guest says {text}")));

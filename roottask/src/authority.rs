@@ -36,6 +36,8 @@ pub mod selector {
     pub const OBSERVED: Selector = 0x1018;
     /// See [`LOCK_CONSOLE`].
     pub const LOCK_OBSERVE: Selector = 0x1019;
+    /// Upped when a device did what it may not do.
+    pub const DMA_FAULTS: Selector = 0x101a;
     /// First copy of an interrupt semaphore; by global system interrupt.
     pub const INTERRUPTS: Selector = 0x2000;
     /// First copy of a semaphore of a message-signalled interrupt.
@@ -83,6 +85,11 @@ pub fn take(selectors: u64) -> Result<(), Status> {
         take_from_kernel(at_the_end(from), to)?;
     }
     Ok(())
+}
+
+/// Gets the semaphore that is upped when a device did what it may not do.
+pub fn take_faults() -> Result<(), Status> {
+    take_from_kernel(at_the_end(nova::DMA_FAULTS), selector::DMA_FAULTS)
 }
 
 /// Copies a capability from the NOVA object space with all permissions that it has there.

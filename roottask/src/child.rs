@@ -45,6 +45,7 @@ const HOST_SPACE: Selector = 2;
 const PIO_SPACE: Selector = 3;
 const EC: Selector = 4;
 const SC: Selector = 5;
+const DMA_SPACE: Selector = 6;
 /// Portals: 32 exceptions, STARTUP, RECALL, parent.
 const PORTALS: Selector = 0x40;
 
@@ -121,7 +122,7 @@ impl fmt::Display for Failure {
 }
 
 /// Names the hypercall that failed.
-fn kernel(what: &'static str) -> impl Fn(Status) -> Failure {
+pub fn kernel(what: &'static str) -> impl Fn(Status) -> Failure {
     move |status| Failure::Kernel(what, status)
 }
 
@@ -391,6 +392,13 @@ impl<'a> Builder<'a> {
         let selector = self.object(semaphore, Permissions::DOWN)?;
         let entry = InterruptEntry { name: Name::new(name), used: 1, selector };
         self.manifest.add_interrupt(entry).then_some(()).ok_or(Failure::Manifest("interrupts"))
+    }
+
+    /// Makes a DMA space, which goes with the program; its selector in the root object space.
+    pub fn dma_space(&mut self) -> Result<Selector, Failure> {
+        let space = self.base + DMA_SPACE;
+        syscall::create_pd(space, CreatePd::DmaSpace, self.base + PD).map_err(kernel("a DMA space"))?;
+        Ok(space)
     }
 
     /// The CPU of the main EC.

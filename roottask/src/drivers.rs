@@ -3,11 +3,11 @@
 //! When a driver has died its device is quiet before anything else happens: before its memory is free, before its clients'
 //! rings are made ready for a successor. The clients ask that one again for what the dead one had not done.
 
-use crate::child::{Builder, Failure, Place, Shape};
+use crate::child::{Builder, Failure, Place, Shape, kernel};
 use crate::links::{End, Links};
 use crate::service::Purpose;
 use crate::workshop::{Workshop, must};
-use crate::{platform, reclaim, service};
+use crate::{platform, reclaim, service, window};
 use abi::Status;
 use alloc::format;
 use alloc::string::String;
@@ -21,6 +21,10 @@ use runtime::{log, time};
 const INTERRUPTS: u16 = 4;
 /// Largest BAR that a driver gets.
 const BAR_MAX: u64 = 1 << 30;
+/// Where devices find memory, if DMA is remapped: below 4 GiB, as some have no more bits, and below the messages.
+const DEVICE_ADDRESSES: PhysRange = PhysRange::new(0x1000_0000, 0xf000_0000);
+/// Each piece begins at a large page.
+const DEVICE_STEP: u64 = 2 << 20;
 /// A program that lived this long, in milliseconds, has served somebody; its successor is started without delay.
 const SETTLED_MS: u64 = 200;
 /// What follows the end of a driver or a switch; nobody can do without them.
@@ -154,11 +158,25 @@ impl platform::Platform {
             // All of it is protected as the table is.
             builder.registers("config", page, Some(page))?;
         }
-        builder.dma("dma", device.dma, |memory| Ok(memory.start))?;
-        let mut place = |memory: PhysRange| Ok(memory.start);
+        let space = if self.is_remapped() { Some(builder.dma_space()?) } else { None };
+        let mut next = DEVICE_ADDRESSES.start;
+        let mut place = |memory: PhysRange| {
+            let Some(space) = space else { return Ok(memory.start) };
+            let address = next;
+            next += memory.length().next_multiple_of(DEVICE_STEP);
+            if next > DEVICE_ADDRESSES.end {
+                return Err(Failure::Device(format!("{} has more memory than it has addresses", function.address)));
+            }
+            window::grant_device(space, memory, address).map_err(kernel("memory of a device"))?;
+            Ok(address)
+        };
+        builder.dma("dma", device.dma, &mut place)?;
         ends.iter().try_for_each(|end| end.give(builder, Some(&mut place)))?;
+        if let Some(space) = space {
+            self.assign(device.function, space).map_err(kernel("a device"))?;
+        }
         let interrupts = self.interrupts(device.function, INTERRUPTS, builder.cpu_number());
-        let interrupts = interrupts.map_err(|status| Failure::Kernel("an interrupt of a device", status))?;
+        let interrupts = interrupts.map_err(kernel("an interrupt of a device"))?;
         for (index, semaphore) in interrupts.iter().enumerate() {
             builder.message(&format!("msi{index}"), *semaphore)?;
         }

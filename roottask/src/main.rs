@@ -20,6 +20,8 @@ mod console;
 #[cfg(target_os = "none")]
 mod drivers;
 #[cfg(target_os = "none")]
+mod faults;
+#[cfg(target_os = "none")]
 mod keeper;
 #[cfg(target_os = "none")]
 mod kernel_log;

@@ -5,6 +5,7 @@
 
 mod bar;
 mod capability;
+mod fault;
 mod group;
 mod listing;
 mod reset;
@@ -16,6 +17,7 @@ use plan::PciAddress;
 
 pub use bar::{Bar, shared_pages};
 pub use capability::{Capabilities, Express, Msi, MsiX, Port, write_msi};
+pub use fault::Fault;
 pub use group::groups;
 pub use listing::{class_name, describe};
 pub use reset::{Reset, quiet, reset};

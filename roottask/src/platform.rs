@@ -88,6 +88,8 @@ pub struct Platform {
     /// Name of the driver of each function.
     owners: Vec<Option<String>>,
     messages: Messages,
+    /// Physical addresses of the IOMMUs' registers; none: DMA is not remapped.
+    iommus: Vec<u64>,
 }
 
 impl Platform {
@@ -99,7 +101,14 @@ impl Platform {
             count: hip.int_msi.into(),
             given: Vec::new(),
         };
-        Self { space: None, functions: Vec::new(), groups: Vec::new(), owners: Vec::new(), messages }
+        Self {
+            space: None,
+            functions: Vec::new(),
+            groups: Vec::new(),
+            owners: Vec::new(),
+            messages,
+            iommus: Vec::new(),
+        }
     }
 
     /// Finds all functions and lists them in the log.
@@ -119,6 +128,25 @@ impl Platform {
         for (function, group) in self.functions.iter().zip(&self.groups) {
             log!("root: pci {}", pci::describe(function, *group));
         }
+    }
+
+    /// Finds the IOMMUs, which the kernel has turned on.
+    pub fn find_iommus(&mut self, rsdp: u64) {
+        let dmar = acpi::find(&mut window::Tables, rsdp, b"DMAR");
+        self.iommus = dmar.map(|dmar| acpi::iommus(dmar).collect()).unwrap_or_default();
+    }
+
+    /// Whether devices reach only what they are given.
+    pub fn is_remapped(&self) -> bool {
+        !self.iommus.is_empty()
+    }
+
+    /// Puts a function into the DMA space `space`.
+    pub fn assign(&self, number: usize, space: Selector) -> Result<(), Status> {
+        let device = self.functions[number].address.requester();
+        // The kernel's units share their tables; one may have been left out.
+        let assign = |iommu: &u64| syscall::assign_dev(space, *iommu, device);
+        self.iommus.iter().map(assign).find(|result| *result != Err(Status::BadDev)).unwrap_or(Err(Status::BadDev))
     }
 
     /// Gives a function to the driver `who`: its number.

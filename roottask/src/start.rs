@@ -31,8 +31,8 @@ pub mod layout {
 
 const EARLY_STACK: usize = 32 << 10;
 const HEAP_LENGTH: u64 = 4 << 20;
-/// Main, kernel log, watchdog, keeper, scrubber and observer, what starts them, and two for each CPU.
-const STACK_COUNT: u64 = 7 + 2 * plan::CPUS_MAX as u64;
+/// Main, kernel log, watchdog, keeper, scrubber, observer and collector of faults, what starts them, and two for each CPU.
+const STACK_COUNT: u64 = 8 + 2 * plan::CPUS_MAX as u64;
 /// Firmware and boot loaders keep things below; nothing here is worth the risk.
 const LOW_MEMORY: u64 = 1 << 20;
 

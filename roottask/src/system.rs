@@ -5,7 +5,7 @@ use crate::platform::Platform;
 use crate::rings::SharedRing;
 use crate::start::Boot;
 use crate::workshop::{Workshop, must_kernel};
-use crate::{console, keeper, kernel_log, observe, power, reclaim, service, watchdog, window};
+use crate::{console, faults, keeper, kernel_log, observe, power, reclaim, service, watchdog, window};
 use abi::extension;
 use abi::hip::{FEATURE_IOMMU, FEATURE_SVM, FEATURE_VMX, Hip};
 use alloc::vec::Vec;
@@ -61,10 +61,18 @@ fn platform(hip: &Hip, plan: &SystemPlan) -> Platform {
         return platform;
     }
     platform.find(hip.acpi_rsdp);
-    match (plan.iommu, hip.platform_features & FEATURE_IOMMU != 0) {
+    let remapped = hip.platform_features & FEATURE_IOMMU != 0;
+    if remapped {
+        platform.find_iommus(hip.acpi_rsdp);
+        let told = hip.extension.features & extension::FEATURE_FAULTS != 0;
+        if told && let Err(status) = faults::start() {
+            log!("root: faults of devices are not told: {status:?}");
+        }
+    }
+    match (plan.iommu, remapped) {
+        (_, true) => log!("root: each driver's device reaches only what it is given"),
         (Iommu::Required, false) => power::fatal(format_args!("the plan requires an IOMMU, and there is none")),
-        (Iommu::Preferred, false) => log!("root: warning: without an IOMMU the drivers' devices reach all memory"),
-        _ => {}
+        (_, false) => log!("root: warning: without an IOMMU the drivers' devices reach all memory"),
     }
     platform
 }

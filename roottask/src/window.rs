@@ -24,6 +24,12 @@ pub unsafe fn grant(space: Selector, memory: PhysRange, address: u64, mask: Perm
     unsafe { grant_as(space, memory, address, mask, Cacheability::WriteBack) }
 }
 
+/// Grants the pages of `memory` to the DMA space `space` at the device address `address`.
+pub fn grant_device(space: Selector, memory: PhysRange, address: u64) -> Result<(), Status> {
+    // SAFETY: not a host space.
+    unsafe { grant(space, memory, address, Permissions::READ | Permissions::WRITE) }
+}
+
 /// As [`grant`], uncacheable.
 ///
 /// # Safety

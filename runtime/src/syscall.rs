@@ -218,6 +218,19 @@ pub fn assign_int(sm: Selector, flags: u8, cpu: u32, device: u16) -> Result<(u32
     check(status).map(|()| (address as u32, data as u16))
 }
 
+/// Puts the device with source id `device` into the DMA space `dma`, by the IOMMU whose registers are at the physical address
+/// `iommu`; root protection domain only.
+pub fn assign_dev(dma: Selector, iommu: u64, device: u16) -> Result<()> {
+    check(hypercall(identifier(dma, 0, Hypercall::AssignDev), iommu, device.into(), 0, 0).0)
+}
+
+/// What a device did that it may not do, as [`Operation::Fault`] says it, or a reason of 0; root protection domain only, and
+/// only where the information page offers it.
+pub fn fault() -> Result<(u64, u64)> {
+    let (status, what, address) = hypercall(identifier(0, Operation::Fault as u8, Hypercall::Extension), 0, 0, 0, 0);
+    check(status).map(|()| (what, address))
+}
+
 /// Moves `frames` of the caller's allowance of kernel memory to `pd`; only where the information page offers it.
 pub fn move_allowance(pd: Selector, frames: u64) -> Result<()> {
     check(hypercall(identifier(pd, Operation::MoveAllowance as u8, Hypercall::Extension), frames, 0, 0, 0).0)

@@ -159,8 +159,11 @@ impl System {
     pub fn parse(source: &Source) -> Result<Self> {
         let file: File = source.parse()?;
         let mut files = BTreeMap::new();
-        let machine = devices::machine(source, file.machine.disk, file.machine.nic)?;
+        let mut machine = devices::machine(source, file.machine.disk, file.machine.nic)?;
         let drivers = devices::drivers(source, &file.driver)?;
+        if !drivers.is_empty() && !matches!(file.iommu, devices::IommuWord::Off) {
+            machine.insert(0, devices::iommu());
+        }
         let switches = devices::switches(source, &file.switch, &drivers)?;
         let mut plan = SystemPlan { drivers, switches, iommu: file.iommu.into(), ..SystemPlan::default() };
         let mut guest_memory: u64 = 0;

@@ -11,6 +11,7 @@ mod debugger;
 mod devices;
 mod dialogue;
 mod disk;
+mod disk_net;
 mod endings;
 mod fault;
 mod firmware;
@@ -127,6 +128,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         isolation::TESTS,
         crash::TESTS,
         devices::TESTS,
+        disk_net::TESTS,
         endings::TESTS,
         restart::TESTS,
         observe::TESTS,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{Machine, SerialPorts, multiboot, text};
+use crate::system::devices::DeviceKind;
 use crate::workspace;
 
 /// How the instructions are executed.
@@ -36,10 +37,13 @@ pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execu
     let cpus = machine.cpus.to_string();
     let serial = |id: &str, port: u16| format!("socket,id={id},host=127.0.0.1,port={port},nodelay=on");
     let kernel = text(&startable(machine)?);
+    // KVM's own interrupt controllers know nothing of remapping.
+    let remaps = machine.devices.iter().any(|device| device.kind == DeviceKind::Iommu);
+    let board = if remaps && execution.accelerator == "kvm" { "q35,kernel-irqchip=split" } else { "q35" };
     let mut arguments: Vec<String> = [
         "qemu-system-x86_64",
         "-machine",
-        "q35",
+        board,
         "-accel",
         execution.accelerator,
         "-cpu",

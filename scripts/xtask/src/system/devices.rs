@@ -145,6 +145,8 @@ pub enum DeviceKind {
     Disk(DiskInterface, DiskContent),
     /// A network device.
     Nic(NicInterface),
+    /// The IOMMU, which is the chipset's; the others are behind it.
+    Iommu,
 }
 
 /// The devices of the emulated machine.
@@ -194,6 +196,11 @@ fn content(source: &Source, name: &Spanned<String>, disk: &MachineDisk) -> Resul
         }
         _ => Err(source.error(name.span(), "a disk has either a size or an image")),
     }
+}
+
+/// The IOMMU of a machine whose devices have drivers.
+pub fn iommu() -> Device {
+    Device { name: "iommu".into(), address: PciAddress::new(0, 0, 0), kind: DeviceKind::Iommu }
 }
 
 /// The drivers.
@@ -404,9 +411,12 @@ mod tests {
     #[test]
     fn devices_reach_the_plan_and_the_machine() {
         let system = System::parse(&Source::from_text(TEXT)).expect("is good");
-        let [disk, nic] = &system.devices[..] else { panic!("{:?}", system.devices) };
+        let [iommu, disk, nic] = &system.devices[..] else { panic!("{:?}", system.devices) };
+        assert_eq!(iommu.kind, DeviceKind::Iommu);
         assert_eq!(disk.kind, DeviceKind::Disk(DiskInterface::Ahci, DiskContent::Empty(64 << 20)));
         assert_eq!((nic.kind.clone(), nic.address), (DeviceKind::Nic(NicInterface::E1000e), PciAddress::new(0, 5, 1)));
+        let off = TEXT.replace("required", "off");
+        assert_eq!(System::parse(&Source::from_text(&off)).expect("is good").devices.len(), 2);
         let plan = system.plan;
         assert_eq!(plan.iommu, plan::Iommu::Required);
         let [disk, nic] = &plan.drivers[..] else { panic!("{:?}", plan.drivers) };

@@ -41,7 +41,8 @@ fn one_driver(lab: &Lab) -> Result<()> {
     outcome.ended()?;
     let line = outcome.says("root: pci 00:04.0 1b36:0010 NVMe, group ")?;
     ensure!(line.ends_with(", 65 MSI-X, FLR"), outcome.failure(&format!("other features: {line}")));
-    outcome.says("root: started driver disk0 for 00:04.0")?;
+    outcome.says("root: each driver's device reaches only what it is given")?;
+    outcome.says("root: started driver disk0 for 00:04.0, with 4 interrupt(s)")?;
     // 64 MiB of 512 bytes, and all but the first of them.
     outcome.says("[disk0] QEMU NVMe Ctrl, serial number d0: 131072 sectors")?;
     outcome.says("[disk0] client micro.root: 129024 sectors from 2048").map(|_| ())
@@ -69,5 +70,11 @@ fn refused(lab: &Lab) -> Result<()> {
     boot(lab, &absent, "nothing")?.fatal("root: fatal: driver disk0: this machine has no PCI function 00:07.0")?;
     let taken = system("") + "pci = \"00:04.0\"\n[driver.disk1]\nprogram = \"nvme\"\nid = \"1b36:0010\"\n";
     let expected = "root: fatal: driver disk1: the PCI function 1b36:0010 is that of the driver disk0";
-    boot(lab, &taken, "nothing")?.fatal(expected)
+    boot(lab, &taken, "nothing")?.fatal(expected)?;
+    let required = system("iommu = \"required\"\n") + "pci = \"00:04.0\"\n";
+    boot(lab, &required, "[disk0] QEMU")?.ended()?;
+    let off = required.replace("required", "off");
+    boot(lab, &off, "[disk0] QEMU")?
+        .says("root: warning: without an IOMMU the drivers' devices reach all memory")
+        .map(drop)
 }

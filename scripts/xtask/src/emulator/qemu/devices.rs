@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::super::text;
+use super::IOMMU;
 use crate::system::devices::{Device, DeviceKind, DiskContent, DiskInterface, NicInterface};
 use crate::workspace;
 
@@ -26,6 +27,7 @@ pub fn arguments(devices: &[Device], folder: &Path) -> Result<Vec<String>> {
         // Virtio devices without `iommu_platform` go past an IOMMU.
         let modern = "disable-legacy=on,iommu_platform=on";
         match &device.kind {
+            DeviceKind::Iommu => arguments.extend(IOMMU.map(String::from)),
             DeviceKind::Disk(interface, content) => {
                 let file = image(folder, name);
                 fill(&file, content)?;

@@ -84,9 +84,10 @@ fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
 /// The end of a call that changed `space`, with `result`: if it took rights away, or another EC did that and not every
 /// CPU has seen it, goes on when all have.
 fn conclude(cpu: &'static Cpu, ec: &'static Ec, space: &Memory, result: Result<(), Status>) -> Result<(), Status> {
-    let due = space.generation.due();
-    iommu::settle(space, due.is_some());
-    let Some(generation) = due else { return result };
+    if space.domain != 0 {
+        iommu::settle(space);
+    }
+    let Some(generation) = space.generation.due() else { return result };
     ec.progress.set(generation);
     settle(cpu, ec, result, &|other| space.cached_by(other))
 }

@@ -289,11 +289,11 @@ impl DmaSpace {
     }
 }
 
-/// `space` was changed, and rights were `taken` away: if it is a DMA space devices notice, before this returns. If a unit
-/// does not, it has no say for the devices that use the space: they are taken out.
-pub fn settle(space: &Memory, taken: bool) {
-    let told = |abilities: &Abilities| taken || abilities.must_be_told();
-    if space.domain == 0 || !ABILITIES.get().is_some_and(told) {
+/// `space`, a DMA space, was changed: if that took rights away, or units must be told anyhow, devices notice before this
+/// returns. If a unit does not answer, the devices that use the space are taken out.
+pub fn settle(space: &Memory) {
+    let told = ABILITIES.get().is_some_and(|abilities| abilities.must_be_told());
+    if !told && space.generation.due().is_none() {
         return;
     }
     let mut state = STATE.lock();

@@ -31,8 +31,9 @@ const PERMISSIONS: Permissions = abi::capability::MEMORY_ALL;
 /// What differs between the formats: the hardware's view of an entry. Bits 55:52 are the walker's.
 #[derive(Debug)]
 pub struct Format {
-    /// Level of the root table.
+    /// Level of the root table, and the number of pages that it spans.
     root_level: u8,
+    pages: u64,
     /// Bits that refer to a table, beside its address.
     table: u64,
     /// Bits of any leaf, beside its address: it is readable.
@@ -54,6 +55,7 @@ pub struct Format {
 /// The PAT must hold WB, WT, UC-, UC, WC, WP in entries 0 to 5 (Intel SDM vol. 3A, 12.12).
 pub static HOST: Format = Format {
     root_level: 3,
+    pages: pages(4),
     table: host::PRESENT | host::WRITE | host::USER | host::ACCESSED,
     leaf: host::PRESENT | host::USER | host::ACCESSED | host::DIRTY,
     write: host::WRITE,
@@ -84,6 +86,7 @@ mod host {
 /// misconfiguration); executable permissions are combined. The guest's PAT is ignored.
 pub static EPT: Format = Format {
     root_level: 3,
+    pages: pages(4),
     table: ept::READ | ept::WRITE | ept::EXECUTE,
     leaf: ept::READ | ept::IGNORE_PAT,
     write: ept::WRITE,
@@ -186,10 +189,6 @@ impl Space {
         self.root
     }
 
-    const fn pages(&self) -> u64 {
-        pages(self.format.root_level + 1)
-    }
-
     /// Down to the entry for `page` in a table of level `target`, or above if there is no table: table, level, entry.
     fn descend(&self, tables: &impl Tables, page: u64, target: u8) -> (u64, u8, u64) {
         let (mut table, mut level) = (self.root, self.format.root_level);
@@ -206,7 +205,7 @@ impl Space {
     /// `most` pages, in bounded time.
     pub fn lookup_run(&self, tables: &impl Tables, va: u64, most: u64) -> (Option<Leaf>, u64) {
         let page = va >> abi::PAGE_BITS;
-        if page >= self.pages() {
+        if page >= self.format.pages {
             return (None, 1);
         }
         let (table, level, entry) = self.descend(tables, page, 0);
@@ -247,7 +246,7 @@ impl Space {
         let (page, frame) = (va >> abi::PAGE_BITS, pa >> abi::PAGE_BITS);
         let permissions = permissions & PERMISSIONS;
         let mapping = !permissions.is_empty();
-        if count > self.pages() || page > self.pages() - count || (mapping && frame > FRAMES - count) {
+        if count > self.format.pages || page > self.format.pages - count || (mapping && frame > FRAMES - count) {
             return Err(Status::BadPar);
         }
         // Unmapping clears whole tables even where no leaf is that large.
@@ -373,7 +372,8 @@ impl Format {
     const fn dma(root_level: u8) -> Self {
         let (read, write) = (1 << 0, 1 << 1);
         let memory_types = [[0; 5]; 2];
-        Self { root_level, table: read | write, leaf: read, write, execute: 0, no_execute: 0, memory_types }
+        let pages = pages(root_level + 1);
+        Self { root_level, pages, table: read | write, leaf: read, write, execute: 0, no_execute: 0, memory_types }
     }
 
     fn leaf(&self, address: u64, level: u8, permissions: Permissions, cacheability: Cacheability) -> u64 {

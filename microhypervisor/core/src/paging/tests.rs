@@ -245,8 +245,8 @@ fn agrees_with_map(format: &'static Format, leaf_level: u8, budget: usize, ops: 
     }
     // Destruction: all steps together take all tables.
     let mut done = 0;
-    while done < space.pages() {
-        let step = space.map_step(&mut memory, &Piece::unmap(done << 12, space.pages() - done));
+    while done < space.format.pages {
+        let step = space.map_step(&mut memory, &Piece::unmap(done << 12, space.format.pages - done));
         done += step.expect("clearing everything needs no table");
     }
     assert_eq!((memory.tables.iter().flatten().count(), memory.budget), (1, budget));

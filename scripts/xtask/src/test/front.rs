@@ -42,7 +42,7 @@ fn refused(_: &Lab) -> Result<()> {
     let file = "tests/refused/unknown-key-of-a-machine.toml";
     let start = Instant::now();
     let (status, output, error) = call(&["run", file])?;
-    let expected = format!("error: {file}:5:1: unknown field `disk`, expected one of");
+    let expected = format!("error: {file}:5:1: unknown field `floppy`, expected one of");
     ensure!(status == 1 && output.is_empty() && error.starts_with(&expected), "status {status}: {output}{error}");
     ensure!(start.elapsed() < Duration::from_secs(10), "that took {:?}", start.elapsed());
     Ok(())

@@ -72,6 +72,21 @@ pub mod utcb;
 #[cfg(target_os = "none")]
 pub use entry::{init, manifest, on_panic, start};
 
+/// The `main.rs` of a crate whose logic is tested on the host: the program exists only for the freestanding target, and
+/// begins with this function.
+#[macro_export]
+macro_rules! program {
+    ($run:path) => {
+        #[cfg(target_os = "none")]
+        $crate::main!(main);
+
+        fn main() {
+            #[cfg(target_os = "none")]
+            $run();
+        }
+    };
+}
+
 /// Bytes of every stack; stacks are aligned to it.
 pub const STACK_SIZE: usize = 128 << 10;
 /// Distance between stacks: below each lies as much unmapped memory.

@@ -38,14 +38,4 @@ mod start;
 #[cfg(target_os = "none")]
 mod vm;
 
-#[cfg(target_os = "none")]
-runtime::main!(main);
-
-#[cfg(target_os = "none")]
-fn main() {
-    start::run();
-}
-
-/// The program exists only for the freestanding target.
-#[cfg(not(target_os = "none"))]
-fn main() {}
+runtime::program!(start::run);

@@ -2,7 +2,7 @@
 
 use crate::identify::Identity;
 use crate::spec::{self, host, port};
-use block::Hardware;
+use block::{Hardware, Memory};
 use core::fmt;
 
 /// Offsets in the DMA memory.
@@ -111,8 +111,8 @@ impl<H: Hardware> Port<H> {
             return Err(Error::Absent);
         }
         let wide = capabilities & spec::CAP_64 != 0;
-        let end = hardware.address() + layout::LENGTH;
-        if hardware.length() < layout::LENGTH || (!wide && end > 1 << 32) {
+        let end = hardware.memory().address() + layout::LENGTH;
+        if hardware.memory().length() < layout::LENGTH || (!wide && end > 1 << 32) {
             return Err(Error::Memory);
         }
         reset(&mut hardware)?;
@@ -179,8 +179,8 @@ impl<H: Hardware> Port<H> {
         if !stopped || !self.wait(port::CMD, spec::CMD_RECEIVING, 0, STOP_MS) {
             return Err(Error::Stop(self.number));
         }
-        (0..layout::LENGTH).step_by(8).for_each(|offset| self.hardware.store(offset, 0));
-        let memory = self.hardware.address();
+        (0..layout::LENGTH).step_by(8).for_each(|offset| self.hardware.memory().store(offset, 0));
+        let memory = self.hardware.memory().address();
         self.write64(port::CLB, memory + layout::LIST);
         self.write64(port::FB, memory + layout::RECEIVED);
         self.write(port::CMD, spec::CMD_UP | spec::CMD_RECEIVE);
@@ -218,22 +218,22 @@ impl<H: Hardware> Port<H> {
         let low = spec::FIS_COMMAND | u32::from(task.command) << 16;
         let first = (sector & 0xff_ffff) as u32 | u32::from(spec::DEVICE_LBA) << 24;
         let second = (sector >> 24 & 0xff_ffff) as u32;
-        self.hardware.store(table, u64::from(low) | u64::from(first) << 32);
-        self.hardware.store(table + 8, u64::from(second) | u64::from(count) << 32);
-        self.hardware.store(table + 16, 0);
+        self.hardware.memory().store(table, u64::from(low) | u64::from(first) << 32);
+        self.hardware.memory().store(table + 8, u64::from(second) | u64::from(count) << 32);
+        self.hardware.memory().store(table + 16, 0);
         let pieces = u32::from(task.length != 0);
         if pieces != 0 {
-            self.hardware.store(table + spec::TABLE_PIECES, task.address);
-            self.hardware.store(table + spec::TABLE_PIECES + 8, u64::from(task.length - 1) << 32);
+            self.hardware.memory().store(table + spec::TABLE_PIECES, task.address);
+            self.hardware.memory().store(table + spec::TABLE_PIECES + 8, u64::from(task.length - 1) << 32);
         }
         let write = if task.write { spec::HEADER_WRITE } else { 0 };
         let header = layout::LIST + u64::from(slot) * 32;
-        self.hardware.store(header, u64::from(spec::HEADER_FIS | write | pieces << 16));
-        self.hardware.store(header + 8, self.hardware.address() + table);
+        self.hardware.memory().store(header, u64::from(spec::HEADER_FIS | write | pieces << 16));
+        self.hardware.memory().store(header + 8, self.hardware.memory().address() + table);
     }
 
     fn identify(&mut self) -> Result<Identity, Error> {
-        let address = self.hardware.address() + layout::IDENTIFY;
+        let address = self.hardware.memory().address() + layout::IDENTIFY;
         let command = spec::ata::IDENTIFY;
         self.prepare(0, &Task { command, sector: 0, count: 0, write: false, address, length: 512 });
         self.write(port::CI, 1);
@@ -244,7 +244,7 @@ impl<H: Hardware> Port<H> {
         }
         let mut words = [0; 256];
         for (i, word) in words.iter_mut().enumerate() {
-            *word = (self.hardware.load(layout::IDENTIFY + i as u64 / 4 * 8) >> (i % 4 * 16)) as u16;
+            *word = (self.hardware.memory().load(layout::IDENTIFY + i as u64 / 4 * 8) >> (i % 4 * 16)) as u16;
         }
         Identity::new(&words)
     }

@@ -1,13 +1,8 @@
 //! A model of an AHCI controller with disks, written from the specification alone: it shares no constant with the driver.
 
-use block::Hardware;
-use std::cell::RefCell;
-use std::rc::Rc;
-use std::vec;
+use block::model::{Controller, Shared};
 use std::vec::Vec;
 
-/// Where the memory begins for the device.
-pub const BASE: u64 = 0x1_2340_0000;
 /// Bytes of DMA memory; the windows follow.
 pub const DMA: u64 = 1 << 16;
 /// Bytes of memory behind it.
@@ -39,7 +34,7 @@ struct PortState {
 }
 
 pub struct Model {
-    pub memory: Vec<u64>,
+    pub memory: Shared,
     pub disk: Vec<u8>,
     pub plugs: [Plug; 6],
     pub slots: u32,
@@ -64,7 +59,7 @@ impl Model {
     pub fn new() -> Self {
         let running = PortState { command: 0xc011, link: 3, task_file: 0x7f, ..PortState::default() };
         Self {
-            memory: vec![u64::MAX; ((DMA + WINDOW) / 8) as usize],
+            memory: Shared::new(DMA, WINDOW),
             disk: (0..1u32 << 20).map(|i| (i.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect(),
             plugs: [Plug::Nothing, Plug::Packet, Plug::Nothing, Plug::Disk, Plug::Disk, Plug::Nothing],
             slots: 32,
@@ -86,22 +81,6 @@ impl Model {
         }
     }
 
-    fn index(&self, address: u64) -> usize {
-        let memory = BASE..BASE + DMA + WINDOW;
-        assert!(address.is_multiple_of(2) && memory.contains(&address), "DMA to {address:#x}");
-        (address - BASE) as usize / 8
-    }
-    pub fn half(&self, address: u64) -> u32 {
-        (self.memory[self.index(address)] >> (address % 8 * 8)) as u32
-    }
-    pub fn put(&mut self, address: u64, value: u32) {
-        let (at, shift) = (self.index(address), address % 8 * 8);
-        self.memory[at] = self.memory[at] & !(0xffff_ffff << shift) | u64::from(value) << shift;
-    }
-    fn address(&self, at: u64) -> u64 {
-        u64::from(self.half(at)) | u64::from(self.half(at + 4)) << 32
-    }
-
     /// Whether a command waits in a port.
     pub fn is_busy(&self) -> bool {
         self.ports.iter().any(|port| port.issue != 0 && !port.halted)
@@ -113,14 +92,16 @@ impl Model {
         let slot = self.ports[number].issue.trailing_zeros();
         self.ports[number].slot = slot;
         let header = self.ports[number].list + u64::from(slot) * 32;
-        let (flags, table) = (self.half(header), self.address(header + 8));
+        let (flags, table) = (self.memory.half(header), self.memory.whole(header + 8));
         assert_eq!((flags & 0x1f, table % 128), (5, 0));
-        let fis: Vec<u8> = (0..20).step_by(4).flat_map(|at| self.half(table + at).to_le_bytes()).collect();
+        let fis: Vec<u8> = (0..20).step_by(4).flat_map(|at| self.memory.half(table + at).to_le_bytes()).collect();
         assert_eq!((fis[0], fis[1], fis[3], fis[15]), (0x27, 0x80, 0, 0));
         let sector = [10, 9, 8, 6, 5, 4].iter().fold(0u64, |value, &i| value << 8 | u64::from(fis[i]));
         let count = u32::from(fis[12]) | u32::from(fis[13]) << 8;
         let pieces: Vec<(u64, u32)> = (0..u64::from(flags >> 16))
-            .map(|i| (self.address(table + 128 + i * 16), (self.half(table + 140 + i * 16) & 0x3f_ffff) + 1))
+            .map(|i| {
+                (self.memory.whole(table + 128 + i * 16), (self.memory.half(table + 140 + i * 16) & 0x3f_ffff) + 1)
+            })
             .collect();
         let write = flags & 0x40 != 0;
         if fis[2] != 0xec {
@@ -175,7 +156,7 @@ impl Model {
             words[at] = word;
         }
         for (i, pair) in words.chunks(2).enumerate() {
-            self.put(address + i as u64 * 4, u32::from(pair[0]) | u32::from(pair[1]) << 16);
+            self.memory.put(address + i as u64 * 4, u32::from(pair[0]) | u32::from(pair[1]) << 16);
         }
     }
 
@@ -185,10 +166,10 @@ impl Model {
         let places = pieces.iter().flat_map(|&(address, length)| (address..address + u64::from(length)).step_by(4));
         for (at, address) in (start as usize..).step_by(4).zip(places) {
             if write {
-                let value = self.half(address).to_le_bytes();
+                let value = self.memory.half(address).to_le_bytes();
                 self.disk[at..at + 4].copy_from_slice(&value);
             } else {
-                self.put(address, u32::from_le_bytes(self.disk[at..at + 4].try_into().unwrap()));
+                self.memory.put(address, u32::from_le_bytes(self.disk[at..at + 4].try_into().unwrap()));
             }
         }
     }
@@ -259,76 +240,58 @@ impl Model {
     }
 }
 
-/// The driver's way to the model.
-#[derive(Clone)]
-pub struct Handle(pub Rc<RefCell<Model>>);
-
-impl Hardware for Handle {
+impl Controller for Model {
     fn read(&mut self, register: u64) -> u32 {
-        let mut model = self.0.borrow_mut();
-        if model.absent {
+        if self.absent {
             return u32::MAX;
         }
         match register {
-            0x00 => 5 | (model.slots - 1) << 8 | u32::from(model.wide) << 31,
+            0x00 => 5 | (self.slots - 1) << 8 | u32::from(self.wide) << 31,
             0x04 => {
-                let value = model.control;
-                if !model.stuck_reset {
-                    model.control &= !1;
+                let value = self.control;
+                if !self.stuck_reset {
+                    self.control &= !1;
                 }
                 value
             }
             0x0c => 0x3f,
             0x24 => 1,
             0x28 => {
-                model.firmware = model.firmware.saturating_sub(u32::from(model.handoff & 2 != 0));
-                model.handoff & 2 | u32::from(model.firmware != 0)
+                self.firmware = self.firmware.saturating_sub(u32::from(self.handoff & 2 != 0));
+                self.handoff & 2 | u32::from(self.firmware != 0)
             }
-            0x100..0x400 => model.read_port(((register - 0x100) / 0x80) as usize, register & 0x7f),
+            0x100..0x400 => self.read_port(((register - 0x100) / 0x80) as usize, register & 0x7f),
             other => panic!("register {other:#x} read"),
         }
     }
     fn write(&mut self, register: u64, value: u32) {
-        let mut model = self.0.borrow_mut();
         match register {
             0x04 => {
                 assert!(value & 1 << 31 != 0);
-                assert_eq!(model.firmware, 0, "the firmware owns the controller");
-                model.control = value;
+                assert_eq!(self.firmware, 0, "the firmware owns the controller");
+                self.control = value;
                 if value & 1 != 0 {
-                    model.ports = [PortState { command: 6, link: 3, task_file: 0x7f, ..PortState::default() }; 6];
-                    model.pending = 0;
+                    self.ports = [PortState { command: 6, link: 3, task_file: 0x7f, ..PortState::default() }; 6];
+                    self.pending = 0;
                 }
             }
             0x08 => {
-                let still = (0..6).filter(|&i| model.ports[i].status & model.ports[i].enable != 0);
+                let still = (0..6).filter(|&i| self.ports[i].status & self.ports[i].enable != 0);
                 let still = still.fold(0, |bits, i| bits | 1 << i);
-                model.pending = model.pending & !value | still;
+                self.pending = self.pending & !value | still;
             }
-            0x28 => model.handoff = value,
+            0x28 => self.handoff = value,
             0x100..0x400 => {
-                model.write_port(((register - 0x100) / 0x80) as usize, register & 0x7f, value);
+                self.write_port(((register - 0x100) / 0x80) as usize, register & 0x7f, value);
                 // Before interrupts are on the driver waits for what it does.
-                if model.control & 2 == 0 {
-                    model.step();
+                if self.control & 2 == 0 {
+                    self.step();
                 }
             }
             other => panic!("register {other:#x} written"),
         }
     }
-    fn load(&self, offset: u64) -> u64 {
-        assert!(offset < DMA);
-        self.0.borrow().memory[offset as usize / 8]
+    fn memory(&self) -> &Shared {
+        &self.memory
     }
-    fn store(&mut self, offset: u64, value: u64) {
-        assert!(offset < DMA);
-        self.0.borrow_mut().memory[offset as usize / 8] = value;
-    }
-    fn address(&self) -> u64 {
-        BASE
-    }
-    fn length(&self) -> u64 {
-        DMA
-    }
-    fn pause(&mut self) {}
 }

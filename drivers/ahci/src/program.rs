@@ -1,7 +1,7 @@
 //! The program around the logic.
 
 use ahci::disk::Disk;
-use block::memory::Controller;
+use block::controller::Controller;
 use runtime::log;
 
 /// Failed commands that are logged; a broken disk must not fill the log.
@@ -9,7 +9,7 @@ const ERRORS: u32 = 16;
 
 /// The program.
 pub fn run() -> ! {
-    let disk = match Disk::new(Controller::open("bar5")) {
+    let disk = match Disk::new(Controller::open(5)) {
         Ok(disk) => disk,
         Err(error) => panic!("{error}"),
     };

@@ -2,21 +2,25 @@
 
 use crate::controller::Error;
 use crate::disk::Disk;
-use crate::model::{BASE, DMA, Handle, Model, Plug};
+use crate::model::{DMA, Model, Plug};
+use block::model::{BASE, Handle};
 use block::{Action, Command, Device, Failure, Geometry, Outcome};
 use proptest::prelude::*;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::vec::Vec;
 
-fn start(change: impl Fn(&mut Model)) -> (Rc<RefCell<Model>>, Result<Disk<Handle>, Error>) {
+/// The driver of a model.
+type Driven = Disk<Handle<Model>>;
+
+fn start(change: impl Fn(&mut Model)) -> (Rc<RefCell<Model>>, Result<Driven, Error>) {
     let mut model = Model::new();
     change(&mut model);
     let model = Rc::new(RefCell::new(model));
-    (model.clone(), Disk::new(Handle(model)))
+    (model.clone(), Disk::new(Handle::new(model)))
 }
 
-fn working(change: impl Fn(&mut Model)) -> (Rc<RefCell<Model>>, Disk<Handle>) {
+fn working(change: impl Fn(&mut Model)) -> (Rc<RefCell<Model>>, Driven) {
     let (model, disk) = start(change);
     (model, disk.expect("it starts"))
 }
@@ -39,7 +43,7 @@ fn the_first_disk_comes_up() {
     };
     assert_eq!(disk.geometry(), geometry);
     assert!(geometry.is_valid());
-    let again = Disk::new(Handle(model)).expect("a successor starts it again");
+    let again = Disk::new(Handle::new(model)).expect("a successor starts it again");
     assert_eq!(again.geometry(), geometry);
     let changed = working(|model| (model.slots, model.words) = (1, [(84, 0x4000), (85, 0)].into())).1.geometry();
     assert_eq!((changed.depth, changed.volatile_cache, changed.force_unit_access), (1, false, false));
@@ -141,7 +145,7 @@ proptest! {
                 let command = transfer(action, sector, id as u64 * PART + offset * 512, length);
                 for at in (0..u64::from(length)).step_by(4) {
                     stamp += 1;
-                    model.borrow_mut().put(command.address + at, stamp);
+                    model.borrow_mut().memory.put(command.address + at, stamp);
                 }
                 disk.submit(id as u16, &command);
                 disk.start();
@@ -157,7 +161,7 @@ proptest! {
                     let model = model.borrow();
                     let range = (0..u64::from(command.length)).step_by(4);
                     let memory: Vec<u8> =
-                        range.flat_map(|at| model.half(command.address + at).to_le_bytes()).collect();
+                        range.flat_map(|at| model.memory.half(command.address + at).to_le_bytes()).collect();
                     let on_disk = &mut expected[command.sector as usize * 512..][..command.length as usize];
                     if command.action == Action::Write {
                         on_disk.copy_from_slice(&memory);

@@ -1,19 +1,27 @@
 //! What a driver of a disk controller has: registers, and memory that the device reaches, too.
 
-/// The controller's registers, and memory that both it and the driver reach. Tests put a model of the controller here.
+/// Memory that both a controller and its driver reach; the controller may write it at any time.
+pub trait Memory {
+    /// Loads the 8 bytes at `offset`, a multiple of 8.
+    fn load(&self, offset: u64) -> u64;
+    /// Stores 8 bytes there.
+    fn store(&self, offset: u64, value: u64);
+    /// Its address, as the controller sees it; a multiple of a page.
+    fn address(&self) -> u64;
+    /// Its length in bytes.
+    fn length(&self) -> u64;
+}
+
+/// The controller's registers, and its memory. Tests put a model of the controller here.
 pub trait Hardware {
+    /// What the memory is.
+    type Memory: Memory;
     /// Reads the 32-bit register at this offset.
     fn read(&mut self, register: u64) -> u32;
     /// Writes it, after all stores before.
     fn write(&mut self, register: u64, value: u32);
-    /// Loads 8 bytes of the DMA memory; the controller may write them at any time.
-    fn load(&self, offset: u64) -> u64;
-    /// Stores 8 bytes there.
-    fn store(&mut self, offset: u64, value: u64);
-    /// Address of the DMA memory, as the controller sees it; a multiple of a page.
-    fn address(&self) -> u64;
-    /// Length of the DMA memory in bytes.
-    fn length(&self) -> u64;
+    /// The memory.
+    fn memory(&self) -> &Self::Memory;
     /// Lets a millisecond pass.
     fn pause(&mut self);
 }

@@ -59,6 +59,11 @@ pub fn host_address(device: u64, length: usize) -> Option<*mut u8> {
     inside.then(|| (ADDRESS.load(Ordering::Relaxed) + offset) as *mut u8)
 }
 
+/// Bytes that have not been cut off yet.
+pub fn left() -> usize {
+    LENGTH.load(Ordering::Acquire).saturating_sub(USED.load(Ordering::Relaxed))
+}
+
 /// A piece of the region. What is read from it may be anything: the device writes it.
 pub struct Area {
     start: NonNull<u8>,
@@ -84,6 +89,11 @@ impl Area {
         self.start
     }
 
+    /// Its length in bytes.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
     /// The device's address of the byte at `offset`.
     pub fn device(&self, offset: usize) -> u64 {
         device_address(self.start.as_ptr(), self.length).unwrap_or(0) + offset as u64
@@ -97,7 +107,7 @@ impl Area {
     }
 
     /// Writes the 64 bits at `offset`, a multiple of 8, which the device may read meanwhile.
-    pub fn store(&mut self, offset: usize, value: u64) {
+    pub fn store(&self, offset: usize, value: u64) {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.length);
         // SAFETY: inside the area, and aligned.
         unsafe { self.start.add(offset).cast::<u64>().write_volatile(value) }

@@ -4,14 +4,4 @@
 #[cfg(target_os = "none")]
 mod program;
 
-#[cfg(target_os = "none")]
-runtime::main!(main);
-
-#[cfg(target_os = "none")]
-fn main() {
-    program::run();
-}
-
-/// The program exists only for the freestanding target.
-#[cfg(not(target_os = "none"))]
-fn main() {}
+runtime::program!(program::run);

@@ -27,7 +27,7 @@ pub struct Receiver<R> {
 
 impl<R: Registers> Receiver<R> {
     pub(crate) fn new(controller: Controller<R>) -> Option<Self> {
-        let (mut queue, buffers) = (Area::new(COUNT * DESCRIPTOR)?, Area::new(COUNT * BUFFER)?);
+        let (queue, buffers) = (Area::new(COUNT * DESCRIPTOR)?, Area::new(COUNT * BUFFER)?);
         for index in 0..COUNT {
             queue.store(index * DESCRIPTOR, buffers.device(index * BUFFER));
         }

@@ -5,7 +5,7 @@ use crate::spec::{
     self, ABSENT, CC_ENABLE, CC_SETTING, CSTS_FATAL, CSTS_READY, Capabilities, Entry, PAGE, admin, register,
 };
 use alloc::string::{String, ToString};
-use block::Hardware;
+use block::{Hardware, Memory};
 use core::fmt;
 use runtime::block::SECTOR;
 
@@ -112,7 +112,7 @@ pub fn start<H: Hardware>(hardware: &mut H) -> Result<(Identity, Pair), Error> {
     }
     let entries = capabilities.queue_entries().min(IO_ENTRIES.into()).max(2) as u16;
     let needed = layout::LISTS + u64::from(entries) * PAGE;
-    if hardware.length() < needed {
+    if hardware.memory().length() < needed {
         return Err(Error::Memory(needed));
     }
     stop(hardware, capabilities)?;
@@ -171,12 +171,12 @@ fn stop(hardware: &mut impl Hardware, capabilities: Capabilities) -> Result<(), 
 fn enable(hardware: &mut impl Hardware, capabilities: Capabilities) -> Result<(), Error> {
     // The memory may be a predecessor's: old completions would be taken for new ones.
     for offset in (0..layout::LISTS).step_by(8) {
-        hardware.store(offset, 0);
+        hardware.memory().store(offset, 0);
     }
     let (submissions, completions) = layout::ADMIN;
     let last = u32::from(ADMIN_ENTRIES) - 1;
     hardware.write(register::AQA, last << 16 | last);
-    let base = hardware.address();
+    let base = hardware.memory().address();
     write64(hardware, register::ASQ, base + submissions);
     write64(hardware, register::ACQ, base + completions);
     hardware.write(register::CC, CC_SETTING);
@@ -215,11 +215,11 @@ impl<H: Hardware> Admin<'_, H> {
     }
 
     fn identify_page(&mut self, what: u32, namespace: u32) -> Result<Page, Error> {
-        let prp1 = self.hardware.address() + layout::IDENTIFY;
+        let prp1 = self.hardware.memory().address() + layout::IDENTIFY;
         self.command(Entry { opcode: admin::IDENTIFY, namespace, prp1, dwords: [what, 0, 0], ..Entry::default() })?;
         let mut page = Page([0; PAGE as usize]);
         for (i, chunk) in page.0.as_chunks_mut().0.iter_mut().enumerate() {
-            *chunk = self.hardware.load(layout::IDENTIFY + i as u64 * 8).to_le_bytes();
+            *chunk = self.hardware.memory().load(layout::IDENTIFY + i as u64 * 8).to_le_bytes();
         }
         Ok(page)
     }
@@ -254,7 +254,7 @@ impl<H: Hardware> Admin<'_, H> {
         let dwords = [admin::FEATURE_QUEUES, 0, 0];
         self.command(Entry { opcode: admin::SET_FEATURES, dwords, ..Entry::default() })?;
         let (submissions, completions) = layout::IO;
-        let (base, size) = (self.hardware.address(), u32::from(entries - 1) << 16 | 1);
+        let (base, size) = (self.hardware.memory().address(), u32::from(entries - 1) << 16 | 1);
         let interrupt = admin::INTERRUPTS | admin::CONTIGUOUS;
         self.command(Entry {
             opcode: admin::CREATE_COMPLETION,

@@ -6,7 +6,7 @@ use crate::spec::{ABSENT, CSTS_FATAL, Entry, PAGE, nvm, register};
 use alloc::vec;
 use alloc::vec::Vec;
 use block::hardware::Ages;
-use block::{Action, Command, Device, Failure, Geometry, Hardware, Outcome};
+use block::{Action, Command, Device, Failure, Geometry, Hardware, Memory, Outcome};
 use runtime::block::SECTOR;
 
 /// More than a queue has.
@@ -53,9 +53,9 @@ impl<H: Hardware> Disk<H> {
         }
         let list = layout::LISTS + u64::from(id) * PAGE;
         for (i, page) in (second..end).step_by(PAGE as usize).enumerate() {
-            self.hardware.store(list + i as u64 * 8, page);
+            self.hardware.memory().store(list + i as u64 * 8, page);
         }
-        (address, self.hardware.address() + list)
+        (address, self.hardware.memory().address() + list)
     }
 }
 

@@ -1,13 +1,9 @@
 //! A model of an NVMe controller, written from the specification alone: it shares no constant with the driver.
 
-use block::Hardware;
-use std::cell::RefCell;
-use std::rc::Rc;
+use block::model::{Controller, Shared};
 use std::vec;
 use std::vec::Vec;
 
-/// Where the memory begins for the device.
-pub const BASE: u64 = 0x1_2340_0000;
 /// Bytes of DMA memory; the windows follow.
 pub const DMA: u64 = 1 << 20;
 /// Bytes of memory behind it.
@@ -24,7 +20,7 @@ struct Queue {
 }
 
 pub struct Model {
-    pub memory: Vec<u64>,
+    pub memory: Shared,
     pub disk: Vec<u8>,
     pub cap: u64,
     pub block_log: u8,
@@ -66,8 +62,7 @@ pub fn cap(entries: u64, stride: u64) -> u64 {
 impl Model {
     pub fn new() -> Self {
         Self {
-            // Full of what somebody left.
-            memory: vec![u64::MAX; ((DMA + WINDOW) / 8) as usize],
+            memory: Shared::new(DMA, WINDOW),
             disk: (0..1u32 << 22).map(|i| (i.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect(),
             cap: cap(2048, 0),
             block_log: 9,
@@ -96,20 +91,6 @@ impl Model {
         }
     }
 
-    /// Where an address of the device lies; anything else than its memory fails the test.
-    fn index(&self, address: u64) -> usize {
-        let memory = BASE..BASE + DMA + WINDOW;
-        assert!(address.is_multiple_of(4) && memory.contains(&address), "DMA to {address:#x}");
-        (address - BASE) as usize / 8
-    }
-    pub fn half(&self, address: u64) -> u32 {
-        (self.memory[self.index(address)] >> (address % 8 * 8)) as u32
-    }
-    pub fn put(&mut self, address: u64, value: u32) {
-        let (at, shift) = (self.index(address), address % 8 * 8);
-        self.memory[at] = self.memory[at] & !(0xffff_ffff << shift) | u64::from(value) << shift;
-    }
-
     fn doorbell(&mut self, number: u64, value: u32) {
         assert!(self.ready, "a doorbell of a controller that is not ready");
         let queue = (number / 2) as usize;
@@ -121,7 +102,7 @@ impl Model {
         while u32::from(self.submissions[queue].place) != value {
             let Queue { base, entries, place, .. } = self.submissions[queue];
             self.submissions[queue].place = (place + 1) % entries;
-            let command = core::array::from_fn(|i| self.half(base + u64::from(place) * 64 + i as u64 * 4));
+            let command = core::array::from_fn(|i| self.memory.half(base + u64::from(place) * 64 + i as u64 * 4));
             if queue == 0 {
                 self.admin(command);
             } else {
@@ -141,10 +122,10 @@ impl Model {
         let Queue { base, entries, place, phase, doorbell } = self.completions[queue];
         assert_ne!((place + 1) % entries, doorbell, "the completion queue overflows");
         let at = base + u64::from(place) * 16;
-        self.put(at, 0);
-        self.put(at + 4, 0);
-        self.put(at + 8, u32::from(head) | (queue as u32) << 16);
-        self.put(at + 12, id | u32::from(phase) << 16 | u32::from(status) << 17);
+        self.memory.put(at, 0);
+        self.memory.put(at + 4, 0);
+        self.memory.put(at + 8, u32::from(head) | (queue as u32) << 16);
+        self.memory.put(at + 12, id | u32::from(phase) << 16 | u32::from(status) << 17);
         self.completions[queue].place = (place + 1) % entries;
         self.completions[queue].phase ^= self.completions[queue].place == 0;
         self.interrupts += 1;
@@ -185,7 +166,8 @@ impl Model {
                     page[138] = self.block_log;
                 }
                 (0..1024).for_each(|i| {
-                    self.put(address + i * 4, u32::from_le_bytes(page[i as usize * 4..][..4].try_into().unwrap()));
+                    self.memory
+                        .put(address + i * 4, u32::from_le_bytes(page[i as usize * 4..][..4].try_into().unwrap()));
                 });
             }
             9 => assert_eq!((command[10], command[11]), (7, 0)),
@@ -229,10 +211,10 @@ impl Model {
             let byte = start + i * 4;
             let on_disk: [u8; 4] = self.disk[byte..byte + 4].try_into().unwrap();
             if write {
-                let value = self.half(address).to_le_bytes();
+                let value = self.memory.half(address).to_le_bytes();
                 self.disk[byte..byte + 4].copy_from_slice(&value);
             } else {
-                self.put(address, u32::from_le_bytes(on_disk));
+                self.memory.put(address, u32::from_le_bytes(on_disk));
             }
         }
     }
@@ -248,7 +230,7 @@ impl Model {
             let mut at = prp2;
             while left != 0 {
                 assert!(at / 4096 == prp2 / 4096, "the list leaves its page: not chained by this driver");
-                let page = u64::from(self.half(at)) | u64::from(self.half(at + 4)) << 32;
+                let page = u64::from(self.memory.half(at)) | u64::from(self.memory.half(at + 4)) << 32;
                 assert!(page.is_multiple_of(4096));
                 parts.push((page, left.min(4096)));
                 (left, at) = (left - left.min(4096), at + 8);
@@ -261,79 +243,62 @@ impl Model {
     }
 }
 
-/// The driver's way to the model.
-#[derive(Clone)]
-pub struct Handle(pub Rc<RefCell<Model>>);
-
-impl Hardware for Handle {
+impl Controller for Model {
     fn read(&mut self, register: u64) -> u32 {
-        let mut model = self.0.borrow_mut();
-        if model.absent {
+        if self.absent {
             return u32::MAX;
         }
         match register {
-            0 => model.cap as u32,
-            4 => (model.cap >> 32) as u32,
-            0x14 => model.cc,
+            0 => self.cap as u32,
+            4 => (self.cap >> 32) as u32,
+            0x14 => self.cc,
             0x1c => {
-                let (enabled, (never_ready, never_stops)) = (model.cc & 1 != 0, model.stuck);
+                let (enabled, (never_ready, never_stops)) = (self.cc & 1 != 0, self.stuck);
                 let stays = if enabled { never_ready } else { never_stops };
-                model.countdown = model.countdown.saturating_sub(1);
-                if model.ready != enabled && model.countdown == 0 && !stays {
-                    model.ready = enabled;
+                self.countdown = self.countdown.saturating_sub(1);
+                if self.ready != enabled && self.countdown == 0 && !stays {
+                    self.ready = enabled;
                 }
-                u32::from(model.ready) | u32::from(model.fatal) << 1
+                u32::from(self.ready) | u32::from(self.fatal) << 1
             }
             other => panic!("register {other:#x} read"),
         }
     }
     fn write(&mut self, register: u64, value: u32) {
-        let mut model = self.0.borrow_mut();
         match register {
-            0x24 => model.aqa = value,
-            0x28 => model.asq = model.asq >> 32 << 32 | u64::from(value),
-            0x2c => model.asq = model.asq as u32 as u64 | u64::from(value) << 32,
-            0x30 => model.acq = model.acq >> 32 << 32 | u64::from(value),
-            0x34 => model.acq = model.acq as u32 as u64 | u64::from(value) << 32,
+            0x24 => self.aqa = value,
+            0x28 => self.asq = self.asq >> 32 << 32 | u64::from(value),
+            0x2c => self.asq = self.asq as u32 as u64 | u64::from(value) << 32,
+            0x30 => self.acq = self.acq >> 32 << 32 | u64::from(value),
+            0x34 => self.acq = self.acq as u32 as u64 | u64::from(value) << 32,
             0x14 => {
-                let changes = (model.cc ^ value) & 1 != 0;
-                assert!(changes || value & 1 == 0 || model.cc == value, "settings change while it is enabled");
-                model.cc = value;
-                model.countdown = if changes { model.delay } else { 0 };
+                let changes = (self.cc ^ value) & 1 != 0;
+                assert!(changes || value & 1 == 0 || self.cc == value, "settings change while it is enabled");
+                self.cc = value;
+                self.countdown = if changes { self.delay } else { 0 };
                 if changes && value & 1 != 0 {
-                    assert!(!model.ready && model.asq.is_multiple_of(4096) && model.acq.is_multiple_of(4096));
+                    assert!(!self.ready && self.asq.is_multiple_of(4096) && self.acq.is_multiple_of(4096));
                     assert_eq!(value >> 4 & 0x7ff, 0, "4 KiB pages, NVM commands, round robin");
                     assert_eq!((value >> 16 & 0xf, value >> 20 & 0xf), (6, 4), "entry sizes");
-                    let (submissions, completions) = ((model.aqa & 0xfff) as u16 + 1, (model.aqa >> 16) as u16 + 1);
+                    let (submissions, completions) = ((self.aqa & 0xfff) as u16 + 1, (self.aqa >> 16) as u16 + 1);
                     let queue = |base, entries| Queue { base, entries, place: 0, phase: true, doorbell: 0 };
-                    model.submissions = [queue(model.asq, submissions), Queue::default()];
-                    model.completions = [queue(model.acq, completions), Queue::default()];
+                    self.submissions = [queue(self.asq, submissions), Queue::default()];
+                    self.completions = [queue(self.acq, completions), Queue::default()];
                 } else if changes {
-                    model.running.clear();
+                    self.running.clear();
                 }
             }
             doorbell => {
-                let stride = 4 << (model.cap >> 32 & 0xf);
+                let stride = 4 << (self.cap >> 32 & 0xf);
                 assert!(doorbell >= 0x1000 && (doorbell - 0x1000).is_multiple_of(stride), "register {doorbell:#x}");
-                model.doorbell((doorbell - 0x1000) / stride, value);
+                self.doorbell((doorbell - 0x1000) / stride, value);
             }
         }
     }
-    fn load(&self, offset: u64) -> u64 {
-        assert!(offset < DMA);
-        self.0.borrow().memory[offset as usize / 8]
-    }
-    fn store(&mut self, offset: u64, value: u64) {
-        assert!(offset < DMA);
-        self.0.borrow_mut().memory[offset as usize / 8] = value;
-    }
-    fn address(&self) -> u64 {
-        BASE
-    }
-    fn length(&self) -> u64 {
-        DMA
+    fn memory(&self) -> &Shared {
+        &self.memory
     }
     fn pause(&mut self) {
-        self.0.borrow_mut().pauses += 1;
+        self.pauses += 1;
     }
 }

@@ -1,6 +1,6 @@
 //! The program around the logic.
 
-use block::memory::Controller;
+use block::controller::Controller;
 use nvme::disk::Disk;
 use runtime::log;
 
@@ -9,7 +9,7 @@ const ERRORS: u32 = 16;
 
 /// The program.
 pub fn run() -> ! {
-    let disk = match Disk::new(Controller::open("bar0")) {
+    let disk = match Disk::new(Controller::open(0)) {
         Ok(disk) => disk,
         Err(error) => panic!("{error}"),
     };

@@ -1,7 +1,7 @@
 //! A pair of queues: commands one way, completions the other (4.1, 4.2, 4.6).
 
 use crate::spec::{Capabilities, Completion, Entry, register};
-use block::Hardware;
+use block::{Hardware, Memory};
 
 const ENTRY: u64 = 64;
 const COMPLETION: u64 = 16;
@@ -43,7 +43,7 @@ impl Pair {
     pub fn push(&mut self, hardware: &mut impl Hardware, entry: &Entry) {
         let place = self.submissions + u64::from(self.tail) * ENTRY;
         for (i, word) in entry.encode().into_iter().enumerate() {
-            hardware.store(place + i as u64 * 8, word);
+            hardware.memory().store(place + i as u64 * 8, word);
         }
         self.tail = (self.tail + 1) % self.entries;
     }
@@ -55,7 +55,7 @@ impl Pair {
 
     /// The next completion. When there are no more the controller learns which have been taken.
     pub fn pop(&mut self, hardware: &mut impl Hardware) -> Option<Completion> {
-        let completion = Completion(hardware.load(self.completions + u64::from(self.head) * COMPLETION + 8));
+        let completion = Completion(hardware.memory().load(self.completions + u64::from(self.head) * COMPLETION + 8));
         if completion.phase() != self.phase {
             if core::mem::take(&mut self.taken) {
                 hardware.write(self.head_doorbell, self.head.into());

@@ -2,19 +2,23 @@
 
 use crate::controller::Error;
 use crate::disk::Disk;
-use crate::model::{BASE, DMA, Handle, Model, cap};
+use crate::model::{DMA, Model, cap};
+use block::model::{BASE, Handle};
 use block::{Action, Command, Device, Failure, Geometry, Outcome};
 use proptest::prelude::*;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::vec::Vec;
 
-fn start(model: Model) -> (Rc<RefCell<Model>>, Result<Disk<Handle>, Error>) {
+/// The driver of a model.
+type Driven = Disk<Handle<Model>>;
+
+fn start(model: Model) -> (Rc<RefCell<Model>>, Result<Driven, Error>) {
     let model = Rc::new(RefCell::new(model));
-    (model.clone(), Disk::new(Handle(model)))
+    (model.clone(), Disk::new(Handle::new(model)))
 }
 
-fn working(model: Model) -> (Rc<RefCell<Model>>, Disk<Handle>) {
+fn working(model: Model) -> (Rc<RefCell<Model>>, Driven) {
     let (model, disk) = start(model);
     (model, disk.expect("it starts"))
 }
@@ -43,7 +47,7 @@ fn a_controller_comes_up_whatever_it_did_before() {
         assert_eq!(geometry, expected);
         assert!(geometry.is_valid());
         // And once more on the same controller, as a successor does.
-        let again = Disk::new(Handle(model)).expect("it starts again");
+        let again = Disk::new(Handle::new(model)).expect("it starts again");
         assert_eq!(again.geometry(), expected);
     }
 }
@@ -174,7 +178,7 @@ proptest! {
                 let command = request.command(id as u64, &geometry);
                 for at in (0..u64::from(command.length)).step_by(4) {
                     stamp += 1;
-                    model.borrow_mut().put(command.address + at, stamp);
+                    model.borrow_mut().memory.put(command.address + at, stamp);
                 }
                 disk.submit(id as u16, &command);
                 disk.start();
@@ -189,7 +193,7 @@ proptest! {
                 let command = running[id].expect("it runs");
                 let memory = |model: &Model| -> Vec<u8> {
                     let range = (0..u64::from(command.length)).step_by(4);
-                    range.flat_map(|at| model.half(command.address + at).to_le_bytes()).collect()
+                    range.flat_map(|at| model.memory.half(command.address + at).to_le_bytes()).collect()
                 };
                 let on_disk = &mut expected[command.sector as usize * 512..][..command.length as usize];
                 if command.action == Action::Write {

@@ -17,7 +17,7 @@ const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("plan", &[]),
     ("roottask", &["abi", "runtime", "plan"]),
     ("serial", &["abi", "runtime"]),
-    ("block", &["abi", "runtime", "plan"]),
+    ("block", &["abi", "device", "runtime", "plan"]),
     ("nvme", &["block", "runtime"]),
     ("ahci", &["block", "runtime"]),
     ("switch", &["abi", "runtime", "plan"]),

@@ -53,23 +53,6 @@ pub fn sleep_values(memory: &mut impl PhysicalMemory, rsdp: u64) -> Option<(u8, 
     s5_in(table(memory, address)?)
 }
 
-/// Physical addresses of the registers of the IOMMUs of segment 0 that `dmar` names (VT-d specification 8.3).
-pub fn iommus(dmar: &[u8]) -> impl Iterator<Item = u64> {
-    let mut rest = dmar.get(48..).unwrap_or(&[]);
-    core::iter::from_fn(move || {
-        loop {
-            let length = le(rest, 2, 2)? as usize;
-            let entry = rest.get(..length).filter(|entry| entry.len() >= 4)?;
-            rest = &rest[length..];
-            if (le(entry, 0, 2)?, le(entry, 6, 2)) == (0, Some(0))
-                && let Some(address) = le(entry, 8, 8)
-            {
-                return Some(address);
-            }
-        }
-    })
-}
-
 /// Where an ISA interrupt arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wire {
@@ -189,25 +172,6 @@ mod tests {
         assert_eq!(sleep_values(&mut machine(long), 0xf0000), Some((3, 1)));
         assert_eq!(sleep_values(&mut machine(b"_S5_\x08_S5_\x12"), 0xf0000), None);
         assert_eq!(sleep_values(&mut machine(qemu), 0xe0000), None);
-    }
-
-    #[test]
-    fn iommus_are_named() {
-        let mut dmar = std::vec![0; 48];
-        let drhd = |segment: u8, address: u64| {
-            let mut entry = std::vec![0, 0, 16, 0, 1, 0, segment, 0];
-            entry.extend(address.to_le_bytes());
-            entry
-        };
-        assert_eq!(iommus(&dmar).count(), 0);
-        // Reserved memory, a unit of another segment, and one of ours.
-        dmar.extend([1, 0, 8, 0, 0, 0, 0, 0]);
-        dmar.extend(drhd(1, 0xfed9_1000));
-        dmar.extend(drhd(0, 0xfed9_0000));
-        assert_eq!(iommus(&dmar).collect::<Vec<_>>(), [0xfed9_0000]);
-        dmar.extend([0, 0, 2, 0]);
-        assert_eq!(iommus(&dmar).count(), 1, "an entry that is too short ends the list");
-        assert_eq!(iommus(&dmar[..60]).count(), 0);
     }
 
     #[test]

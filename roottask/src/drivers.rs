@@ -14,6 +14,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use plan::{DriverPlan, Restart, RestartAfter, SystemPlan};
 use roottask::frames::PhysRange;
+use roottask::pci::Use;
 use roottask::restart::{Decision, History};
 use runtime::{log, time};
 
@@ -79,7 +80,7 @@ impl Workshop {
         let mut servers = Vec::new();
         for (plan, ends) in system.drivers.iter().zip(links.drivers) {
             let who = format!("driver {}", plan.name);
-            let device = must(&who, self.device(plan));
+            let device = must(&who, self.device(plan, &who));
             let config = system.driver_config(&plan.name).encode();
             let mut server = Server::new(self.next_place(), &plan.name, &plan.program, config, ends);
             server.device = Some(device);
@@ -96,8 +97,8 @@ impl Workshop {
         servers
     }
 
-    fn device(&mut self, plan: &DriverPlan) -> Result<Device, Failure> {
-        let function = self.platform.choose(plan.device, &plan.name).map_err(Failure::Device)?;
+    fn device(&mut self, plan: &DriverPlan, who: &str) -> Result<Device, Failure> {
+        let function = self.platform.choose(plan.device, who, Use::Driver).map_err(Failure::Device)?;
         Ok(Device { function, dma: plan.dma })
     }
 

@@ -11,6 +11,7 @@ extern crate std;
 pub mod acpi;
 pub mod archive;
 pub mod calendar;
+pub mod dmar;
 pub mod frames;
 pub mod image;
 pub mod memory_map;

@@ -8,6 +8,7 @@ mod capability;
 mod fault;
 mod group;
 mod listing;
+mod obstacle;
 mod reset;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -20,6 +21,7 @@ pub use capability::{Capabilities, Express, Msi, MsiX, Port, write_msi};
 pub use fault::Fault;
 pub use group::groups;
 pub use listing::{class_name, describe};
+pub use obstacle::{Obstacle, Situation, Use};
 pub use reset::{Reset, quiet, reset};
 
 /// Offsets in configuration space, of 32 bits each.

@@ -12,11 +12,14 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use plan::{DeviceChoice, PciAddress};
 use roottask::acpi;
+use roottask::dmar::Dmar;
 use roottask::frames::{PAGE, PhysRange};
-use roottask::pci::{self, Config, Ecam, Function, Header, MsiX, Reset, command};
+use roottask::pci::{self, Config, Ecam, Function, MsiX, Reset, Situation, Use, command};
 use runtime::sync::sleep_until;
 use runtime::{log, syscall, time};
 
+/// Why there are no functions.
+const NO_SPACE: &str = "the firmware does not tell where configuration space is (no ACPI table MCFG for segment 0)";
 /// Bytes of a bus in configuration space.
 const BUS: u64 = 1 << 20;
 
@@ -85,11 +88,11 @@ pub struct Platform {
     space: Option<Space>,
     functions: Vec<Function>,
     groups: Vec<usize>,
-    /// Name of the driver of each function.
+    /// Who has each function, as `driver disk0`.
     owners: Vec<Option<String>>,
     messages: Messages,
-    /// Physical addresses of the IOMMUs' registers; none: DMA is not remapped.
-    iommus: Vec<u64>,
+    /// The IOMMUs that the kernel uses; `None`: DMA is not remapped.
+    dmar: Option<Dmar>,
 }
 
 impl Platform {
@@ -101,14 +104,7 @@ impl Platform {
             count: hip.int_msi.into(),
             given: Vec::new(),
         };
-        Self {
-            space: None,
-            functions: Vec::new(),
-            groups: Vec::new(),
-            owners: Vec::new(),
-            messages,
-            iommus: Vec::new(),
-        }
+        Self { space: None, functions: Vec::new(), groups: Vec::new(), owners: Vec::new(), messages, dmar: None }
     }
 
     /// Finds all functions and lists them in the log.
@@ -116,7 +112,7 @@ impl Platform {
         let known = rsdp != abi::hip::NOT_PRESENT;
         let mcfg = known.then(|| acpi::find(&mut window::Tables, rsdp, b"MCFG")).flatten();
         let Some(ecam) = mcfg.and_then(Ecam::find) else {
-            log!("root: no PCI function can be used: the firmware does not tell where configuration space is (MCFG)");
+            log!("root: no PCI function can be used: {NO_SPACE}");
             return;
         };
         let mut space = Space { ecam, buses: [core::ptr::null_mut(); 256] };
@@ -132,48 +128,52 @@ impl Platform {
 
     /// Finds the IOMMUs, which the kernel has turned on.
     pub fn find_iommus(&mut self, rsdp: u64) {
-        let dmar = acpi::find(&mut window::Tables, rsdp, b"DMAR");
-        self.iommus = dmar.map(|dmar| acpi::iommus(dmar).collect()).unwrap_or_default();
+        let mut dmar = acpi::find(&mut window::Tables, rsdp, b"DMAR").map(Dmar::read).unwrap_or_default();
+        // Of one that the kernel has left out it knows nothing; of the others it goes on to look at the space, which is none.
+        let no_space = runtime::manifest::selector::PROTECTION_DOMAIN;
+        for unit in &mut dmar.units {
+            unit.used = syscall::assign_dev(no_space, unit.registers, 0) != Err(Status::BadDev);
+        }
+        self.dmar = Some(dmar);
     }
 
     /// Whether devices reach only what they are given.
     pub fn is_remapped(&self) -> bool {
-        !self.iommus.is_empty()
+        self.dmar.is_some()
     }
 
     /// Puts a function into the DMA space `space`.
     pub fn assign(&self, number: usize, space: Selector) -> Result<(), Status> {
-        let device = self.functions[number].address.requester();
-        // The kernel's units share their tables; one may have been left out.
-        let assign = |iommu: &u64| syscall::assign_dev(space, *iommu, device);
-        self.iommus.iter().map(assign).find(|result| *result != Err(Status::BadDev)).unwrap_or(Err(Status::BadDev))
+        let function = &self.functions[number];
+        let unit = self.dmar.as_ref().and_then(|dmar| dmar.unit_of(&self.functions, function));
+        syscall::assign_dev(space, unit.ok_or(Status::BadDev)?.registers, function.address.requester())
     }
 
-    /// Gives a function to the driver `who`: its number.
-    pub fn choose(&mut self, choice: DeviceChoice, who: &str) -> Result<usize, String> {
+    /// Gives a function to `who`, as `driver disk0`: its number.
+    pub fn choose(&mut self, choice: DeviceChoice, who: &str, purpose: Use) -> Result<usize, String> {
+        if self.space.is_none() {
+            return Err(format!("the PCI function {choice} cannot be found: {NO_SPACE}"));
+        }
         let fits = |function: &Function| match choice {
             DeviceChoice::At(address) => function.address == address,
             DeviceChoice::Id { vendor, device } => (function.vendor, function.device) == (vendor, device),
         };
-        let mut fitting = (0..self.functions.len()).filter(|number| fits(&self.functions[*number])).peekable();
-        let Some(first) = fitting.peek().copied() else {
-            return Err(format!("this machine has no PCI function {choice}"));
+        let fitting = || (0..self.functions.len()).filter(|number| fits(&self.functions[*number]));
+        let free = fitting().find(|number| self.owners[*number].is_none());
+        let Some(number) = free.or_else(|| fitting().next()) else {
+            return Err(format!("this machine has no PCI function {choice}; those that it has are listed above"));
         };
-        let Some(number) = fitting.find(|number| self.owners[*number].is_none()) else {
-            let owner = self.owners[first].as_deref().unwrap_or_default();
-            return Err(format!("the PCI function {choice} is that of the driver {owner}"));
-        };
-        let function = &self.functions[number];
-        if function.header != Header::Endpoint {
-            return Err(format!("the PCI function {choice} is a bridge, not a device"));
-        }
-        for bar in function.bars.iter().flatten().filter_map(pci::Bar::memory) {
-            if let Some(other) = pci::shared_pages(&self.functions, function.address, bar) {
-                return Err(format!("{} has registers in the same page as {other}", function.address));
-            }
+        if let Some(obstacle) = self.situation().obstacle(purpose, number, who) {
+            let address = self.functions[number].address;
+            return Err(format!("the PCI function {address} cannot be given to it: {obstacle}"));
         }
         self.owners[number] = Some(who.into());
         Ok(number)
+    }
+
+    fn situation(&self) -> Situation<'_> {
+        let Self { functions, groups, owners, dmar, .. } = self;
+        Situation { functions, groups, owners, dmar: dmar.as_ref() }
     }
 
     /// The function of this number.
@@ -246,6 +246,11 @@ impl Platform {
             pci::change_command(space, function.address, command::MEMORY | command::MASTER | command::NO_PIN, 0);
         }
     }
+}
+
+/// Whether the firmware has a table of IOMMUs.
+pub fn names_iommus(rsdp: u64) -> bool {
+    rsdp != abi::hip::NOT_PRESENT && acpi::find(&mut window::Tables, rsdp, b"DMAR").is_some()
 }
 
 /// Physical addresses of a function's MSI-X table, if it lies in one of its BARs.

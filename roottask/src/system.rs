@@ -1,7 +1,7 @@
 //! Carries out the plan: archive, programs, virtual machines, and the wait for their end.
 
 use crate::authority::selector;
-use crate::platform::Platform;
+use crate::platform::{self, Platform};
 use crate::rings::SharedRing;
 use crate::start::Boot;
 use crate::workshop::{Workshop, must_kernel};
@@ -44,7 +44,7 @@ pub fn run(boot: Boot) -> ! {
         .flatten();
     let bounded = hip.extension.features & extension::FEATURE_ALLOWANCE != 0;
     must_kernel(observe::start(&hip, plan.observe));
-    let platform = platform(&hip, &plan);
+    let platform = find_devices(&hip, &plan);
     let mut workshop = Workshop::new(archive, free, platform, bounded, madt, u32::from(hip.cpu_num));
     let (machines, servers) = workshop.build(plan);
     reclaim::report();
@@ -55,9 +55,9 @@ pub fn run(boot: Boot) -> ! {
 }
 
 /// Finds the devices, if there are drivers for them.
-fn platform(hip: &Hip, plan: &SystemPlan) -> Platform {
+fn find_devices(hip: &Hip, plan: &SystemPlan) -> Platform {
     let mut platform = Platform::new(hip);
-    if plan.drivers.is_empty() {
+    if plan.drivers.is_empty() && plan.iommu != Iommu::Required {
         return platform;
     }
     platform.find(hip.acpi_rsdp);
@@ -71,7 +71,14 @@ fn platform(hip: &Hip, plan: &SystemPlan) -> Platform {
     }
     match (plan.iommu, remapped) {
         (_, true) => log!("root: each driver's device reaches only what it is given"),
-        (Iommu::Required, false) => power::fatal(format_args!("the plan requires an IOMMU, and there is none")),
+        (Iommu::Required, false) => {
+            let why = if platform::names_iommus(hip.acpi_rsdp) {
+                "the kernel uses none of those that the firmware names, see above"
+            } else {
+                "the firmware names none (no ACPI table DMAR): turn VT-d on in its set-up"
+            };
+            power::fatal(format_args!("the plan has iommu = \"required\", but there is no IOMMU: {why}"));
+        }
         (_, false) => log!("root: warning: without an IOMMU the drivers' devices reach all memory"),
     }
     platform

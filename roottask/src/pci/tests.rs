@@ -10,13 +10,13 @@ const PAGE: usize = 1024;
 
 /// A function: its words, and which bits of them can be written.
 #[derive(Clone)]
-struct Fake {
+pub struct Fake {
     words: Vec<u32>,
     writable: Vec<u32>,
 }
 
 impl Fake {
-    fn new(id: u32, class: u32) -> Self {
+    pub fn new(id: u32, class: u32) -> Self {
         let mut fake = Self { words: vec![0; PAGE], writable: vec![0; PAGE] };
         fake.words[0] = id;
         fake.words[1] = 1 << 20;
@@ -26,14 +26,14 @@ impl Fake {
     }
 
     /// A BAR with flags in its low bits.
-    fn bar(mut self, number: usize, value: u32, settable: u32) -> Self {
+    pub fn bar(mut self, number: usize, value: u32, settable: u32) -> Self {
         self.words[4 + number] = value;
         self.writable[4 + number] = settable;
         self
     }
 
     /// A capability of `words` words, whose first has the next offset in bits 15:8.
-    fn capability(mut self, offset: usize, words: &[u32]) -> Self {
+    pub fn capability(mut self, offset: usize, words: &[u32]) -> Self {
         if self.words[13] == 0 {
             self.words[13] = offset as u32;
         }
@@ -41,12 +41,12 @@ impl Fake {
         self
     }
 
-    fn header(mut self, kind: u32) -> Self {
+    pub fn header(mut self, kind: u32) -> Self {
         self.words[3] = kind << 16;
         self
     }
 
-    fn bridge(mut self, secondary: u32, subordinate: u32) -> Self {
+    pub fn bridge(mut self, secondary: u32, subordinate: u32) -> Self {
         self.words[6] = secondary << 8 | subordinate << 16;
         self.header(1)
     }
@@ -54,7 +54,7 @@ impl Fake {
 
 /// The space; writes are remembered in order.
 #[derive(Default, Clone)]
-struct Space {
+pub struct Space {
     functions: BTreeMap<PciAddress, Fake>,
     written: Vec<(u16, u32)>,
     /// What a write to this word does to all others: the function forgets its addresses.
@@ -78,16 +78,16 @@ impl Config for Space {
     }
 }
 
-fn at(bus: u8, device: u8, function: u8) -> PciAddress {
+pub fn at(bus: u8, device: u8, function: u8) -> PciAddress {
     PciAddress::new(bus, device, function)
 }
 
-fn space(functions: impl IntoIterator<Item = (PciAddress, Fake)>) -> Space {
+pub fn space(functions: impl IntoIterator<Item = (PciAddress, Fake)>) -> Space {
     Space { functions: functions.into_iter().collect(), ..Space::default() }
 }
 
 /// As QEMU's NVMe controller: 16 KiB at 0xfebd4000 by a 64-bit BAR, PCI Express with FLR, MSI-X.
-fn nvme() -> Fake {
+pub fn nvme() -> Fake {
     Fake::new(0x0010_1b36, 0x01_08_02)
         .bar(0, 0xfebd_4004, 0xffff_c000)
         .bar(1, 0, u32::MAX)
@@ -165,7 +165,7 @@ fn lists_without_an_end_are_left() {
 }
 
 /// A port of the root complex at device 1 with a device behind it, and a bridge that leads back.
-fn behind_bridges() -> Space {
+pub fn behind_bridges() -> Space {
     let acs = |control: u32| [1 << 16 | 0x0d, control << 16];
     let port = |secondary, control| {
         Fake::new(0x0001_8086, 0x06_04_00)

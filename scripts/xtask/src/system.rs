@@ -161,7 +161,12 @@ impl System {
         let mut files = BTreeMap::new();
         let mut machine = devices::machine(source, file.machine.disk, file.machine.nic)?;
         let drivers = devices::drivers(source, &file.driver)?;
-        if !drivers.is_empty() && !matches!(file.iommu, devices::IommuWord::Off) {
+        let wants_iommu = match file.iommu {
+            devices::IommuWord::Required => true,
+            devices::IommuWord::Preferred => !drivers.is_empty(),
+            devices::IommuWord::Off => false,
+        };
+        if wants_iommu {
             machine.insert(0, devices::iommu());
         }
         let switches = devices::switches(source, &file.switch, &drivers)?;

@@ -23,6 +23,7 @@ mod loader;
 mod micro;
 mod network;
 mod observe;
+mod remapping;
 mod restart;
 mod transfer_nmi;
 mod virtio;
@@ -128,6 +129,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         isolation::TESTS,
         crash::TESTS,
         devices::TESTS,
+        remapping::TESTS,
         disk_net::TESTS,
         endings::TESTS,
         restart::TESTS,

@@ -23,6 +23,7 @@ pub struct Trial<'a> {
     cpu_model: Option<&'a str>,
     instructions: Option<u32>,
     further: Vec<String>,
+    without: Option<&'a str>,
     memory: Option<u32>,
     timeout: u64,
     size: Size,
@@ -63,6 +64,7 @@ impl Lab<'_> {
             cpu_model: None,
             instructions: None,
             further: Vec::new(),
+            without: None,
             memory: None,
             timeout,
             size: Size::default(),
@@ -104,6 +106,12 @@ impl<'a> Trial<'a> {
     /// With further arguments of QEMU.
     pub fn further(mut self, arguments: Vec<String>) -> Self {
         self.further = arguments;
+        self
+    }
+
+    /// Without a device of the machine that the system has.
+    pub fn without(mut self, device: &'a str) -> Self {
+        self.without = Some(device);
         self
     }
 
@@ -161,6 +169,7 @@ impl<'a> Trial<'a> {
             // Tests run side by side, and two may use the same system.
             system.plan.name = name.clone();
             system.resize(self.size)?;
+            system.devices.retain(|device| self.without != Some(&device.name));
             for (name, line) in &self.lines {
                 let machine = system.plan.vms.iter_mut().find(|vm| vm.config.name == *name);
                 machine.with_context(|| format!("{} has no {name}", self.system))?.config.cmdline.clone_from(line);

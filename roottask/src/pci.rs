@@ -20,7 +20,7 @@ pub use bar::{Bar, shared_pages};
 pub use capability::{Capabilities, Express, Msi, MsiX, Port, write_msi};
 pub use fault::Fault;
 pub use group::groups;
-pub use listing::{class_name, describe};
+pub use listing::{class_name, describe, heading, row};
 pub use obstacle::{Obstacle, Situation, Use};
 pub use reset::{Reset, quiet, reset};
 

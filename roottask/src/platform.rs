@@ -171,6 +171,15 @@ impl Platform {
         Ok(number)
     }
 
+    /// Lists all functions in the log, in columns.
+    pub fn list(&self) {
+        let situation = self.situation();
+        let rows = (0..self.functions.len()).filter_map(|number| pci::row(&situation, number));
+        for line in core::iter::once(pci::heading()).chain(rows) {
+            log!("root: devices: {line}");
+        }
+    }
+
     fn situation(&self) -> Situation<'_> {
         let Self { functions, groups, owners, dmar, .. } = self;
         Situation { functions, groups, owners, dmar: dmar.as_ref() }

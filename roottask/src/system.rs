@@ -8,12 +8,14 @@ use crate::workshop::{Workshop, must_kernel};
 use crate::{console, faults, keeper, kernel_log, observe, power, reclaim, service, watchdog, window};
 use abi::extension;
 use abi::hip::{FEATURE_IOMMU, FEATURE_SVM, FEATURE_VMX, Hip};
+use alloc::format;
 use alloc::vec::Vec;
-use plan::{Iommu, SystemPlan};
+use plan::{DriverPlan, Iommu, SystemPlan};
 use roottask::acpi;
 use roottask::archive::Archive;
 use roottask::frames::{PAGE, PhysRange};
 use roottask::image::Image;
+use roottask::pci::Use;
 use runtime::channel::Sender;
 use runtime::log;
 use runtime::manifest::Role;
@@ -36,6 +38,9 @@ pub fn run(boot: Boot) -> ! {
     must_kernel(kernel_log::start(PhysRange::new(hip.mbuf_start, hip.mbuf_end)));
     let archive = archive(module);
     let plan = read_plan(&archive);
+    if plan.list_devices {
+        list_devices(&hip, &plan);
+    }
     if hip.platform_features & (FEATURE_VMX | FEATURE_SVM) == 0 {
         power::fatal(format_args!("this CPU offers neither VMX nor SVM: virtual machines are impossible"));
     }
@@ -52,6 +57,25 @@ pub fn run(boot: Boot) -> ! {
     must_kernel(watchdog::start());
     must_kernel(keeper::start(workshop, machines, servers));
     wait(&outgoing)
+}
+
+/// Lists the devices, with the owners that the plan gives them, and ends.
+fn list_devices(hip: &Hip, plan: &SystemPlan) -> ! {
+    let mut platform = Platform::new(hip);
+    platform.find(hip.acpi_rsdp);
+    if hip.platform_features & FEATURE_IOMMU != 0 {
+        platform.find_iommus(hip.acpi_rsdp);
+    }
+    let mut choose = |driver: &DriverPlan| {
+        let who = format!("driver {}", driver.name);
+        platform.choose(driver.device, &who, Use::Driver).err().map(|why| format!("{who}: {why}"))
+    };
+    let refused: Vec<_> = plan.drivers.iter().filter_map(&mut choose).collect();
+    platform.list();
+    refused.iter().for_each(|line| log!("root: devices: {line}"));
+    // This line is the last one.
+    log!("root: the devices are listed");
+    power::off()
 }
 
 /// Finds the devices, if there are drivers for them.

@@ -1,6 +1,8 @@
-//! The line of a function in the log.
+//! The line of a function in the log, and its row in the listing of devices.
 
-use super::{Function, Header, Reset};
+use super::{Function, Header, Obstacle, Reset, Situation, Use};
+use alloc::format;
+use alloc::string::String;
 use core::fmt;
 
 /// The name of a class (PCI Code and ID Assignment Specification, chapter 1).
@@ -42,4 +44,46 @@ pub fn describe(function: &Function, group: usize) -> impl fmt::Display + '_ {
         }
         Ok(())
     })
+}
+
+/// The heading of [`row`]s.
+pub fn heading() -> String {
+    columns(["address", "id", "class", "group", "RMRR", "MSI-X", "reset", "owner", "pass-through"])
+}
+
+/// What can be told of function `number`: where and what it is, its group, memory that the firmware reserved for it,
+/// entries of its table of interrupts, how it is reset, who has it, and whether it could be passed through.
+pub fn row(situation: &Situation, number: usize) -> Option<String> {
+    let function = situation.functions.get(number)?;
+    let owner = situation.owners.get(number)?.as_deref();
+    let none = || String::from("-");
+    let reserved = situation.dmar.and_then(|dmar| dmar.reserved_for(situation.functions, function));
+    let messages = match (function.capabilities.msix, function.capabilities.msi) {
+        (Some(msix), _) => format!("{}", msix.entries),
+        (None, Some(_)) => "MSI".into(),
+        (None, None) => none(),
+    };
+    // What would be in its way even if its owner gave it back comes first.
+    let obstacle = situation.obstacle(Use::PassThrough, number, owner.unwrap_or_default());
+    let verdict = match obstacle.or(owner.map(|owner| Obstacle::Owner(owner.into()))) {
+        Some(obstacle) => format!("no: {obstacle}"),
+        None => "yes".into(),
+    };
+    Some(columns([
+        &format!("{}", function.address),
+        &format!("{:04x}:{:04x}", function.vendor, function.device),
+        class_name(function.class),
+        &situation.groups.get(number).map_or_else(none, |group| format!("{group}")),
+        &reserved.map_or_else(none, |memory| format!("{:x}-{:x}", memory.start, memory.end - 1)),
+        &messages,
+        Reset::of(function).map_or("-", Reset::name),
+        owner.unwrap_or("-"),
+        &verdict,
+    ]))
+}
+
+fn columns([address, id, class, group, reserved, messages, reset, owner, verdict]: [&str; 9]) -> String {
+    format!(
+        "{address:7}  {id:9}  {class:13}  {group:>5}  {reserved:17}  {messages:>5}  {reset:5}  {owner:19}  {verdict}"
+    )
 }

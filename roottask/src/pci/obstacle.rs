@@ -129,7 +129,7 @@ impl fmt::Display for Obstacle {
             Self::Ungoverned => write!(f, "no IOMMU in use governs it"),
             Self::Reserved(memory) => write!(
                 f,
-                "the firmware reserved memory for it at {:#x} to {:#x} (RMRR): turn that feature of the device off in the firmware's set-up",
+                "the firmware reserved memory for it at {:#x} to {:#x} (RMRR): turn what needs it off in the firmware's set-up",
                 memory.start,
                 memory.end - 1
             ),

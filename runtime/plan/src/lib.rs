@@ -71,6 +71,8 @@ pub struct SystemPlan {
     pub iommu: Iommu,
     /// What is told over the third serial line.
     pub observe: observation::Wanted,
+    /// Nothing is started: the devices are listed, with their owners to be, and the machine is switched off.
+    pub list_devices: bool,
 }
 
 /// One virtual machine: its configuration and where its files are in the archive.

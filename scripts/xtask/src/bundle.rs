@@ -53,6 +53,18 @@ pub fn build(system: &str, size: Size, kernel: Option<&Path>, exec: Option<&str>
     Ok(Built { boot, memory, cpus, devices, name: system.plan.name })
 }
 
+/// The same for a system that starts nothing, but lists the devices of its machine.
+pub fn build_listing(system: &str) -> Result<Built> {
+    let mut system = load(system, None)?;
+    system.plan.list_devices = true;
+    system.files.clear();
+    let programs = Programs::build(["microhypervisor", "roottask"])?;
+    let module = Some(write(&system, &programs, "-devices")?);
+    let boot = Boot { kernel: programs.file("microhypervisor"), module, linux: None };
+    let System { plan, memory, cpus, devices, .. } = system;
+    Ok(Built { boot, memory, cpus, devices, name: format!("{}-devices", plan.name) })
+}
+
 /// Reads a system and makes it run a command, if there is one.
 pub fn load(system: &str, exec: Option<&str>) -> Result<System> {
     let mut system = System::parse(&Source::read(&system::find(system)?)?)?;
@@ -65,6 +77,9 @@ pub fn load(system: &str, exec: Option<&str>) -> Result<System> {
 /// The programs that the root task starts.
 fn started(system: &System) -> BTreeSet<String> {
     let plan = &system.plan;
+    if plan.list_devices {
+        return BTreeSet::new();
+    }
     let monitors = plan.vms.iter().map(|vm| vm.monitor.clone());
     let drivers = plan.drivers.iter().map(|driver| driver.program.clone());
     let switches = plan.switches.iter().map(|_| plan::SWITCH.into());

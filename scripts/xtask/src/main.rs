@@ -7,6 +7,7 @@ mod bench;
 mod bundle;
 mod check;
 mod cpio;
+mod devices;
 mod emulator;
 mod exec;
 mod guest;
@@ -43,6 +44,8 @@ enum Verb {
     Setup,
     /// Build a system and boot it
     Run(run::Arguments),
+    /// List the devices of a system's machine, who has them, and why one cannot be passed through
+    Devices(devices::Arguments),
     /// Measure what things cost, beside what they cost elsewhere
     Bench(bench::Arguments),
     /// Check formatting, lints, documentation, dependencies and sizes
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
     let outcome = terminal::restore_on_signals().and_then(|()| match Arguments::parse().verb {
         Verb::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Verb::Run(arguments) => run::run(&arguments),
+        Verb::Devices(arguments) => devices::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Check => check::run().map(|()| ExitCode::SUCCESS),
         Verb::Models(arguments) => models::run(&arguments).map(|()| ExitCode::SUCCESS),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pci::tests::{Fake, Space, at, behind_bridges, nvme, space};
-use crate::pci::{enumerate, groups};
+use crate::pci::{enumerate, groups, heading, row};
 use std::string::ToString;
 use std::vec::Vec;
 
@@ -134,4 +134,27 @@ fn a_guest_gets_what_can_be_reset() {
     let fixed = || space([(at(0, 4, 0), Fake::new(1, 0x02_00_00))]);
     assert_eq!(obstacle(fixed(), &[], Some(&dmar(&[])), at(0, 4, 0), true), Some(Obstacle::NoReset));
     assert_eq!(obstacle(fixed(), &[], Some(&dmar(&[])), at(0, 4, 0), false), None, "its driver resets it");
+}
+
+#[test]
+fn rows_tell_it_all() {
+    let numbers = [0x7000_0000_u64, 0x7000_ffff].map(u64::to_le_bytes).concat();
+    let reserved = [&[1, 0, 32, 0, 0, 0, 0, 0][..], &numbers, &[1, 8, 0, 0, 0, 0, 5, 0]].concat();
+    let dmar = dmar(&reserved);
+    let usb = Fake::new(0x0003_8086, 0x0c_03_30).capability(0x40, &[0x0080_0005, 0, 0, 0]);
+    let mut machine = space([(at(0, 4, 0), nvme()), (at(0, 5, 0), usb), (at(0, 6, 0), nvme().bar(0, 0, 0))]);
+    let functions = enumerate(&mut machine, 0);
+    let owners = [Some("driver disk0".into()), None, None];
+    let groups = groups(&functions);
+    let situation = Situation { functions: &functions, groups: &groups, owners: &owners, dmar: Some(&dmar) };
+    let rows: Vec<_> = core::iter::once(heading()).chain((0..4).filter_map(|number| row(&situation, number))).collect();
+    let expected = [
+        "address  id         class          group  RMRR               MSI-X  reset  owner                pass-through",
+        "00:04.0  1b36:0010  NVMe               0  -                     65  FLR    driver disk0         no: it is that of the driver disk0",
+        "00:05.0  8086:0003  USB                1  70000000-7000ffff    MSI  -      -                    no: the firmware reserved memory for it at 0x70000000 to 0x7000ffff (RMRR): turn what needs it off in the firmware's set-up",
+        "00:06.0  1b36:0010  NVMe               2  -                     65  FLR    -                    yes",
+    ];
+    assert_eq!(rows, expected);
+    // With what the log writes before it, none is cut.
+    assert!(rows.iter().all(|row| row.len() + 16 < 240));
 }

@@ -3,10 +3,12 @@
 use anyhow::{Result, ensure};
 
 use super::boot::Outcome;
-use super::{Lab, QEMU, Test};
+use super::{Lab, QEMU, Test, front};
+use crate::workspace;
 
 pub const TESTS: &[Test] = &[
     Test::new("devices::a driver gets its device", one_driver).only(QEMU),
+    Test::new("devices::all devices are listed", listed).only(QEMU),
     Test::new("devices::a driver that is killed comes back", killed).only(QEMU),
     Test::new("devices::what cannot be had is refused", refused).only(QEMU),
 ];
@@ -46,6 +48,27 @@ fn one_driver(lab: &Lab) -> Result<()> {
     // 64 MiB of 512 bytes, and all but the first of them.
     outcome.says("[disk0] QEMU NVMe Ctrl, serial number d0: 131072 sectors")?;
     outcome.says("[disk0] client micro.root: 129024 sectors from 2048").map(|_| ())
+}
+
+/// What docs/drivers.md shows, by the command that it shows.
+fn listed(lab: &Lab) -> Result<()> {
+    let (status, output, error) = front::call(&["devices"])?;
+    ensure!(status == 0, "status {status}: {output}{error}");
+    let book = String::from_utf8(workspace::read(&workspace::root().join("docs/drivers.md"))?)?;
+    let mut shown = book.lines().skip_while(|line| *line != "    cargo xtask devices").skip(2);
+    for line in output.lines() {
+        let expected = shown.next().unwrap_or_default().trim_start();
+        ensure!(line == expected, "docs/drivers.md has {expected:?}, and the list has {line:?}");
+    }
+    ensure!(output.lines().count() > 5, "few devices: {output}");
+    // Of what is not there, too, and without an IOMMU.
+    let file = lab.write_system(&(system("iommu = \"off\"\n") + "pci = \"00:07.0\"\n"))?;
+    let (status, output, error) = front::call(&["devices", &file])?;
+    ensure!(status == 0, "status {status}: {output}{error}");
+    for line in ["driver disk0: this machine has no PCI function 00:07.0; those", "no: there is no IOMMU in use"] {
+        ensure!(output.contains(line), "nothing of {line:?} in {output}");
+    }
+    Ok(())
 }
 
 fn killed(lab: &Lab) -> Result<()> {

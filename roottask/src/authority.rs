@@ -38,6 +38,8 @@ pub mod selector {
     pub const LOCK_OBSERVE: Selector = 0x1019;
     /// Upped when a device did what it may not do.
     pub const DMA_FAULTS: Selector = 0x101a;
+    /// See [`LOCK_CONSOLE`].
+    pub const LOCK_WISHES: Selector = 0x101b;
     /// First copy of an interrupt semaphore; by global system interrupt.
     pub const INTERRUPTS: Selector = 0x2000;
     /// First copy of a semaphore of a message-signalled interrupt.

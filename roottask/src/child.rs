@@ -328,12 +328,13 @@ impl<'a> Builder<'a> {
         self.region(name, false, Range { address, length: data.len() as u64 }, 0)
     }
 
-    /// Gives contiguous, cleared memory for a guest.
-    pub fn guest_memory(&mut self, length: u64) -> Result<(), Failure> {
+    /// Gives contiguous, cleared memory for a guest; which it is.
+    pub fn guest_memory(&mut self, length: u64) -> Result<PhysRange, Failure> {
         let memory = self.allocate("the guest", length, LARGE)?;
         window::fill(memory, &[], 0).map_err(kernel("memory"))?;
         self.grant(memory, GUEST_RAM, MEMORY_ALL)?;
-        self.region("guest-ram", true, Range { address: GUEST_RAM, length }, 0)
+        self.region("guest-ram", true, Range { address: GUEST_RAM, length }, 0)?;
+        Ok(memory)
     }
 
     /// Addresses for `length` bytes of what other programs or a device have, too.

@@ -5,7 +5,7 @@ use crate::authority::selector;
 use crate::child::Place;
 use crate::drivers::Server;
 use crate::workshop::{VmRings, Workshop};
-use crate::{reclaim, scrub, service};
+use crate::{passthrough, reclaim, scrub, service};
 use abi::Status;
 use abi::scd::Scd;
 use alloc::vec::Vec;
@@ -26,6 +26,8 @@ pub struct Machine {
     place: Place,
     plan: VmPlan,
     rings: VmRings,
+    /// Numbers of the functions that it has to itself.
+    functions: Vec<usize>,
     history: History,
     /// STC value at its last start.
     started: u64,
@@ -77,17 +79,20 @@ fn next(machines: &[Machine], servers: &[Server]) -> u64 {
 
 impl Machine {
     /// The machine of `plan`, just started at `place`.
-    pub fn new(place: Place, plan: VmPlan, rings: VmRings) -> Self {
+    pub fn new(place: Place, plan: VmPlan, rings: VmRings, functions: Vec<usize>) -> Self {
         let (history, started) = (History::default(), time::now());
-        Self { place, plan, rings, history, started, state: State::Runs }
+        Self { place, plan, rings, functions, history, started, state: State::Runs }
     }
 
     /// Does what is to be done now.
     fn keep(&mut self, workshop: &mut Workshop) {
+        passthrough::serve(self.place.id, &self.functions, &mut workshop.platform);
         if matches!(self.state, State::Runs)
             && let Some((how, taken_back)) = service::settled(self.place.id)
         {
             let name = &self.plan.config.name;
+            // The kernel has taken their DMA space already; they are to raise no interrupts either.
+            self.functions.iter().for_each(|function| workshop.platform.quiet(*function));
             if taken_back {
                 let memory = self.place.vacate(&mut workshop.free);
                 let free = workshop.free.total();
@@ -118,7 +123,7 @@ impl Machine {
         let name = &self.plan.config.name;
         self.rings.recover();
         self.started = time::now();
-        let Err(failure) = workshop.monitor(&mut self.place, &self.plan, &self.rings) else {
+        let Err(failure) = workshop.monitor(&mut self.place, &self.plan, &self.rings, &self.functions) else {
             let number = self.history.restarts();
             match self.plan.restart.limit {
                 Some(limit) => log!("root: started vm {name} again ({number} of {limit})"),
@@ -131,6 +136,7 @@ impl Machine {
         // Without a protection domain there is nothing to take back.
         let gone = matches!(reclaim::destroy(self.place.id), Ok(()) | Err(Status::BadCap));
         service::settle(self.place.id, gone);
+        self.functions.iter().for_each(|function| workshop.platform.quiet(*function));
         if gone {
             self.place.vacate(&mut workshop.free);
         }

@@ -30,6 +30,8 @@ mod links;
 #[cfg(target_os = "none")]
 mod observe;
 #[cfg(target_os = "none")]
+mod passthrough;
+#[cfg(target_os = "none")]
 mod platform;
 #[cfg(target_os = "none")]
 mod power;

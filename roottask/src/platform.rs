@@ -251,8 +251,17 @@ impl Platform {
 
     /// Lets a function send requests: DMA and interrupts.
     pub fn start(&mut self, number: usize) {
+        self.command(number, command::MEMORY | command::MASTER | command::NO_PIN, 0);
+    }
+
+    /// Lets a function answer, but send nothing.
+    pub fn hold(&mut self, number: usize) {
+        self.command(number, command::MEMORY | command::NO_PIN, command::MASTER);
+    }
+
+    fn command(&mut self, number: usize, set: u32, clear: u32) {
         if let (Some(space), Some(function)) = (&mut self.space, self.functions.get(number)) {
-            pci::change_command(space, function.address, command::MEMORY | command::MASTER | command::NO_PIN, 0);
+            pci::change_command(space, function.address, set, clear);
         }
     }
 }

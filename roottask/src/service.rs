@@ -3,7 +3,7 @@
 
 use crate::authority::selector;
 use crate::watchdog::Watched;
-use crate::{console, observe, power};
+use crate::{console, observe, passthrough, power};
 use abi::{Mtd, Selector, Status};
 use alloc::format;
 use alloc::string::String;
@@ -159,6 +159,11 @@ pub fn nobody_suspected() -> bool {
     SUSPECTS.load(Ordering::Relaxed) == 0
 }
 
+/// Which of the children that had the number `id` is there now.
+pub fn instance(id: usize) -> Option<u32> {
+    CHILDREN.lock().get(id).filter(|child| child.ended.is_none()).map(|child| child.instance)
+}
+
 /// Ends child `id`, whatever it does.
 pub fn kill(id: usize, why: &str) {
     let instance = CHILDREN.lock().get(id).map(|child| child.instance);
@@ -215,7 +220,8 @@ fn serve(pid: u64, mtd: u32, mut utcb: Utcb) -> u32 {
         }
         RECALL => 0,
         PARENT => {
-            message(who, mtd, &utcb);
+            let answer = message(who, mtd, &utcb);
+            utcb.set_word(0, answer);
             Mtd::regular(1)
         }
         number => {
@@ -284,7 +290,8 @@ fn end(who: Who, how: Ended, explanation: &str) {
     Semaphore::from_selector(selector::EVENTS).up();
 }
 
-fn message(who: Who, mtd: u32, utcb: &Utcb) {
+/// Does what a child asks for; the answer.
+fn message(who: Who, mtd: u32, utcb: &Utcb) -> u64 {
     let words = (mtd & 0x1ff) as usize + 1;
     let mut buffer = [0; TEXT_MAX];
     // A text may be at most as long as the message that carried it.
@@ -294,9 +301,12 @@ fn message(who: Who, mtd: u32, utcb: &Utcb) {
     let text = core::str::from_utf8(&buffer[..length]).unwrap_or("(not text)");
     let name = match who.of(&mut CHILDREN.lock()) {
         Some(child) => child.name.clone(),
-        None => return,
+        None => return 0,
     };
     match utcb.word(0) {
+        operation::FUNCTION if words >= 3 => {
+            return passthrough::ask((who.id, who.instance), utcb.word(1), utcb.word(2)).into();
+        }
         operation::VM_ENDED => {
             let how = (words >= 2).then(|| Ended::from_number(utcb.word(1))).flatten();
             end(who, how.unwrap_or(Ended::Crashed), text);
@@ -306,6 +316,7 @@ fn message(who: Who, mtd: u32, utcb: &Utcb) {
         operation::PANIC => text.lines().for_each(|line| runtime::log!("[{name}] {line}")),
         other => runtime::log!("root: {name} asked for unknown operation {other}"),
     }
+    0
 }
 
 /// What the serial program has may go out before the root task's last words, if that does not take longer.

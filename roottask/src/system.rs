@@ -31,7 +31,7 @@ pub fn run(boot: Boot) -> ! {
     reclaim::learn(&hip);
     announce(&hip, total, free.total());
     must_kernel(syscall::create_sm(selector::EVENTS, runtime::manifest::selector::PROTECTION_DOMAIN, 0));
-    for lock in [selector::LOCK_CONSOLE, selector::LOCK_CHILDREN] {
+    for lock in [selector::LOCK_CONSOLE, selector::LOCK_CHILDREN, selector::LOCK_WISHES] {
         must_kernel(syscall::create_sm(lock, runtime::manifest::selector::PROTECTION_DOMAIN, 0));
     }
     must_kernel(service::start(hip.cpu_bsp as u32));
@@ -81,7 +81,8 @@ fn list_devices(hip: &Hip, plan: &SystemPlan) -> ! {
 /// Finds the devices, if there are drivers for them.
 fn find_devices(hip: &Hip, plan: &SystemPlan) -> Platform {
     let mut platform = Platform::new(hip);
-    if plan.drivers.is_empty() && plan.iommu != Iommu::Required {
+    let passes = plan.vms.iter().any(|vm| !vm.functions.is_empty());
+    if plan.drivers.is_empty() && !passes && plan.iommu != Iommu::Required {
         return platform;
     }
     platform.find(hip.acpi_rsdp);

@@ -48,7 +48,7 @@ fn monitor(config: &VmConfig, files: u64) -> Shape {
         purpose: Purpose::Monitor,
         heap: 8 << 20,
         // Each virtual CPU has a handler and an alarm clock, which one more stack on each CPU starts.
-        stacks: 4 + 3 * u64::from(config.vcpus),
+        stacks: 4 + 3 * u64::from(config.vcpus) + u64::from(plan::FUNCTION_INTERRUPTS) * config.functions.len() as u64,
         spaces: true,
         kernel_frames: FRAMES_PER_MONITOR
             + FRAMES_PER_VCPU * u64::from(config.vcpus)
@@ -237,9 +237,10 @@ impl Workshop {
         let start = |(vm, rings): (VmPlan, VmRings)| {
             let who = format!("vm {}", vm.config.name);
             let mut place = self.next_place();
-            must(&who, self.monitor(&mut place, &vm, &rings));
+            let functions = must(&who, self.platform.claim(&vm).map_err(Failure::Device));
+            must(&who, self.monitor(&mut place, &vm, &rings, &functions));
             log!("root: started {who} with {} MiB", vm.config.memory >> 20);
-            Machine::new(place, vm, rings)
+            Machine::new(place, vm, rings, functions)
         };
         (plan.vms.into_iter().zip(rings).map(start).collect(), servers)
     }
@@ -287,16 +288,24 @@ impl Workshop {
         Ok(())
     }
 
-    /// Builds and starts the monitor of a virtual machine.
-    pub fn monitor(&mut self, place: &mut Place, vm: &VmPlan, rings: &VmRings) -> Result<(), Failure> {
+    /// Builds and starts the monitor of a virtual machine, which has the functions with these numbers to itself.
+    pub fn monitor(
+        &mut self,
+        place: &mut Place,
+        vm: &VmPlan,
+        rings: &VmRings,
+        functions: &[usize],
+    ) -> Result<(), Failure> {
         let config = &vm.config;
         let program = self.file(&plan::program_path(&vm.monitor));
         let kernel = self.file(&vm.kernel);
         let initrds: Vec<_> = vm.initrd.iter().map(|path| self.file(path)).collect();
         let files: u64 = initrds.iter().chain([&program, &kernel]).map(|file| file.len() as u64).sum();
-        let mut builder = Builder::new(place, &config.name, monitor(config, files), self.bounded, &mut self.free)?;
+        let mut shape = monitor(config, files);
+        shape.kernel_frames += self.platform.kernel_frames(functions, config.memory);
+        let mut builder = Builder::new(place, &config.name, shape, self.bounded, &mut self.free)?;
         config.cpus.iter().for_each(|&cpu| builder.cpu(cpu));
-        builder.guest_memory(config.memory)?;
+        let memory = builder.guest_memory(config.memory)?;
         builder.program(program)?;
         builder.file("kernel", kernel)?;
         for (i, initrd) in initrds.into_iter().enumerate() {
@@ -313,6 +322,7 @@ impl Workshop {
             builder.ring(input, "exec-input", Role::Consumer, false)?;
         }
         rings.devices.iter().try_for_each(|end| end.give(&mut builder, None))?;
+        self.platform.pass(functions, config, memory, &mut builder)?;
         builder.start()
     }
 }

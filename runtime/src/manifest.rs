@@ -9,7 +9,7 @@ use abi::Selector;
 /// Value of [`Manifest::magic`].
 pub const MAGIC: u32 = u32::from_le_bytes(*b"KNMF");
 /// Value of [`Manifest::version`].
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes in a name, padded with zeros.
 pub const NAME_LENGTH: usize = 52;
 /// Most rings of a program.
@@ -21,7 +21,7 @@ pub const FURTHER_CPUS: usize = 16;
 /// In [`Manifest::further_cpus`]: no CPU.
 pub const NO_CPU: u16 = u16::MAX;
 /// Most interrupts of a program.
-pub const INTERRUPTS: usize = 16;
+pub const INTERRUPTS: usize = 32;
 /// Most port ranges of a program.
 pub const PORTS: usize = 4;
 

@@ -7,10 +7,11 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use abi::Status;
 use abi::scd::Scd;
+use abi::{Selector, Status};
 use machine::backplane::Backplane;
 use machine::pci::bus::{Bus, Function, Slot};
+use machine::pci::passthrough::Passthrough;
 use machine::virtio::block::Block;
 use machine::virtio::entropy::Entropy;
 use machine::virtio::net::Net;
@@ -23,6 +24,7 @@ use runtime::{log, manifest, thread};
 use crate::disk::Disk;
 use crate::memory::HostMemory;
 use crate::nic::Nic;
+use crate::passthrough::{self, Real};
 use crate::random::Random;
 use crate::vm::{self, Machine};
 
@@ -41,7 +43,8 @@ fn locked<F: Function + 'static>(function: F) -> Result<Box<dyn Slot>, String> {
 }
 
 /// Makes the devices that the configuration names. Waits for the services of disks to say what these are.
-pub fn bus(config: &VmConfig, memory: HostMemory, backplane: &Arc<Backplane>) -> Result<Bus, String> {
+/// `guest`: the guest space.
+pub fn bus(config: &VmConfig, memory: HostMemory, guest: Selector, backplane: &Arc<Backplane>) -> Result<Bus, String> {
     let mut slots = Vec::new();
     for disk in &config.disks {
         let (disk, what) = Disk::open(disk)?;
@@ -60,6 +63,9 @@ pub fn bus(config: &VmConfig, memory: HostMemory, backplane: &Arc<Backplane>) ->
             None => log!("the CPU makes no random numbers: the machine has no entropy device"),
         }
     }
+    for (number, function) in config.functions.iter().enumerate() {
+        slots.push(locked(Passthrough::new(Real::open(number, function, guest)?, backplane.clone()))?);
+    }
     Ok(Bus::new(slots))
 }
 
@@ -72,8 +78,13 @@ fn work() -> Option<Semaphore> {
     manifest().rings.iter().find(ours).map(|ring| Semaphore::from_selector(ring.sel_data))
 }
 
-/// Starts the thread, if there is anything for it to do.
+/// Starts the threads for which there is something to do.
 pub fn serve(machine: &'static Machine, scd: Scd) -> Result<(), Status> {
+    let functions = &machine.config.functions;
+    let first = machine.bus.slots().count() - functions.len();
+    for (slot, function) in (first..).zip(functions) {
+        passthrough::listen(machine, slot, function, scd)?;
+    }
     if let Some(work) = work() {
         thread::spawn(scd, move || serve_all(machine, work))?;
     }

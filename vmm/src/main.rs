@@ -28,6 +28,8 @@ mod nic;
 #[cfg(target_os = "none")]
 mod output;
 #[cfg(target_os = "none")]
+mod passthrough;
+#[cfg(target_os = "none")]
 mod pause;
 #[cfg(target_os = "none")]
 mod random;

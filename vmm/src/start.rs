@@ -97,11 +97,12 @@ fn build() -> Result<&'static Machine, String> {
     let board = board_config(&config, &memory);
     let now = time::now();
     let backplane = Arc::new(Backplane::new(config.vcpus as usize));
-    let bus = Arc::new(devices::bus(&config, memory, &backplane)?);
+    let spaces = create_spaces(&memory)?;
+    let bus = Arc::new(devices::bus(&config, memory, spaces.guest, &backplane)?);
     let parts = Parts {
         memory,
         files,
-        spaces: create_spaces(&memory)?,
+        spaces,
         devices: Devices { board: Board::new(&board, backplane.clone(), bus.clone(), now), output: Output::open() },
         backplane,
         bus,

@@ -11,6 +11,14 @@ use crate::{DecodeError, PlanError, SystemPlan, decode, encode, is_name};
 pub const DRIVERS_MAX: usize = 16;
 /// Most disks of a virtual machine, and most network devices.
 pub const DEVICES_MAX: usize = 8;
+/// Most PCI functions that a virtual machine has to itself.
+pub const FUNCTIONS_MAX: usize = 4;
+/// Most interrupts of each of them that the machine gets.
+pub const FUNCTION_INTERRUPTS: u16 = 8;
+/// End of a virtual machine's memory below 4 GiB at most: the hole for devices follows.
+pub const LOW_MEMORY_MAX: u64 = 0xc000_0000;
+/// Guest-physical address where the rest of its memory is.
+pub const HIGH_MEMORY_BASE: u64 = 1 << 32;
 /// Most clients of one driver.
 pub const CLIENTS_MAX: usize = 16;
 /// Most ports of a switch.
@@ -187,6 +195,14 @@ pub struct NicConfig {
     pub mac: Mac,
 }
 
+/// A PCI function that a virtual machine has to itself, as its monitor knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionConfig {
+    /// Name, unique in the machine. Its registers are the regions `pci.NAME.bar0` to `pci.NAME.bar5`, its configuration space
+    /// is the region `pci.NAME.config`, its interrupts are `pci.NAME.msi0` and so on.
+    pub name: String,
+}
+
 /// What a driver is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriverConfig {
@@ -314,6 +330,7 @@ impl SystemPlan {
             }
         }
         self.vms.iter().try_for_each(|vm| self.validate_vm_devices(vm))?;
+        self.validate_functions()?;
         self.validate_load()
     }
 
@@ -322,21 +339,33 @@ impl SystemPlan {
         if config.disks.len().max(config.nics.len()) > DEVICES_MAX
             || config.disks.len() != vm.disks.len()
             || config.nics.len() != vm.switches.len()
+            || config.functions.len() > FUNCTIONS_MAX
+            || config.functions.len() != vm.functions.len()
         {
             return Err(PlanError::TooManyDevices(config.name.clone()));
         }
-        config
-            .disks
-            .iter()
-            .map(|d| &d.name)
-            .chain(config.nics.iter().map(|n| &n.name))
-            .try_for_each(|n| check_name(n))?;
+        let names = config.disks.iter().map(|d| &d.name).chain(config.nics.iter().map(|n| &n.name));
+        names.chain(config.functions.iter().map(|f| &f.name)).try_for_each(|n| check_name(n))?;
         vm.disks.iter().try_for_each(|disk| self.serves(&disk.driver, Service::Disk))?;
         let unknown = |name: &&String| !self.switches.iter().any(|switch| switch.name == **name);
         match vm.switches.iter().find(unknown) {
             Some(name) => Err(PlanError::NoSwitch(name.clone())),
             None => Ok(()),
         }
+    }
+
+    /// That nobody else has what a virtual machine has to itself, as far as the addresses tell.
+    fn validate_functions(&self) -> Result<(), PlanError> {
+        let mut taken: Vec<DeviceChoice> = self.drivers.iter().map(|driver| driver.device).collect();
+        for vm in &self.vms {
+            for device in &vm.functions {
+                if matches!(device, DeviceChoice::At(_)) && taken.contains(device) {
+                    return Err(PlanError::TakenFunction(vm.config.name.clone(), *device));
+                }
+                taken.push(*device);
+            }
+        }
+        Ok(())
     }
 
     /// How many a driver and a switch can serve, and that two machines cannot write the same sectors.

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 /// Path of the encoded plan in the boot archive.
 pub const ARCHIVE_PATH: &str = "plan";
 /// Version of every type in this crate; a decoder accepts only its own.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Most virtual machines in one system.
 pub const VMS_MAX: usize = 64;
 /// Longest name of a virtual machine.
@@ -92,6 +92,8 @@ pub struct VmPlan {
     pub disks: Vec<DiskSource>,
     /// Name of the switch of each of its network devices, in the order of [`VmConfig::nics`].
     pub switches: Vec<String>,
+    /// The PCI functions that it has to itself, in the order of [`VmConfig::functions`].
+    pub functions: Vec<DeviceChoice>,
 }
 
 /// Whether and how often a virtual machine that has ended is started anew, with a new monitor.
@@ -151,6 +153,8 @@ pub struct VmConfig {
     pub disks: Vec<DiskConfig>,
     /// Network devices, behind the disks.
     pub nics: Vec<NicConfig>,
+    /// PCI functions of the machine that it has to itself, behind all others.
+    pub functions: Vec<FunctionConfig>,
 }
 
 /// How a guest's image is loaded.
@@ -215,7 +219,7 @@ pub enum PlanError {
     SecondExec(String),
     /// More than [`DRIVERS_MAX`] drivers or switches.
     TooManyDrivers,
-    /// More than [`DEVICES_MAX`] disks or network devices of this machine.
+    /// More than [`DEVICES_MAX`] disks or network devices of this machine, or more than [`FUNCTIONS_MAX`] PCI functions.
     TooManyDevices(String),
     /// More than [`CLIENTS_MAX`] or [`PORTS_MAX`] want something of this driver or switch.
     TooManyClients(String),
@@ -227,6 +231,8 @@ pub enum PlanError {
     BadDma(String, u64),
     /// Another driver has this driver's function.
     SameFunction(String, DeviceChoice),
+    /// A driver or another virtual machine has this machine's function.
+    TakenFunction(String, DeviceChoice),
     /// There is no driver of this name.
     NoDriver(String),
     /// The driver of this name serves something else.
@@ -261,7 +267,10 @@ impl fmt::Display for PlanError {
             Self::NoSlice(name) => write!(f, "vm {name}: a time slice of 0 ms is none"),
             Self::SecondExec(name) => write!(f, "vm {name}: another machine has the exec channel already"),
             Self::TooManyDrivers => write!(f, "more than {DRIVERS_MAX} drivers or switches"),
-            Self::TooManyDevices(vm) => write!(f, "vm {vm}: more than {DEVICES_MAX} disks or network devices"),
+            Self::TooManyDevices(vm) => write!(
+                f,
+                "vm {vm}: more than {DEVICES_MAX} disks or network devices, or more than {FUNCTIONS_MAX} PCI functions"
+            ),
             Self::TooManyClients(name) => {
                 write!(
                     f,
@@ -274,6 +283,9 @@ impl fmt::Display for PlanError {
             Self::SameDevice(name) => write!(f, "two drivers or switches are named {name}"),
             Self::BadDma(name, bytes) => write!(f, "driver {name}: {bytes} bytes are no whole pages of memory"),
             Self::SameFunction(name, device) => write!(f, "driver {name}: another driver has {device} already"),
+            Self::TakenFunction(vm, device) => {
+                write!(f, "vm {vm}: a driver or another virtual machine has {device} already")
+            }
             Self::NoDriver(name) => write!(f, "there is no driver {name}"),
             Self::WrongService(name, Service::Disk) => write!(f, "the driver {name} serves disks, not a network"),
             Self::WrongService(name, Service::Network) => write!(f, "the driver {name} serves a network, not disks"),

@@ -18,6 +18,7 @@ fn vm(name: &str) -> VmPlan {
             entropy: false,
             disks: vec![],
             nics: vec![],
+            functions: vec![],
         },
         monitor: MONITOR.to_string(),
         kernel: "guests/linux/kernel".to_string(),
@@ -25,6 +26,7 @@ fn vm(name: &str) -> VmPlan {
         restart: Restart { after: RestartAfter::Crash, limit: Some(3), ..Restart::NEVER },
         disks: vec![],
         switches: vec![],
+        functions: vec![],
     }
 }
 
@@ -54,7 +56,7 @@ fn foreign_bytes_are_told_apart() {
     assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Malformed));
     bytes[4] = 9;
     assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Version(9)));
-    assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 5");
+    assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 6");
 }
 
 #[test]

@@ -76,6 +76,8 @@ struct VmTable {
     disk: InOrder<devices::DiskTable>,
     #[serde(default)]
     nic: InOrder<devices::NicTable>,
+    #[serde(default)]
+    pci: InOrder<devices::FunctionTable>,
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -161,9 +163,10 @@ impl System {
         let mut files = BTreeMap::new();
         let mut machine = devices::machine(source, file.machine.disk, file.machine.nic)?;
         let drivers = devices::drivers(source, &file.driver)?;
+        let passes = file.vm.0.iter().any(|(_, vm)| !vm.pci.0.is_empty());
         let wants_iommu = match file.iommu {
             devices::IommuWord::Required => true,
-            devices::IommuWord::Preferred => !drivers.is_empty(),
+            devices::IommuWord::Preferred => !drivers.is_empty() || passes,
             devices::IommuWord::Off => false,
         };
         if wants_iommu {
@@ -189,6 +192,7 @@ impl System {
             console_taken |= console;
             let (disks, sources) = devices::disks(source, &vm.disk, &plan.drivers)?;
             let (nics, switches) = devices::nics(source, plan.vms.len(), &vm.nic, &plan.switches)?;
+            let (functions, choices) = devices::functions(source, &vm.pci)?;
             let config = VmConfig {
                 name: name.get_ref().clone(),
                 memory: u64::from(memory) << 20,
@@ -206,10 +210,12 @@ impl System {
                 entropy: vm.entropy,
                 disks,
                 nics,
+                functions,
             };
             let monitor = monitor_of(source, vm.monitor.as_ref())?;
             let restart = restart_of(source, vm.restart, vm.restart_limit.as_ref(), vm.restart_delay.as_ref())?;
-            plan.vms.push(VmPlan { config, monitor, kernel, initrd, restart, disks: sources, switches });
+            let functions = choices;
+            plan.vms.push(VmPlan { config, monitor, kernel, initrd, restart, disks: sources, switches, functions });
             // What the plan itself forbids is found with the first machine that breaks it, and shown at that machine.
             plan.validate().map_err(|error| {
                 let place = match error {
@@ -218,6 +224,7 @@ impl System {
                     PlanError::BadCpu(..) => vm.cpus.as_ref().map(Spanned::span),
                     PlanError::NoSlice(..) => vm.slice.as_ref().map(Spanned::span),
                     PlanError::SecondExec(..) => vm.exec.as_ref().map(Spanned::span),
+                    PlanError::TakenFunction(_, ref device) => devices::place_of(&vm.pci, device),
                     PlanError::Overlap(ref disk, _) => {
                         let named = |(key, _): &&(Spanned<String>, _)| {
                             *disk == plan::client_name(name.get_ref(), key.get_ref())

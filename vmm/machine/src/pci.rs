@@ -7,6 +7,7 @@
 pub mod bus;
 pub mod config;
 pub mod msix;
+pub mod passthrough;
 
 use alloc::sync::Arc;
 

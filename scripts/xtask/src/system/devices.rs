@@ -1,10 +1,14 @@
 //! The devices of a system file: those of the emulated machine, drivers, switches, disks and network devices of virtual
 //! machines. Whatever one names that another should have is looked up here, so that the error stands at the name.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use plan::{DeviceChoice, DiskConfig, DiskSource, DriverPlan, Mac, NicConfig, PciAddress, SECTOR, Service, SwitchPlan};
+use plan::{
+    DeviceChoice, DiskConfig, DiskSource, DriverPlan, FunctionConfig, Mac, NicConfig, PciAddress, SECTOR, Service,
+    SwitchPlan,
+};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -71,6 +75,14 @@ pub struct DiskTable {
 pub struct NicTable {
     switch: Spanned<String>,
     mac: Option<Spanned<String>>,
+}
+
+/// `[vm.VM.pci.NAME]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FunctionTable {
+    pci: Option<Spanned<String>>,
+    id: Option<Spanned<String>>,
 }
 
 /// The word `iommu`.
@@ -213,11 +225,7 @@ pub fn drivers(source: &Source, tables: &InOrder<DriverTable>) -> Result<Vec<Dri
             let message = format!("no driver is named {program:?}, these are: {}", list(DRIVERS.map(|(name, _)| name)));
             return Err(source.error(table.program.span(), message));
         };
-        let (device, span) = match (&table.pci, &table.id) {
-            (Some(pci), None) => (DeviceChoice::At(address(source, pci)?), pci.span()),
-            (None, Some(id)) => (identity(source, id)?, id.span()),
-            _ => return Err(source.error(name.span(), "a driver has either pci or id, which say what its device is")),
-        };
+        let (device, span) = choice(source, name, &table.pci, &table.id, "a driver")?;
         if matches!(device, DeviceChoice::At(_)) && drivers.iter().any(|other| other.device == device) {
             return Err(source.error(span, format!("another driver has {device} already")));
         }
@@ -303,6 +311,41 @@ pub fn nics(
         nics.1.push(switch.clone());
     }
     Ok(nics)
+}
+
+/// The PCI functions that a virtual machine has to itself.
+pub fn functions(source: &Source, tables: &InOrder<FunctionTable>) -> Result<(Vec<FunctionConfig>, Vec<DeviceChoice>)> {
+    let mut functions = (Vec::new(), Vec::new());
+    for (name, table) in &tables.0 {
+        check_name(source, name)?;
+        functions.0.push(FunctionConfig { name: name.get_ref().clone() });
+        functions.1.push(choice(source, name, &table.pci, &table.id, "what is passed through")?.0);
+    }
+    Ok(functions)
+}
+
+/// Where a virtual machine's table says that it wants `device`.
+pub fn place_of(tables: &InOrder<FunctionTable>, device: &DeviceChoice) -> Option<Range<usize>> {
+    let at = |pci: &&Spanned<String>| PciAddress::parse(pci.get_ref()).map(DeviceChoice::At) == Some(*device);
+    tables.0.iter().filter_map(|(_, table)| table.pci.as_ref()).find(at).map(Spanned::span)
+}
+
+/// What `pci` or `id` of `whose` table say, and where.
+fn choice(
+    source: &Source,
+    name: &Spanned<String>,
+    pci: &Option<Spanned<String>>,
+    id: &Option<Spanned<String>>,
+    whose: &str,
+) -> Result<(DeviceChoice, Range<usize>)> {
+    match (pci, id) {
+        (Some(pci), None) => Ok((DeviceChoice::At(address(source, pci)?), pci.span())),
+        (None, Some(id)) => Ok((identity(source, id)?, id.span())),
+        _ => {
+            let message = format!("{whose} has either pci or id, which say what its device is");
+            Err(source.error(name.span(), message))
+        }
+    }
 }
 
 fn check_name(source: &Source, name: &Spanned<String>) -> Result<()> {

@@ -24,6 +24,12 @@ pub const MEMORY: u64 = LOW_RAM_MAX;
 pub const ECAM: u64 = 0xe000_0000;
 /// Length of that.
 pub const ECAM_SIZE: u64 = 1 << 20;
+/// Where functions' memory is put that does not fit there; RAM ends below it.
+pub const HIGH_MEMORY: u64 = 1 << 38;
+/// Length of that.
+pub const HIGH_MEMORY_SIZE: u64 = 1 << 38;
+/// Pieces of memory from this size on go there, if they can.
+const LARGE: u64 = 128 << 20;
 /// Base address registers of a function.
 pub const BARS: usize = 6;
 /// Most functions beside the host bridge: each is the only one of its device.
@@ -35,6 +41,10 @@ const NOWHERE: u64 = 1 << 63;
 pub trait Function: Send {
     /// Bytes behind each base address register: powers of two, at least 4 KiB, or 0.
     fn sizes(&self) -> [u64; BARS];
+    /// Whether what is behind a register can be above 4 GiB.
+    fn is_wide(&self, _bar: usize) -> bool {
+        false
+    }
     /// Puts what is behind a register at an address, as firmware does; it stays there at a reset.
     fn place(&mut self, bar: usize, address: u64);
     /// Where that answers now, if it does.
@@ -47,6 +57,8 @@ pub trait Function: Send {
     fn read(&mut self, bar: usize, offset: u64, width: Width) -> u64;
     /// Writes memory.
     fn write(&mut self, bar: usize, offset: u64, width: Width, value: u64);
+    /// An interrupt of the machine's that is the function's, as a thread of the monitor's was told.
+    fn interrupt(&mut self, _number: u16) {}
     /// Looks at what a service has for the function; a thread of the monitor's calls this.
     fn serve(&mut self) {}
     /// Nobody will look until the service wakes that thread. False if it has said something since the last look.
@@ -102,6 +114,8 @@ struct Window {
 pub struct Bus {
     slots: Vec<Box<dyn Slot>>,
     windows: Vec<Window>,
+    /// Whether something lies in [`HIGH_MEMORY`].
+    high: bool,
 }
 
 impl fmt::Debug for Bus {
@@ -115,19 +129,26 @@ impl Bus {
     pub fn new(mut slots: Vec<Box<dyn Slot>>) -> Self {
         slots.truncate(FUNCTIONS_MAX);
         let mut windows = Vec::new();
-        let mut next = MEMORY;
+        let (mut low, mut high) = (MEMORY, HIGH_MEMORY);
         for (slot, function) in slots.iter().enumerate() {
             function.with(&mut |function| {
                 for (bar, &size) in function.sizes().iter().enumerate().filter(|(_, size)| **size != 0) {
+                    let large = size >= LARGE && function.is_wide(bar);
+                    let next = if large { &mut high } else { &mut low };
                     let at = next.next_multiple_of(size);
-                    next = at + size;
+                    *next = at + size;
                     function.place(bar, at);
                     windows.push(Window { base: AtomicU64::new(NOWHERE), size, slot, bar });
                 }
             });
         }
-        debug_assert!(next <= ECAM);
-        Self { slots, windows }
+        debug_assert!(low <= ECAM && high <= HIGH_MEMORY + HIGH_MEMORY_SIZE);
+        Self { slots, windows, high: high != HIGH_MEMORY }
+    }
+
+    /// Whether some function's memory is above 4 GiB.
+    pub fn is_high(&self) -> bool {
+        self.high
     }
 
     /// The functions.
@@ -252,6 +273,18 @@ impl Bus {
         for window in self.windows.iter().filter(|window| window.slot == slot) {
             window.base.store(function.base(window.bar).unwrap_or(NOWHERE), Ordering::Relaxed);
         }
+    }
+
+    /// Tells a function of an interrupt. Returns who has to look because of it.
+    pub fn interrupt(&self, slot: usize, number: u16) -> VcpuSet {
+        let mut wakes = VcpuSet::EMPTY;
+        if let Some(slot) = self.slots.get(slot) {
+            slot.with(&mut |function| {
+                function.interrupt(number);
+                wakes = function.take_wakes();
+            });
+        }
+        wakes
     }
 
     /// Resets all functions.

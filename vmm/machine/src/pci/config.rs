@@ -44,8 +44,10 @@ pub struct Config {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
     sizes: [u64; BARS],
+    /// Whether the next register holds bits 63:32 of the address.
+    wide: [bool; BARS],
     /// As firmware leaves them.
-    placed: [u32; BARS],
+    placed: [u64; BARS],
     /// Where the next capability goes, and the byte that points to it.
     next: usize,
     link: usize,
@@ -60,6 +62,7 @@ impl Config {
             bytes: [0; SIZE],
             writable: [0; SIZE],
             sizes: [0; BARS],
+            wide: [false; BARS],
             placed: [0; BARS],
             next: CAPABILITIES_AT,
             link: CAPABILITIES,
@@ -91,6 +94,15 @@ impl Config {
         self.allow(BAR0 + 4 * bar, &(!(size - 1)).to_le_bytes());
     }
 
+    /// Adds memory of `size` bytes, a power of two, behind a register and the one after it: 64-bit addresses.
+    pub fn add_wide_memory(&mut self, bar: usize, size: u64, prefetchable: bool) {
+        const WIDE: u8 = 2 << 1;
+        const PREFETCHABLE: u8 = 1 << 3;
+        (self.sizes[bar], self.wide[bar]) = (size, true);
+        self.put(BAR0 + 4 * bar, &[WIDE | if prefetchable { PREFETCHABLE } else { 0 }]);
+        self.allow(BAR0 + 4 * bar, &(!(size - 1)).to_le_bytes());
+    }
+
     /// Adds a capability: its id, what follows the link, and which bits of that can be written (zeros behind its end).
     /// Returns its place.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> usize {
@@ -109,9 +121,23 @@ impl Config {
     pub fn reset(&mut self) {
         self.bytes = self.initial;
         for bar in 0..BARS {
-            let address = self.placed[bar];
-            self.bytes[BAR0 + 4 * bar..][..4].copy_from_slice(&address.to_le_bytes());
+            if self.sizes[bar] != 0 {
+                self.put_address(bar);
+            }
         }
+    }
+
+    fn put_address(&mut self, bar: usize) {
+        let at = BAR0 + 4 * bar;
+        let kind = self.initial[at] & 0xf;
+        let bytes = (self.placed[bar] | u64::from(kind)).to_le_bytes();
+        let length = if self.wide[bar] { 8 } else { 4 };
+        self.bytes[at..][..length].copy_from_slice(&bytes[..length]);
+    }
+
+    /// Whether the memory of a register can be above 4 GiB.
+    pub fn is_wide(&self, bar: usize) -> bool {
+        self.wide[bar]
     }
 
     /// Bytes of memory behind each register.
@@ -121,14 +147,15 @@ impl Config {
 
     /// Puts memory at an address.
     pub fn place(&mut self, bar: usize, address: u64) {
-        self.placed[bar] = address as u32;
-        self.bytes[BAR0 + 4 * bar..][..4].copy_from_slice(&self.placed[bar].to_le_bytes());
+        self.placed[bar] = address;
+        self.put_address(bar);
     }
 
     /// Where the memory of a register answers.
     pub fn base(&self, bar: usize) -> Option<u64> {
         let enabled = self.command() & MEMORY_ENABLE != 0 && self.sizes[bar] != 0;
-        enabled.then(|| u64::from(self.dword(BAR0 + 4 * bar)))
+        let high = if self.wide[bar] { u64::from(self.dword(BAR0 + 4 * bar + 4)) << 32 } else { 0 };
+        enabled.then(|| high | u64::from(self.dword(BAR0 + 4 * bar) & !0xf))
     }
 
     /// Whether the function may read and write memory by itself, and so send messages.
@@ -202,6 +229,23 @@ mod tests {
         assert!(config.is_bus_master());
         config.reset();
         assert_eq!((config.base(1), config.read(0x14, Width::Dword)), (None, 0xc000_4000));
+    }
+
+    #[test]
+    fn wide_memory_takes_two_registers() {
+        let mut config = config();
+        config.add_wide_memory(4, 1 << 34, true);
+        config.place(4, 0x40_0000_0000);
+        assert_eq!((config.read(0x20, Width::Dword), config.read(0x24, Width::Dword)), (0xc, 0x40));
+        for register in [0x20, 0x24] {
+            config.write(register, Width::Dword, u32::MAX);
+        }
+        assert_eq!((config.read(0x20, Width::Dword), config.read(0x24, Width::Dword)), (0xc, 0xffff_fffc));
+        config.write(0x24, Width::Dword, 0x48);
+        config.write(0x04, Width::Word, 2);
+        assert_eq!(config.base(4), Some(0x48_0000_0000));
+        config.reset();
+        assert_eq!((config.read(0x20, Width::Dword), config.read(0x24, Width::Dword)), (0xc, 0x40));
     }
 
     #[test]

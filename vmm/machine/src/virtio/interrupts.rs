@@ -59,7 +59,8 @@ impl Interrupts {
         self.fire(self.config_vector);
     }
 
-    fn fire(&mut self, vector: u16) {
+    /// Sends a message, if the function may.
+    pub fn fire(&mut self, vector: u16) {
         if self.allowed
             && let Some(message) = self.msix.fire(vector)
         {

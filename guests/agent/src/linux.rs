@@ -235,7 +235,8 @@ const READ_WRITE_DIRECT: usize = 0o2 | 0o40000;
 #[repr(C)]
 pub struct Control {
     tag: u64,
-    key: u64,
+    key: u32,
+    flags: u32,
     operation: u16,
     priority: u16,
     descriptor: Descriptor,
@@ -252,7 +253,17 @@ impl Control {
     /// Reads or writes `length` bytes at `offset`; `tag` comes back with the answer.
     pub const fn new(tag: u64, write: bool, descriptor: Descriptor, buffer: u64, length: usize, offset: u64) -> Self {
         let (operation, length) = (write as u16, length as u64);
-        Self { tag, key: 0, operation, priority: 0, descriptor, buffer, length, offset, reserved: [0; 2] }
+        Self { tag, key: 0, flags: 0, operation, priority: 0, descriptor, buffer, length, offset, reserved: [0; 2] }
+    }
+
+    /// Makes durable what was written: `IOCB_CMD_FDSYNC`.
+    pub const fn flush(tag: u64, descriptor: Descriptor) -> Self {
+        Self { operation: 3, ..Self::new(tag, false, descriptor, 0, 0, 0) }
+    }
+
+    /// A write that has ended only when it is durable: `RWF_DSYNC`.
+    pub const fn durable(self) -> Self {
+        Self { flags: 2, ..self }
     }
 }
 

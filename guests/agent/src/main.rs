@@ -3,7 +3,8 @@
 //! `agent FILE` runs `/bin/sh FILE`; `agent mark N` tells the virtual machine monitor that milestone N is reached;
 //! `agent ring SECONDS PROCESSES` passes a token round among processes on different CPUs ([`mod@ring`]); `agent measure`
 //! tells what starting programs and a loop take ([`mod@measure`]); `agent disk fill|check|read FILE DEPTH BLOCKS TURN` has that
-//! many requests to a disk on their way at once ([`mod@disk`]). A static Linux program without a C library: the guest's
+//! many requests to a disk on their way at once ([`mod@disk`]); `agent verify FILE SEED MIB WRITTEN SECONDS [log]` reads and
+//! writes the first MIB of a disk at random until WRITTEN MiB are written and SECONDS gone ([`mod@verify`]). A static Linux program without a C library: the guest's
 //! user space is busybox and this. It needs root's right to use I/O ports.
 #![no_std]
 #![no_main]
@@ -16,6 +17,7 @@ mod linux;
 mod measure;
 mod port;
 mod ring;
+mod verify;
 
 use core::ffi::CStr;
 use core::fmt::{self, Write};
@@ -38,7 +40,8 @@ impl fmt::Display for Failure {
         match self {
             Self::Usage => formatter.write_str(
                 "usage: agent FILE | agent mark NUMBER | agent ring SECONDS PROCESSES | agent measure \
-                           | agent disk fill|check|read FILE DEPTH BLOCKS TURN",
+                           | agent disk fill|check|read FILE DEPTH BLOCKS TURN \
+                           | agent verify FILE SEED MIB WRITTEN SECONDS [log]",
             ),
             Self::NoPortAccess(errno) => write!(formatter, "may not use I/O ports ({errno})"),
             Self::NoChannel => formatter.write_str("this machine has no exec channel"),
@@ -62,6 +65,7 @@ fn main<'a>(mut arguments: impl Iterator<Item = &'a CStr>) -> u8 {
     let words: [Option<&CStr>; 7] = core::array::from_fn(|_| arguments.next());
     let result = match (words[0], words[1], words[2]) {
         (Some(word), Some(work), Some(file)) if word == c"disk" => disk(work, file, &words[3..]),
+        (Some(word), Some(file), Some(seed)) if word == c"verify" => verify(file, seed, &words[3..]),
         (Some(word), Some(number), None) if word == c"mark" => mark(number),
         (Some(word), Some(seconds), Some(processes)) if word == c"ring" => ring(seconds, processes),
         (Some(word), None, None) if word == c"measure" => measure::run(),
@@ -116,6 +120,19 @@ fn disk(work: &CStr, file: &CStr, numbers: &[Option<&CStr>]) -> Result<u8, Failu
         return Err(Failure::Usage);
     }
     disk::Job { work, depth, blocks, turn }.run(file)
+}
+
+fn verify(file: &CStr, seed: &CStr, rest: &[Option<&CStr>]) -> Result<u8, Failure> {
+    let &[Some(mebibytes), Some(written), Some(seconds), log] = rest else { return Err(Failure::Usage) };
+    if log.is_some_and(|word| word != c"log") {
+        return Err(Failure::Usage);
+    }
+    let (seed, mebibytes, log) = (number(seed)?, number(mebibytes)?, log.is_some());
+    let (written, seconds) = (number(written)?, number(seconds)?);
+    if seed >> 8 != 0 || !(1..=verify::MEBIBYTES_MAX).contains(&mebibytes) {
+        return Err(Failure::Usage);
+    }
+    verify::Job { seed, mebibytes, written, seconds, log }.run(file)
 }
 
 fn ring(seconds: &CStr, processes: &CStr) -> Result<u8, Failure> {

@@ -47,7 +47,7 @@ pub fn build(system: &str, size: Size, kernel: Option<&Path>, exec: Option<&str>
     system.resize(size)?;
     system.plan.observe = observe;
     let programs = Programs::build(packages(kernel, needed(&system)?))?;
-    let file = write(&system, &programs, if exec.is_some() { "-exec" } else { "" })?;
+    let file = write(&mut system, &programs, if exec.is_some() { "-exec" } else { "" })?;
     let boot = Boot { kernel: kernel_file(kernel, &programs)?, module: Some(file), linux: None };
     let System { memory, cpus, devices, .. } = system;
     Ok(Built { boot, memory, cpus, devices, name: system.plan.name })
@@ -58,8 +58,10 @@ pub fn build_listing(system: &str) -> Result<Built> {
     let mut system = load(system, None)?;
     system.plan.list_devices = true;
     system.files.clear();
-    let programs = Programs::build(["microhypervisor", "roottask"])?;
-    let module = Some(write(&system, &programs, "-devices")?);
+    let mut needed = disk_programs(&system)?;
+    needed.extend(["microhypervisor".into(), "roottask".into()]);
+    let programs = Programs::build(needed)?;
+    let module = Some(write(&mut system, &programs, "-devices")?);
     let boot = Boot { kernel: programs.file("microhypervisor"), module, linux: None };
     let System { plan, memory, cpus, devices, .. } = system;
     Ok(Built { boot, memory, cpus, devices, name: format!("{}-devices", plan.name) })
@@ -92,14 +94,35 @@ fn needed(system: &System) -> Result<BTreeSet<String>> {
     needed.insert("roottask".into());
     for origin in system.files.values() {
         if let Origin::Recipe(name) = origin {
-            needed.extend(Recipe::read(name)?.programs().into_iter().map(String::from));
+            needed.extend(Recipe::read(name)?.programs()?);
         }
     }
+    needed.extend(disk_programs(system)?);
     Ok(needed)
 }
 
-/// Writes a system's bundle into the build directory.
-pub fn write(system: &System, programs: &Programs, suffix: &str) -> Result<PathBuf> {
+/// The workspace's programs that are on disks.
+fn disk_programs(system: &System) -> Result<Vec<String>> {
+    let recipes = system.devices.iter().filter_map(|device| device.recipe());
+    let programs: Vec<Vec<String>> = recipes.map(|name| Recipe::read(name)?.programs()).collect::<Result<_>>()?;
+    Ok(programs.concat())
+}
+
+/// Makes the disks of the machine that recipes make, in the build directory.
+fn make_disks(system: &mut System, programs: &Programs, suffix: &str) -> Result<()> {
+    let folder = workspace::folder("bundle")?;
+    for device in &mut system.devices {
+        let Some(recipe) = device.recipe() else { continue };
+        let file = folder.join(format!("{}{suffix}.{}.img", system.plan.name, device.name));
+        Recipe::read(recipe)?.make_disk(programs, &file)?;
+        device.made(file);
+    }
+    Ok(())
+}
+
+/// Writes a system's bundle, and the disks of its machine, into the build directory.
+pub fn write(system: &mut System, programs: &Programs, suffix: &str) -> Result<PathBuf> {
+    make_disks(system, programs, suffix)?;
     let bundle = workspace::folder("bundle")?.join(format!("{}{suffix}.bundle", system.plan.name));
     workspace::write(&bundle, &assemble(system, programs)?)?;
     Ok(bundle)
@@ -112,6 +135,8 @@ pub fn build_bare(system: &str, size: Size) -> Result<Built> {
     let mut system = System::parse(&source)?;
     system.resize(Size { cpus: None, ..size })?;
     let name = format!("{}-bare", system.plan.name);
+    let programs = Programs::build(disk_programs(&system)?)?;
+    make_disks(&mut system, &programs, "-bare")?;
     let Some(vm) = system.plan.vms.into_iter().find(|vm| vm.config.guest == GuestKind::Linux) else {
         bail!("system {} has no Linux that could run bare", system.plan.name);
     };
@@ -119,7 +144,7 @@ pub fn build_bare(system: &str, size: Size) -> Result<Built> {
     let place = |path: &String| -> Result<PathBuf> {
         let origin = &system.files[path];
         let programs = match origin {
-            Origin::Recipe(name) => Programs::build(Recipe::read(name)?.programs())?,
+            Origin::Recipe(name) => Programs::build(Recipe::read(name)?.programs()?)?,
             _ => Programs::build::<&str>([])?,
         };
         let file = folder.join(format!("{name}.{}", path.rsplit('/').next().unwrap_or_default()));

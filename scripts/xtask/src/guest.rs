@@ -1,18 +1,18 @@
-//! Guest files from the recipes in `guests/`: kernels and user spaces from Debian's packages, and programs of ours.
+//! Guest files from the recipes in `guests/`: kernels, user spaces and disks from Debian's packages and programs of ours.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use plan::GuestKind;
 use serde::Deserialize;
 
-use crate::cpio::Archive;
 use crate::package::Package;
 use crate::programs::Programs;
 use crate::source::Source;
+use crate::tree::Tree;
 use crate::workspace;
 
 /// What a recipe makes.
@@ -22,6 +22,8 @@ pub enum RecipeKind {
     Kernel,
     /// An initial RAM file system.
     Initramfs,
+    /// A disk with a file system.
+    Disk,
 }
 
 impl fmt::Display for RecipeKind {
@@ -29,6 +31,7 @@ impl fmt::Display for RecipeKind {
         formatter.write_str(match self {
             Self::Kernel => "kernel",
             Self::Initramfs => "initrd",
+            Self::Disk => "disk",
         })
     }
 }
@@ -43,6 +46,9 @@ pub enum Recipe {
     /// An initial RAM file system.
     #[serde(rename = "initramfs")]
     Initramfs(Initramfs),
+    /// A disk with a file system.
+    #[serde(rename = "disk")]
+    Disk(Disk),
 }
 
 /// Where a kernel comes from.
@@ -85,6 +91,16 @@ pub struct Initramfs {
     files: BTreeMap<String, String>,
 }
 
+/// An ext4 file system with the files of a small Linux user space.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// The recipe of the initial RAM file system that has them.
+    files_of: String,
+    /// How large it is.
+    mebibytes: u32,
+}
+
 fn folder() -> PathBuf {
     workspace::root().join("guests")
 }
@@ -114,6 +130,7 @@ impl Recipe {
         match self {
             Self::Kernel(_) => RecipeKind::Kernel,
             Self::Initramfs(_) => RecipeKind::Initramfs,
+            Self::Disk(_) => RecipeKind::Disk,
         }
     }
 
@@ -126,12 +143,13 @@ impl Recipe {
     }
 
     /// The workspace's programs that it needs.
-    pub fn programs(&self) -> Vec<&str> {
-        match self {
-            Self::Kernel(Kernel::Program { program }) => vec![program],
+    pub fn programs(&self) -> Result<Vec<String>> {
+        Ok(match self {
+            Self::Kernel(Kernel::Program { program }) => vec![program.clone()],
             Self::Kernel(Kernel::Package { .. }) => vec![],
-            Self::Initramfs(initramfs) => initramfs.programs.iter().map(String::as_str).collect(),
-        }
+            Self::Initramfs(initramfs) => initramfs.programs.clone(),
+            Self::Disk(disk) => Self::read(&disk.files_of)?.programs()?,
+        })
     }
 
     /// Downloads what it needs from packages, if that is not there already.
@@ -145,6 +163,7 @@ impl Recipe {
                 }
                 Package { name: package, depends: None }.file(busybox).map(|_| ())
             }
+            Self::Disk(disk) => Self::read(&disk.files_of)?.fetch(),
         }
     }
 
@@ -166,67 +185,77 @@ impl Recipe {
         Ok([kernel].into_iter().chain(modules).collect())
     }
 
-    /// Makes the file.
+    /// Makes the file for a bundle.
     pub fn make(&self, programs: &Programs) -> Result<Vec<u8>> {
         match self {
             Self::Kernel(Kernel::Program { program }) => programs.stripped(program),
             Self::Kernel(Kernel::Package { .. }) => workspace::read(&self.unpacked()?.0),
-            Self::Initramfs(initramfs) => initramfs.make(programs),
+            Self::Initramfs(initramfs) => Ok(initramfs.tree(programs)?.archive()),
+            Self::Disk(_) => bail!("a disk is no part of a bundle"),
         }
+    }
+
+    /// Makes a disk in `file`.
+    pub fn make_disk(&self, programs: &Programs, file: &Path) -> Result<()> {
+        let Self::Disk(disk) = self else { bail!("this recipe makes no disk") };
+        let Self::Initramfs(initramfs) = Self::read(&disk.files_of)? else {
+            bail!("the recipe {} makes no {}", disk.files_of, RecipeKind::Initramfs)
+        };
+        initramfs.tree(programs)?.disk(file, disk.mebibytes)
     }
 }
 
 impl Initramfs {
-    fn make(&self, programs: &Programs) -> Result<Vec<u8>> {
-        let mut archive = Archive::default();
-        for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "var"] {
-            archive.folder(folder);
+    fn tree(&self, programs: &Programs) -> Result<Tree> {
+        let mut tree = Tree::default();
+        for folder in ["bin", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "var"] {
+            tree.folder(folder);
         }
         for alias in ["sbin", "usr"] {
-            archive.link(alias, if alias == "usr" { "/" } else { "bin" });
+            tree.link(alias, if alias == "usr" { "/" } else { "bin" });
         }
         // The kernel opens it for the first process before anything is mounted.
-        archive.character_device("dev/console", 0o600, 5, 1);
-        archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
-        archive.file("etc/group", 0o644, b"root:x:0:\n");
-        archive.file("etc/profile", 0o644, b"PS1='\\w # '\n");
+        tree.character_device("dev/console", 0o600, 5, 1);
+        tree.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n".into());
+        tree.file("etc/group", 0o644, b"root:x:0:\n".into());
+        tree.file("etc/profile", 0o644, b"PS1='\\w # '\n".into());
         for (path, file) in &self.files {
-            archive.file(path, 0o755, &workspace::read(&folder().join(file))?);
+            tree.file(path, 0o755, workspace::read(&folder().join(file))?);
         }
         let busybox = Package { name: &self.package, depends: None }.file(&self.busybox)?;
-        archive.file("bin/busybox", 0o755, &workspace::read(&busybox)?);
+        tree.file("bin/busybox", 0o755, workspace::read(&busybox)?);
         for applet in applets(&busybox)? {
             let path = format!("bin/{applet}");
             if !self.files.contains_key(&path) {
-                archive.link(&path, "busybox");
+                tree.link(&path, "busybox");
             }
         }
         if let Some(kernel) = &self.drivers_of {
-            add_drivers(&mut archive, &Recipe::read(kernel)?.unpacked()?.2)?;
+            add_drivers(&mut tree, &Recipe::read(kernel)?.unpacked()?.2)?;
         }
         for program in &self.programs {
-            archive.file(&format!("bin/{program}"), 0o755, &programs.stripped(program)?);
+            tree.file(&format!("bin/{program}"), 0o755, programs.stripped(program)?);
         }
-        Ok(archive.finish())
+        Ok(tree)
     }
 }
 
 /// Modules, and a list of them in the order in which they can be loaded.
-fn add_drivers(archive: &mut Archive, drivers: &[PathBuf]) -> Result<()> {
+fn add_drivers(tree: &mut Tree, drivers: &[PathBuf]) -> Result<()> {
     let mut order = String::new();
-    archive.folder("lib");
-    archive.folder("lib/drivers");
+    tree.folder("lib");
+    tree.folder("lib/drivers");
     for driver in drivers {
         let name = driver.file_name().and_then(|name| name.to_str()).context("a module without a name")?;
         order += &format!("{name}\n");
-        archive.file(&format!("lib/drivers/{name}"), 0o644, &workspace::read(driver)?);
+        tree.file(&format!("lib/drivers/{name}"), 0o644, workspace::read(driver)?);
     }
-    archive.file("lib/drivers/order", 0o644, order.as_bytes());
+    tree.file("lib/drivers/order", 0o644, order.into_bytes());
     Ok(())
 }
 
 /// The applets of a static busybox, which runs on any Linux of this architecture.
-fn applets(busybox: &std::path::Path) -> Result<Vec<String>> {
+fn applets(busybox: &Path) -> Result<Vec<String>> {
     let output = std::process::Command::new(busybox)
         .arg("--list")
         .output()
@@ -241,7 +270,7 @@ fn applets(busybox: &std::path::Path) -> Result<Vec<String>> {
 
 /// An archive with one command, for the initial RAM file system of [`crate::system::System::execute`].
 pub fn script(command: &str) -> Vec<u8> {
-    let mut archive = Archive::default();
-    archive.file("exec", 0o755, format!("{command}\n").as_bytes());
-    archive.finish()
+    let mut tree = Tree::default();
+    tree.file("exec", 0o755, format!("{command}\n").into_bytes());
+    tree.archive()
 }

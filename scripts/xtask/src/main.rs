@@ -23,6 +23,7 @@ mod source;
 mod system;
 mod terminal;
 mod test;
+mod tree;
 mod workspace;
 
 use std::path::PathBuf;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::emulator::Emulator;
 use crate::guest::{Recipe, RecipeKind};
 use crate::programs::{self, TARGET};
+use crate::tree::MKE2FS;
 use crate::workspace;
 
 /// A Debian package, and the file by which one sees that what it brings is there, whoever brought it.
@@ -24,6 +25,8 @@ const fn tool(package: &'static str, file: &'static str) -> Tool {
 }
 
 const BUILD: [Tool; 1] = [tool("binutils", "strip")];
+/// Makes file systems on the disks of emulated machines.
+const DISKS: Tool = tool("e2fsprogs", MKE2FS);
 const QEMU: Tool = tool("qemu-system-x86", "qemu-system-x86_64");
 const BOCHS: [Tool; 7] = [
     tool("bochs", "bochs"),
@@ -45,9 +48,9 @@ const QEMU_VERSION: u32 = 8;
 pub fn everything() -> Result<()> {
     install_target()?;
     let mut tools: Vec<&Tool> = BUILD.iter().chain(&BOCHS).chain(&JUDGES).collect();
-    tools.extend([&QEMU, &SPIN]);
+    tools.extend([&QEMU, &SPIN, &DISKS]);
     install(&tools)?;
-    for kind in [RecipeKind::Kernel, RecipeKind::Initramfs] {
+    for kind in [RecipeKind::Kernel, RecipeKind::Initramfs, RecipeKind::Disk] {
         for name in Recipe::names(kind)? {
             Recipe::read(&name)?.fetch()?;
         }
@@ -66,7 +69,7 @@ pub fn for_machine(emulator: Emulator) -> Result<()> {
     install_target()?;
     let mut tools: Vec<&Tool> = BUILD.iter().collect();
     match emulator {
-        Emulator::Qemu | Emulator::Kvm => tools.push(&QEMU),
+        Emulator::Qemu | Emulator::Kvm => tools.extend([&QEMU, &DISKS]),
         Emulator::Bochs => tools.extend(&BOCHS),
     }
     install(&tools)

@@ -161,7 +161,7 @@ impl System {
     pub fn parse(source: &Source) -> Result<Self> {
         let file: File = source.parse()?;
         let mut files = BTreeMap::new();
-        let mut machine = devices::machine(source, file.machine.disk, file.machine.nic)?;
+        let mut machine = devices::machine(source, file.machine.disk, file.machine.nic, &file.driver)?;
         let drivers = devices::drivers(source, &file.driver)?;
         let passes = file.vm.0.iter().any(|(_, vm)| !vm.pci.0.is_empty());
         let wants_iommu = match file.iommu {

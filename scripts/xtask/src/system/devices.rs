@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use plan::{
     DeviceChoice, DiskConfig, DiskSource, DriverPlan, FunctionConfig, Mac, NicConfig, PciAddress, SECTOR, Service,
     SwitchPlan,
@@ -12,7 +12,8 @@ use plan::{
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{InOrder, mebibytes};
+use super::{InOrder, Origin, mebibytes, origin_of};
+use crate::guest::RecipeKind;
 use crate::source::Source;
 
 /// Programs that can be drivers, and what they serve.
@@ -26,7 +27,7 @@ const CHIPSET: [u8; 2] = [0, 31];
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineDisk {
-    interface: DiskInterface,
+    interface: Option<DiskInterface>,
     size: Option<Spanned<String>>,
     image: Option<Spanned<String>>,
     pci: Spanned<String>,
@@ -36,7 +37,7 @@ pub struct MachineDisk {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineNic {
-    interface: NicInterface,
+    interface: Option<NicInterface>,
     pci: Spanned<String>,
 }
 
@@ -135,8 +136,10 @@ pub enum NicInterface {
 pub enum DiskContent {
     /// So many bytes of zeros.
     Empty(u64),
-    /// A copy of this file.
-    Image(PathBuf),
+    /// A copy of this file, and zeros behind it up to so many bytes.
+    Image(PathBuf, u64),
+    /// The same with what this recipe makes.
+    Recipe(String, u64),
 }
 
 /// A device of the emulated machine.
@@ -161,8 +164,51 @@ pub enum DeviceKind {
     Iommu,
 }
 
+impl Device {
+    /// The recipe that makes its content.
+    pub fn recipe(&self) -> Option<&str> {
+        match &self.kind {
+            DeviceKind::Disk(_, DiskContent::Recipe(name, _)) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// That has been done.
+    pub fn made(&mut self, file: PathBuf) {
+        if let DeviceKind::Disk(_, content) = &mut self.kind
+            && let DiskContent::Recipe(_, size) = *content
+        {
+            *content = DiskContent::Image(file, size);
+        }
+    }
+}
+
+/// What a device is whose table does not say: what the driver in its place is a driver of.
+fn driven<T: Copy, const N: usize>(
+    source: &Source,
+    name: &Spanned<String>,
+    pci: &Spanned<String>,
+    drivers: &InOrder<DriverTable>,
+    kinds: [(&str, T); N],
+) -> Result<T> {
+    let here = |table: &&DriverTable| table.pci.as_ref().is_some_and(|other| other.get_ref() == pci.get_ref());
+    let program = drivers.0.iter().map(|(_, table)| table).find(here).map(|table| table.program.get_ref());
+    let kind = kinds.iter().find(|(driver, _)| program.is_some_and(|program| program == driver));
+    kind.map(|(_, kind)| *kind).ok_or_else(|| {
+        source.error(
+            name.span(),
+            format!("{} has no interface, and no driver at {} tells it", name.get_ref(), pci.get_ref()),
+        )
+    })
+}
+
 /// The devices of the emulated machine.
-pub fn machine(source: &Source, disks: InOrder<MachineDisk>, nics: InOrder<MachineNic>) -> Result<Vec<Device>> {
+pub fn machine(
+    source: &Source,
+    disks: InOrder<MachineDisk>,
+    nics: InOrder<MachineNic>,
+    drivers: &InOrder<DriverTable>,
+) -> Result<Vec<Device>> {
     let mut devices: Vec<Device> = Vec::new();
     let mut add = |name: &Spanned<String>, pci: &Spanned<String>, kind| {
         let address = address(source, pci)?;
@@ -187,26 +233,33 @@ pub fn machine(source: &Source, disks: InOrder<MachineDisk>, nics: InOrder<Machi
     };
     for (name, disk) in disks.0 {
         let content = content(source, &name, &disk)?;
-        add(&name, &disk.pci, DeviceKind::Disk(disk.interface, content))?;
+        let kinds = [("nvme", DiskInterface::Nvme), ("ahci", DiskInterface::Ahci)];
+        let driven = || driven(source, &name, &disk.pci, drivers, kinds);
+        let interface = disk.interface.map_or_else(driven, Ok)?;
+        add(&name, &disk.pci, DeviceKind::Disk(interface, content))?;
     }
     for (name, nic) in nics.0 {
-        add(&name, &nic.pci, DeviceKind::Nic(nic.interface))?;
+        let kinds = [("virtio-net", NicInterface::Virtio), ("e1000e", NicInterface::E1000e)];
+        let driven = || driven(source, &name, &nic.pci, drivers, kinds);
+        let interface = nic.interface.map_or_else(driven, Ok)?;
+        add(&name, &nic.pci, DeviceKind::Nic(interface))?;
     }
     Ok(devices)
 }
 
 fn content(source: &Source, name: &Spanned<String>, disk: &MachineDisk) -> Result<DiskContent> {
-    match (&disk.size, &disk.image) {
-        (Some(size), None) => Ok(DiskContent::Empty(u64::from(mebibytes(source, size)?) << 20)),
-        (None, Some(image)) => {
-            let path = source.beside(image.get_ref());
-            if !path.is_file() {
-                let message = format!("there is no file {:?} beside the system file", image.get_ref());
-                return Err(source.error(image.span(), message));
-            }
-            Ok(DiskContent::Image(path))
-        }
-        _ => Err(source.error(name.span(), "a disk has either a size or an image")),
+    let size = match &disk.size {
+        Some(size) => u64::from(mebibytes(source, size)?) << 20,
+        None => 0,
+    };
+    match &disk.image {
+        Some(image) => Ok(match origin_of(source, image, RecipeKind::Disk)? {
+            Origin::Recipe(recipe) => DiskContent::Recipe(recipe, size),
+            Origin::File(path) => DiskContent::Image(path, size),
+            Origin::Bytes(_) => bail!("nothing of a system file is bytes"),
+        }),
+        None if size != 0 => Ok(DiskContent::Empty(size)),
+        None => Err(source.error(name.span(), "a disk has a size or an image")),
     }
 }
 

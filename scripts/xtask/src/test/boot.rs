@@ -177,7 +177,7 @@ impl<'a> Trial<'a> {
             if let Some((path, content)) = self.replaced.take() {
                 system.files.insert(path.into(), Origin::Bytes(content));
             }
-            let file = bundle::write(&system, programs, "")?;
+            let file = bundle::write(&mut system, programs, "")?;
             if let Some(change) = self.alter {
                 workspace::write(&file, &change(workspace::read(&file)?))?;
             }

@@ -41,7 +41,7 @@ pub fn agrees(lab: &Lab) -> Result<()> {
     system.plan.name.clone_from(&lab.name);
     // Bochs' log has a line for every access to a serial port, of which there are fewer so.
     system.plan.vms[0].config.cmdline.push_str(" quiet");
-    let module = Some(bundle::write(&system, lab.programs, "")?);
+    let module = Some(bundle::write(&mut system, lab.programs, "")?);
     let boot = Boot { kernel: lab.programs.file("microhypervisor"), module, linux: None };
     let readings = match lab.emulator {
         Emulator::Bochs => by_ticks(lab, boot, system.memory)?,

@@ -126,7 +126,7 @@ fn restart(lab: &Lab) -> Result<()> {
     system.plan.name.clone_from(&lab.name);
     let boot = Boot {
         kernel: lab.programs.file("microhypervisor"),
-        module: Some(bundle::write(&system, lab.programs, "")?),
+        module: Some(bundle::write(&mut system, lab.programs, "")?),
         linux: None,
     };
     let mut session = lab.start(boot, system.memory, Vec::new())?;

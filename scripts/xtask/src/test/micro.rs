@@ -59,7 +59,7 @@ fn resets(lab: &Lab) -> Result<()> {
     system.plan.name.clone_from(&lab.name);
     system.plan.vms[0].config.cmdline = "smp rounds=20 reset".into();
     system.resize(Size { cpus: Some(2), vcpus: Some(3) })?;
-    let module = Some(bundle::write(&system, lab.programs, "")?);
+    let module = Some(bundle::write(&mut system, lab.programs, "")?);
     let boot = Boot { kernel: lab.programs.file("microhypervisor"), module, linux: None };
     let mut session = lab.start_with(boot, system.memory, system.cpus, Vec::new())?;
     let round = [("micro: ok smp", ""), ("the guest reset its machine: starting it again", "")];

@@ -20,7 +20,8 @@ pub const TESTS: &[Test] = &[
 /// The machine with the command has ended; the other one would go on for ever.
 const END: &str = "vm one: powered off";
 
-const MEBIBYTE: usize = 1 << 20;
+/// Bytes of one.
+pub const MEBIBYTE: usize = 1 << 20;
 
 /// Waits until the other machine answers.
 const MEET: &str = "n=0; until ping -c 1 -W 2 10.0.2.22 >/dev/null; do n=$((n + 1)); [ $n -lt 60 ] || exit 1; done";
@@ -60,7 +61,7 @@ fn fetch(lab: &Lab, system: &str, mebibytes: usize) -> Result<()> {
 }
 
 /// Bytes that compress badly and repeat nowhere.
-fn noise(length: usize) -> Vec<u8> {
+pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let words = std::iter::repeat_with(|| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -69,12 +70,13 @@ fn noise(length: usize) -> Vec<u8> {
     words.flatten().take(length).collect()
 }
 
-fn checksum(bytes: &[u8]) -> String {
+/// SHA-256 as `sha256sum` prints it.
+pub fn checksum(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Serves `content` by HTTP `times` times, in the background; returns the port on this host.
-fn serve(content: Vec<u8>, times: usize) -> Result<u16> {
+pub fn serve(content: Vec<u8>, times: usize) -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = listener.local_addr()?.port();
     std::thread::spawn(move || {

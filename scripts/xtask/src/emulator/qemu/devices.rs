@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::super::text;
 use super::IOMMU;
@@ -66,9 +66,15 @@ fn fill(file: &Path, content: &DiskContent) -> Result<()> {
         DiskContent::Empty(size) => {
             fs::File::create(file).and_then(|file| file.set_len(*size)).with_context(failed)?;
         }
-        DiskContent::Image(from) => {
-            fs::copy(from, file).with_context(failed)?;
+        DiskContent::Image(from, size) => {
+            let length = fs::copy(from, file).with_context(failed)?;
+            fs::OpenOptions::new()
+                .write(true)
+                .open(file)
+                .and_then(|file| file.set_len(length.max(*size)))
+                .with_context(failed)?;
         }
+        DiskContent::Recipe(name, _) => bail!("the disk of recipe {name} was not made"),
     }
     Ok(())
 }
@@ -87,12 +93,12 @@ mod tests {
         let folder = workspace::folder("test/devices").expect("can be made");
         let original = folder.join("original");
         fs::write(&original, b"as it was").expect("can be written");
-        let kind = DeviceKind::Disk(DiskInterface::Nvme, DiskContent::Image(original));
+        let kind = DeviceKind::Disk(DiskInterface::Nvme, DiskContent::Image(original, 12));
         let devices = [device("d0", 4, 0, kind)];
         for _ in 0..2 {
             arguments(&devices, &folder).expect("can be prepared");
             let copy = image(&folder, "d0");
-            assert_eq!(fs::read(&copy).expect("is there"), b"as it was");
+            assert_eq!(fs::read(&copy).expect("is there"), b"as it was\0\0\0");
             fs::write(&copy, b"changed").expect("can be written");
         }
         let empty = DeviceKind::Disk(DiskInterface::Nvme, DiskContent::Empty(1 << 20));

@@ -91,6 +91,7 @@ impl Workshop {
         for (plan, ends) in system.switches.iter().zip(links.switches) {
             let config = system.switch_config(&plan.name).encode();
             let mut server = Server::new(self.next_place(), &plan.name, plan::SWITCH, config, ends);
+            server.kill = plan.kill_every.map(|ms| (0, ms));
             must(&format!("switch {}", plan.name), self.start_server(&mut server));
             servers.push(server);
         }

@@ -163,6 +163,8 @@ pub struct SwitchPlan {
     pub name: String,
     /// The driver of the network device that joins it to the world.
     pub uplink: Option<String>,
+    /// For tests: how often it is killed, in milliseconds.
+    pub kill_every: Option<u32>,
 }
 
 /// What serves a disk of a virtual machine.

@@ -106,7 +106,7 @@ fn devices() -> SystemPlan {
     linux.switches = vec!["lan".to_string()];
     SystemPlan {
         drivers: vec![driver("disk0", Service::Disk, 4), driver("nic0", Service::Network, 5)],
-        switches: vec![SwitchPlan { name: "lan".to_string(), uplink: Some("nic0".to_string()) }],
+        switches: vec![SwitchPlan { name: "lan".to_string(), uplink: Some("nic0".to_string()), kill_every: None }],
         ..system(vec![linux])
     }
 }

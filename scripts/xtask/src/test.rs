@@ -18,6 +18,7 @@ mod firmware;
 mod front;
 mod host;
 mod isolation;
+mod kills;
 mod linux;
 mod loader;
 mod micro;
@@ -131,6 +132,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         devices::TESTS,
         remapping::TESTS,
         disk_net::TESTS,
+        kills::TESTS,
         endings::TESTS,
         restart::TESTS,
         observe::TESTS,

@@ -57,6 +57,7 @@ pub struct DriverTable {
 #[serde(deny_unknown_fields)]
 pub struct SwitchTable {
     uplink: Option<Spanned<String>>,
+    kill_every: Option<u32>,
 }
 
 /// `[vm.VM.disk.NAME]`.
@@ -314,7 +315,7 @@ pub fn switches(source: &Source, tables: &InOrder<SwitchTable>, drivers: &[Drive
             }
         }
         let uplink = table.uplink.as_ref().map(|uplink| uplink.get_ref().clone());
-        switches.push(SwitchPlan { name: name.get_ref().clone(), uplink });
+        switches.push(SwitchPlan { name: name.get_ref().clone(), uplink, kill_every: table.kill_every });
     }
     Ok(switches)
 }

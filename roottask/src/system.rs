@@ -70,7 +70,11 @@ fn list_devices(hip: &Hip, plan: &SystemPlan) -> ! {
         let who = format!("driver {}", driver.name);
         platform.choose(driver.device, &who, Use::Driver).err().map(|why| format!("{who}: {why}"))
     };
-    let refused: Vec<_> = plan.drivers.iter().filter_map(&mut choose).collect();
+    let mut refused: Vec<_> = plan.drivers.iter().filter_map(&mut choose).collect();
+    refused.extend(plan.vms.iter().filter_map(|vm| {
+        let claimed = platform.claim(vm);
+        claimed.err().map(|why| format!("vm {}: {why}", vm.config.name))
+    }));
     platform.list();
     refused.iter().for_each(|line| log!("root: devices: {line}"));
     // This line is the last one.

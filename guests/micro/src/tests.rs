@@ -5,6 +5,7 @@ mod devices;
 mod exits;
 mod fpu;
 mod further;
+mod guard;
 mod hostile;
 mod instructions;
 mod measure;
@@ -93,6 +94,7 @@ pub const TESTS: &[Test] = &[
     ),
     Test::new("spin", Number(measure::spin, Some(0)), "loops with interrupts off: spin=MS, or for ever"),
     Test::new("count", Number(measure::count, None), "count=MS: iterations of a loop in a time"),
+    Test::new("guard", Number(guard::check, None), "guard=MS: nobody writes to its memory in a time: size=MIB"),
     Test::new("exits", Number(exits::check, None), "what exits cost: exits=BATCHES only=NAME"),
     Test::new("smp", With(further::check), "several CPUs: start-up, IPIs, HLT, NMI, INIT: rounds=N"),
     Test::new("hostile", With(hostile::storm), "random accesses: rounds=N seed=S trace=N strict=1"),
@@ -105,7 +107,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Words that are no tests but say how they run.
-pub const PARAMETERS: &[&str] = &["rounds", "preemptions", "limit", "gap", "seed", "trace", "strict", "only"];
+pub const PARAMETERS: &[&str] = &["rounds", "preemptions", "limit", "gap", "seed", "trace", "strict", "only", "size"];
 
 impl Test {
     /// Runs it; returns how many checks failed.

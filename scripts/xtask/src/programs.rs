@@ -28,8 +28,10 @@ pub const PACKAGES: &[&str] = &[
     "bench",
 ];
 /// Programs for tests that are examples, and how cargo builds them.
-const EXAMPLES: [(&str, [&str; 6]); 1] =
-    [("faulty", ["--package", "runtime", "--features", "freestanding", "--example", "faulty"])];
+const EXAMPLES: [(&str, [&str; 6]); 2] = [
+    ("faulty", ["--package", "runtime", "--features", "freestanding", "--example", "faulty"]),
+    ("hostile", ["--package", "runtime", "--features", "freestanding", "--example", "hostile"]),
+];
 
 /// Where the built programs lie.
 pub struct Programs {

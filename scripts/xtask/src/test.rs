@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the host's tests, then whole systems in emulators. One table of tests, one body for each, run
 //! on every emulator it is meant for.
 
+mod attack;
 mod bench;
 mod boot;
 mod broken;
@@ -131,6 +132,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         crash::TESTS,
         devices::TESTS,
         remapping::TESTS,
+        attack::TESTS,
         disk_net::TESTS,
         kills::TESTS,
         endings::TESTS,

@@ -20,6 +20,9 @@ use crate::source::Source;
 const DRIVERS: [(&str, Service); 4] =
     [("nvme", Service::Disk), ("ahci", Service::Disk), ("virtio-net", Service::Network), ("e1000e", Service::Network)];
 
+/// One for tests, which attacks by its device.
+const HOSTILE: (&str, Service) = ("hostile", Service::Network);
+
 /// The device numbers of the emulated machine that its chipset takes: host bridge and LPC bridge.
 const CHIPSET: [u8; 2] = [0, 31];
 
@@ -275,7 +278,7 @@ pub fn drivers(source: &Source, tables: &InOrder<DriverTable>) -> Result<Vec<Dri
     for (name, table) in &tables.0 {
         check_name(source, name)?;
         let program = table.program.get_ref().clone();
-        let Some((_, service)) = DRIVERS.iter().find(|(known, _)| *known == program) else {
+        let Some((_, service)) = DRIVERS.iter().chain([&HOSTILE]).find(|(known, _)| *known == program) else {
             let message = format!("no driver is named {program:?}, these are: {}", list(DRIVERS.map(|(name, _)| name)));
             return Err(source.error(table.program.span(), message));
         };

@@ -196,7 +196,10 @@ impl<'a> Trial<'a> {
             cpu_model: self.cpu_model.map(String::from),
             devices,
             further: match (emulator, self.instructions) {
-                (Emulator::Qemu, Some(shift)) => vec!["-icount".into(), format!("shift={shift},sleep=off")],
+                (Emulator::Qemu, Some(shift)) => {
+                    let counted = ["-icount".into(), format!("shift={shift},sleep=off")];
+                    self.further.iter().cloned().chain(counted).collect()
+                }
                 _ => self.further.clone(),
             },
             folder,

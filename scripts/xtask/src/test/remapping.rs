@@ -79,7 +79,10 @@ fn preferred(lab: &Lab) -> Result<()> {
         outcome.ended()?;
         outcome.says_before(warning, RUNS)?;
     }
-    Ok(())
+    // A guest is not trusted with a device.
+    let passed = with("preferred").replace("[driver.disk0]\nprogram = \"nvme\"", "[vm.micro.pci.disk]");
+    let refused = "root: fatal: vm micro: the PCI function 00:04.0 cannot be given to it: there is no IOMMU in use";
+    without(lab, &passed)?.fatal(refused)
 }
 
 fn broken(lab: &Lab) -> Result<()> {

@@ -91,10 +91,7 @@ impl Platform {
         for &choice in &vm.functions {
             let number = self.choose(choice, &who, Use::PassThrough)?;
             if numbers.contains(&number) {
-                return Err(format!(
-                    "it has the PCI function {} already, and there is no other {choice}",
-                    self.function(number).address
-                ));
+                return Err(format!("the PCI function {choice} is wanted twice, and there is one of it"));
             }
             numbers.push(number);
         }

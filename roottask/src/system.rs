@@ -82,7 +82,7 @@ fn list_devices(hip: &Hip, plan: &SystemPlan) -> ! {
     power::off()
 }
 
-/// Finds the devices, if there are drivers for them.
+/// Finds the devices, if somebody is to have one.
 fn find_devices(hip: &Hip, plan: &SystemPlan) -> Platform {
     let mut platform = Platform::new(hip);
     let passes = plan.vms.iter().any(|vm| !vm.functions.is_empty());

@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use machine::acpi;
 use machine::loader::{Entry, Images, bzimage, multiboot1};
 use machine::memory::GuestMemory;
+use machine::pci::bus::Bus;
 use plan::{GuestKind, VmConfig};
 use runtime::manifest::Range;
 
@@ -39,14 +40,15 @@ impl Files {
         Ok(Self { kernel: bytes(kernel.memory), initrds })
     }
 
-    /// Puts everything into the guest's memory. `ecam`: see [`acpi::Content::ecam`].
-    pub fn load(&self, memory: &HostMemory, config: &VmConfig, ecam: bool) -> Result<Entry, String> {
+    /// Puts everything into the memory of a guest with this bus.
+    pub fn load(&self, memory: &HostMemory, config: &VmConfig, bus: &Bus) -> Result<Entry, String> {
+        let ecam = bus.has_functions();
         let explain = |error: &dyn core::fmt::Display| format!("cannot start the guest: {error}");
         let images = Images { kernel: self.kernel, initrds: &self.initrds, cmdline: &config.cmdline };
         memory.clear(0, bzimage::FIRMWARE_END.min(memory.ram().size())).map_err(|error| explain(&error))?;
         match config.guest {
             GuestKind::Linux => {
-                let content = acpi::Content { vcpus: config.vcpus as u8, ecam };
+                let content = acpi::Content { vcpus: config.vcpus as u8, ecam, high: bus.is_high() };
                 let rsdp = acpi::install(memory, content).map_err(|error| explain(&error))?;
                 bzimage::load(memory, &images, bzimage::Firmware { rsdp, ecam }).map_err(|error| explain(&error))
             }

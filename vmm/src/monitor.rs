@@ -254,8 +254,8 @@ impl Monitor {
             self.vcpu.initialize(time::now());
             return self.await_startup(state);
         }
-        let ecam = self.machine.bus.has_functions();
-        match self.machine.files.load(&self.machine.memory, &self.machine.config, ecam) {
+        let machine = self.machine;
+        match machine.files.load(&machine.memory, &machine.config, &machine.bus) {
             Ok(entry) => {
                 log!("{}", entry.description);
                 entry.apply(state);

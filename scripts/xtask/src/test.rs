@@ -25,6 +25,7 @@ mod loader;
 mod micro;
 mod network;
 mod observe;
+mod passthrough;
 mod remapping;
 mod restart;
 mod transfer_nmi;
@@ -135,6 +136,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         attack::TESTS,
         disk_net::TESTS,
         kills::TESTS,
+        passthrough::TESTS,
         endings::TESTS,
         restart::TESTS,
         observe::TESTS,

@@ -21,7 +21,7 @@ use acpi_tables::xsdt::XSDT;
 
 use crate::loader::bzimage::FIRMWARE;
 use crate::memory::{GuestMemory, LOW_RAM_MAX, NotRam};
-use crate::pci::bus::{ECAM, ECAM_SIZE};
+use crate::pci::bus::{ECAM, ECAM_SIZE, HIGH_MEMORY, HIGH_MEMORY_SIZE};
 use crate::{ioapic, pm};
 
 const OEM: [u8; 6] = *b"KILONV";
@@ -50,6 +50,8 @@ pub struct Content {
     pub vcpus: u8,
     /// PCI's configuration space is in memory, too: there is more than a host bridge.
     pub ecam: bool,
+    /// Some function's memory is above 4 GiB.
+    pub high: bool,
 }
 
 /// Writes the tables of a machine into the firmware's place in the guest's memory; returns the root pointer's address.
@@ -71,7 +73,7 @@ pub fn build(base: u64, content: Content) -> Tables {
         tables.push((at, bytes));
         at
     };
-    let dsdt = place(dsdt(content.ecam));
+    let dsdt = place(dsdt(content));
     let facs = place(bytes(&FACS::new()));
     let fadt = place(fadt(dsdt as u32, facs as u32));
     let madt = place(madt(content.vcpus));
@@ -161,7 +163,7 @@ fn madt(vcpus: u8) -> Vec<u8> {
     madt.as_slice().to_vec()
 }
 
-fn dsdt(ecam: bool) -> Vec<u8> {
+fn dsdt(Content { ecam, high, .. }: Content) -> Vec<u8> {
     const HEADER: u32 = 36;
     let s5 = Name::new("_S5_".into(), &Package::new(vec![&pm::SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]));
 
@@ -193,16 +195,17 @@ fn dsdt(ecam: bool) -> Vec<u8> {
     let bridge_other_id = Name::new("_CID".into(), &pci);
     let bridge_number = Name::new("_UID".into(), &ZERO);
     let window_end = if ecam { ECAM as u32 - 1 } else { ioapic::BASE as u32 - 1 };
-    let bridge_resources = Name::new(
-        "_CRS".into(),
-        &ResourceTemplate::new(vec![
-            &AddressSpace::new_bus_number(0u16, 0u16),
-            &IO::new(0xcf8, 0xcf8, 1, 8),
-            &AddressSpace::new_io(0u16, 0xcf7u16, None),
-            &AddressSpace::new_io(0xd00u16, 0xffffu16, None),
-            &AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, LOW_RAM_MAX as u32, window_end, None),
-        ]),
-    );
+    let (bus, io) = (AddressSpace::new_bus_number(0u16, 0u16), IO::new(0xcf8, 0xcf8, 1, 8));
+    let (low_ports, high_ports) =
+        (AddressSpace::new_io(0u16, 0xcf7u16, None), AddressSpace::new_io(0xd00u16, 0xffffu16, None));
+    let uncached = AddressSpaceCacheable::NotCacheable;
+    let memory = AddressSpace::new_memory(uncached, true, LOW_RAM_MAX as u32, window_end, None);
+    let high_memory = AddressSpace::new_memory(uncached, true, HIGH_MEMORY, HIGH_MEMORY + HIGH_MEMORY_SIZE - 1, None);
+    let mut windows: Vec<&dyn Aml> = vec![&bus, &io, &low_ports, &high_ports, &memory];
+    if high {
+        windows.push(&high_memory);
+    }
+    let bridge_resources = Name::new("_CRS".into(), &ResourceTemplate::new(windows));
     let mut bridge_list: Vec<&dyn Aml> = vec![&bridge_id, &bridge_number, &bridge_resources];
     if ecam {
         bridge_list.push(&bridge_other_id);
@@ -232,7 +235,7 @@ mod tests {
 
     #[test]
     fn checksums_lengths_and_places() {
-        let tables = build(FIRMWARE, Content { vcpus: 16, ecam: true });
+        let tables = build(FIRMWARE, Content { vcpus: 16, ecam: true, high: true });
         for (at, bytes) in &tables.tables {
             assert!(*at >= FIRMWARE && at + (bytes.len() as u64) < 0x10_0000);
             if !bytes.starts_with(b"RSD") && !bytes.starts_with(b"FACS") {
@@ -241,7 +244,7 @@ mod tests {
             }
         }
         let memory = VecMemory::new(1 << 20);
-        assert_eq!(install(&memory, Content { vcpus: 16, ecam: true }), Ok(FIRMWARE));
+        assert_eq!(install(&memory, Content { vcpus: 16, ecam: true, high: true }), Ok(FIRMWARE));
         assert_eq!(memory.read_u64(FIRMWARE), Ok(u64::from_le_bytes(*b"RSD PTR ")));
         assert_eq!(memory.read_u64(FIRMWARE + 24), Ok(table(&tables, b"XSDT").0));
         assert_eq!(table(&tables, b"FACS").0 % 64, 0);
@@ -256,16 +259,17 @@ mod tests {
         }
         let folder = env::temp_dir().join(std::format!("kilonova-acpi-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        for (signature, ecam) in [
-            ("DSDT", false),
-            ("DSDT", true),
-            ("FACP", true),
-            ("APIC", true),
-            ("FACS", true),
-            ("MCFG", true),
-            ("XSDT", true),
+        for (signature, ecam, high) in [
+            ("DSDT", false, false),
+            ("DSDT", true, false),
+            ("DSDT", true, true),
+            ("FACP", true, true),
+            ("APIC", true, true),
+            ("FACS", true, true),
+            ("MCFG", true, true),
+            ("XSDT", true, true),
         ] {
-            let tables = build(FIRMWARE, Content { vcpus: 3, ecam });
+            let tables = build(FIRMWARE, Content { vcpus: 3, ecam, high });
             let file = folder.join(signature);
             fs::write(&file, &table(&tables, signature.as_bytes()).1).unwrap();
             let run = |arguments: &[&str]| {

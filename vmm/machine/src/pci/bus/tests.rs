@@ -15,6 +15,9 @@ impl Function for Simple {
     fn sizes(&self) -> [u64; BARS] {
         self.0.sizes()
     }
+    fn is_wide(&self, bar: usize) -> bool {
+        self.0.is_wide(bar)
+    }
     fn place(&mut self, bar: usize, address: u64) {
         self.0.place(bar, address);
     }
@@ -126,4 +129,21 @@ proptest! {
             prop_assert!(slot < 2 && offset < [0x1000, 0, 0x10_0000][bar]);
         }
     }
+}
+
+#[test]
+fn large_memory_goes_above() {
+    let identity = Identity { vendor: 0x10de, device: 1, class: 0, subsystem_vendor: 0, subsystem: 0 };
+    let mut config = Config::new(identity);
+    config.add_memory(0, 0x1000);
+    config.add_wide_memory(2, 1 << 30, true);
+    config.add_wide_memory(4, 0x2000, false);
+    let bus = Bus::new(vec![Box::new(Locked(Mutex::new(Simple(config, 0))))]);
+    assert!(bus.is_high());
+    let registers = [0x10, 0x18, 0x1c, 0x20, 0x24].map(|register| bus.read_config(at(1, register), Width::Dword));
+    assert_eq!(registers, [0xc000_0000, 0xc, 0x40, 0xc000_2004, 0]);
+    let _ = bus.write_config(at(1, 4), Width::Word, 2);
+    let target = bus.find(HIGH_MEMORY + 0x123);
+    assert_eq!(target, Some(Target::Memory { slot: 0, bar: 2, offset: 0x123 }));
+    assert!(!self::bus().is_high());
 }

@@ -3,10 +3,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write as _};
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::boot::Outcome;
+use super::network::{MEBIBYTE, checksum, noise};
 use super::{Lab, QEMU, Test};
 use crate::emulator::qemu::devices::image;
 use crate::workspace;
@@ -15,6 +21,19 @@ pub const TESTS: &[Test] = &[
     Test::new("kills::an NVMe driver with two writers", |lab| writers(lab, "nvme", FEW)).only(QEMU),
     Test::new("kills::an NVMe driver with two writers 100 times", |lab| writers(lab, "nvme", MANY)).only(QEMU).long(),
     Test::new("kills::an AHCI driver with two writers 100 times", |lab| writers(lab, "ahci", MANY)).only(QEMU).long(),
+    Test::new("kills::a virtio-net driver with a connection", |lab| connection(lab, "nic0", "virtio-net", FEW))
+        .only(QEMU),
+    Test::new("kills::a virtio-net driver with a connection 100 times", |lab| {
+        connection(lab, "nic0", "virtio-net", MANY)
+    })
+    .only(QEMU)
+    .long(),
+    Test::new("kills::an e1000e driver with a connection 100 times", |lab| connection(lab, "nic0", "e1000e", MANY))
+        .only(QEMU)
+        .long(),
+    Test::new("kills::a switch with a connection 100 times", |lab| connection(lab, "lan", "virtio-net", MANY))
+        .only(QEMU)
+        .long(),
 ];
 
 /// Seconds of the load, and how often the driver is killed meanwhile at least.
@@ -22,7 +41,6 @@ type Kills = (u64, usize);
 const FEW: Kills = (8, 10);
 const MANY: Kills = (60, 100);
 
-const MEBIBYTE: usize = 1 << 20;
 /// Bytes of a block that is written as one.
 const BLOCK: usize = 4096;
 /// The disk's size, and of each machine's region.
@@ -108,6 +126,86 @@ size   = \"16M\"
     let disk = image(&workspace::folder(&format!("run/{}", lab.name))?, "d0");
     let found = fs::read(&disk).with_context(|| format!("cannot read {}", workspace::shown(&disk)))?;
     compare(&found, &expected).map_err(|error| outcome.failure(&format!("{error:#}")))
+}
+
+/// Bytes that go through the connection each way, for each second of the load.
+const EXCHANGED: usize = MEBIBYTE / 4;
+
+/// One TCP connection with the host, through which something goes there and then something else comes back, while `victim`
+/// is killed again and again.
+fn connection(lab: &Lab, victim: &str, driver: &str, (seconds, least): Kills) -> Result<()> {
+    let kill = |name: &str| if name == victim { "kill_every = 400" } else { "" };
+    let system = lab.write_system(&format!(
+        "[machine.nic.n0]
+pci = \"00:05.0\"
+
+[driver.nic0]
+program = \"{driver}\"
+pci     = \"00:05.0\"
+{}
+
+[switch.lan]
+uplink = \"nic0\"
+{}
+
+[vm.linux]
+memory  = \"256M\"
+kernel  = \"debian-cloud\"
+initrd  = \"busybox\"
+cmdline = \"console=ttyS0 address=10.0.2.21/24\"
+
+[vm.linux.nic.eth0]
+switch = \"lan\"
+",
+        kill("nic0"),
+        kill("lan")
+    ))?;
+    let content = noise(EXCHANGED * seconds as usize);
+    let (port, received) = exchange(content.clone())?;
+    let command = format!(
+        "head -c {length} /dev/urandom >/tmp/there; echo the load begins >/dev/console
+         nc 10.0.2.2 {port} </tmp/there >/tmp/back || exit 1
+         echo the load ends >/dev/console; sha256sum </tmp/there; sha256sum </tmp/back",
+        length = content.len()
+    );
+    let outcome = lab.boot(&system).exec(&command).timeout(2 * lab.boot_time().as_secs() + 10 * seconds).run()?;
+    outcome.status(0)?;
+    let text = outcome.text()?;
+    let there = received.try_recv().unwrap_or_else(|_| "nothing".into());
+    let expected = format!("{there}  -\n{}  -\n", checksum(&content));
+    ensure!(text == expected, outcome.failure(&format!("the output is {text:?}, not {expected:?}")));
+    let again = format!("program {victim} was started again");
+    let load = outcome.lines.iter().skip_while(|line| !line.contains("the load begins"));
+    let killed = load.take_while(|line| !line.contains("the load ends")).filter(|line| line.contains(&again)).count();
+    println!("killed {killed} times");
+    ensure!(killed >= least, outcome.failure(&format!("{victim} was killed {killed} times")));
+    Ok(())
+}
+
+/// Takes one connection and as many bytes from it as `content` has, tells their checksum, and answers with `content`, all at
+/// [`EXCHANGED`] bytes in half a second at most. Returns the port.
+fn exchange(content: Vec<u8>) -> Result<(u16, Receiver<String>)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    let (tell, received) = channel();
+    // One every 50 ms.
+    let piece = EXCHANGED / 10;
+    let pause = || thread::sleep(Duration::from_millis(50));
+    thread::spawn(move || -> Result<()> {
+        let (mut stream, _) = listener.accept()?;
+        let mut body = vec![0; content.len()];
+        for part in body.chunks_mut(piece) {
+            stream.read_exact(part)?;
+            pause();
+        }
+        tell.send(checksum(&body))?;
+        for part in content.chunks(piece) {
+            stream.write_all(part)?;
+            pause();
+        }
+        Ok(())
+    });
+    Ok((port, received))
 }
 
 /// How many lines of the console contain `text` while the second machine writes.

@@ -4,13 +4,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use super::Suite;
+use super::{EDU_BEHIND_IOMMU, Suite};
 use crate::emulator::Emulator;
 use crate::programs::{self, Programs};
 use crate::{setup, workspace};
@@ -44,7 +44,7 @@ struct Mutant {
     /// The test that must fail.
     #[serde(default)]
     test: String,
-    /// The root task that has it.
+    /// The root task that has it, or [`HOST_SUITE`].
     #[serde(default = "conformance")]
     suite: String,
     /// All tests must pass.
@@ -84,6 +84,11 @@ impl Place {
     }
 }
 
+/// The package whose tests run on the host.
+const HOST_SUITE: &str = "iommu";
+/// The root task that needs a device for attacks, behind an IOMMU.
+const DEVICES: &str = "devices";
+
 /// The kernel's folder.
 const KERNEL: &str = "microhypervisor";
 /// Packages that make up the kernel.
@@ -117,25 +122,40 @@ impl Copy {
 
     /// Builds the kernel with a mutant; where it is.
     fn build(&self, mutant: &Mutant) -> Result<PathBuf> {
+        // What a fault leaves unused nobody wants to know.
+        let arguments = ["build", "--release", "--target", programs::TARGET, "--package", KERNEL];
+        let built = self.cargo(mutant, &arguments)?;
+        let messages = String::from_utf8_lossy(&built.stderr);
+        ensure!(built.status.success(), "the kernel with the fault '{}' cannot be built:\n{messages}", mutant.name);
+        let kernel = self.folder.join("target").join(programs::TARGET).join("release").join(KERNEL);
+        let kept = self.folder.join("kernel");
+        fs::copy(&kernel, &kept).with_context(|| format!("cannot copy {}", workspace::shown(&kernel)))?;
+        Ok(kept)
+    }
+
+    /// Runs a mutant's test on the host; whether it fails.
+    fn fails(&self, mutant: &Mutant) -> Result<bool> {
+        let built = self.cargo(mutant, &["test", "--package", HOST_SUITE, "--no-run"])?;
+        let messages = String::from_utf8_lossy(&built.stderr);
+        ensure!(built.status.success(), "the crate with the fault '{}' cannot be built:\n{messages}", mutant.name);
+        let run = self.cargo(mutant, &["test", "--package", HOST_SUITE, "--lib", &mutant.test, "--", "--exact"])?;
+        let said = String::from_utf8_lossy(&run.stdout);
+        ensure!(said.contains("running 1 test\n"), "there is no test {}:\n{said}", mutant.test);
+        Ok(!run.status.success())
+    }
+
+    /// Runs cargo on the copy with a mutant.
+    fn cargo(&self, mutant: &Mutant, arguments: &[&str]) -> Result<Output> {
         let original = workspace::root().join(KERNEL).join(&mutant.file);
         let text = String::from_utf8(workspace::read(&original)?)?;
         let changed = mutant.change(&text)?;
         let file = self.folder.join(KERNEL).join(&mutant.file);
         workspace::write(&file, changed.as_bytes())?;
-        let target = self.folder.join("target");
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(&self.folder).env("CARGO_TARGET_DIR", &target).env_remove("RUSTFLAGS");
-        cargo.args(["build", "--release", "--quiet", "--offline", "--target", programs::TARGET, "--package", KERNEL]);
-        // What a fault leaves unused nobody wants to know.
-        let built = cargo.output().context("cannot start cargo");
+        cargo.current_dir(&self.folder).env("CARGO_TARGET_DIR", self.folder.join("target")).env_remove("RUSTFLAGS");
+        let output = cargo.args(["--quiet", "--offline"]).args(arguments).output().context("cannot start cargo");
         workspace::write(&file, text.as_bytes())?;
-        let built = built?;
-        let messages = String::from_utf8_lossy(&built.stderr);
-        ensure!(built.status.success(), "the kernel with the fault '{}' cannot be built:\n{messages}", mutant.name);
-        let kernel = target.join(programs::TARGET).join("release").join(KERNEL);
-        let kept = self.folder.join("kernel");
-        fs::copy(&kernel, &kept).with_context(|| format!("cannot copy {}", workspace::shown(&kernel)))?;
-        Ok(kept)
+        output
     }
 }
 
@@ -170,8 +190,13 @@ impl Mutant {
 
     /// Whether the conformance root task does with it what it should.
     fn judge(&self, copy: &Copy, programs: &Programs, name: &str) -> Result<()> {
+        if self.suite == HOST_SUITE {
+            ensure!(copy.fails(self)?, "`{}` does not notice that {}", self.test, self.name);
+            return Ok(());
+        }
         let kernel = copy.build(self)?;
-        let suite = Suite { cpus: self.cpus, only: &self.test, patience: PATIENCE, ..Suite::new(&self.suite) };
+        let devices: &[&str] = if self.suite == DEVICES { &EDU_BEHIND_IOMMU } else { &[] };
+        let suite = Suite { cpus: self.cpus, only: &self.test, patience: PATIENCE, devices, ..Suite::new(&self.suite) };
         let (report, ending) = suite.run(programs, &kernel, self.on.emulator(), name)?;
         let failures = report.failures();
         if self.survives {

@@ -1,6 +1,7 @@
 //! The formats, bit by bit as the specification has them; DMAR tables, good and bad; and a unit against a model.
 
 mod dmar;
+mod fuzz;
 mod model;
 mod unit;
 

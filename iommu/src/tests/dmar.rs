@@ -8,10 +8,10 @@ use proptest::prelude::*;
 use crate::Problem;
 use crate::dmar::{Dmar, Reserved, UnitAt};
 
-const PLACE: u64 = 0x10_0000;
+pub const PLACE: u64 = 0x10_0000;
 
 /// Memory with nothing but a table.
-struct Table(Vec<u8>);
+pub struct Table(pub Vec<u8>);
 
 impl PhysicalMemory for Table {
     fn read(&self, address: u64, buffer: &mut [u8]) -> bool {

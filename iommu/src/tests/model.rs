@@ -179,7 +179,7 @@ impl Hardware for &Model {
             COMMAND => self.command(value),
             // Written as 1 to clear: status of faults, a recorded fault.
             0x34 => self.set(offset, self.get(offset) & !value),
-            0x20c | 0x21c => self.set(offset, self.get(offset) & !(value & 1 << 31)),
+            0x20c..0x280 if offset & 0xf == 0xc => self.set(offset, self.get(offset) & !(value & 1 << 31)),
             _ => self.set(offset, value),
         }
         if offset == 0x88 && self.get(STATUS) & 1 << 26 != 0 {

@@ -186,6 +186,23 @@ pub fn shared_page<T>() -> Result<&'static T, Errno> {
     Ok(unsafe { &*(page as *const T) })
 }
 
+/// Reads at an offset; all of it, or an error.
+pub fn read_at(from: Descriptor, buffer: &mut [u8], offset: u64) -> Result<(), Errno> {
+    let (place, length) = (buffer.as_mut_ptr() as usize, buffer.len());
+    // SAFETY: the call writes into the buffer only.
+    let read = uninterrupted(|| unsafe { call(17, [from as usize, place, length, offset as usize]) })?;
+    if read == length { Ok(()) } else { Err(Errno(0)) }
+}
+
+/// Maps the first `length` bytes of a file or a device, to be read and written, for ever.
+pub fn map(file: Descriptor, length: u64) -> Result<*mut u8, Errno> {
+    const READ_WRITE: usize = 3;
+    const SHARED: usize = 1;
+    // SAFETY: Linux chooses the address.
+    let place = unsafe { call_with_six(9, [0, length as usize, READ_WRITE, SHARED, file as usize, 0]) }?;
+    Ok(place as *mut u8)
+}
+
 /// Seconds of the monotonic clock.
 pub fn seconds() -> u64 {
     let mut time = [0u64; 2];
@@ -292,6 +309,12 @@ pub struct Requests(usize);
 pub fn open_direct(path: &CStr) -> Result<Descriptor, Errno> {
     // SAFETY: the path ends in NUL.
     unsafe { call(2, [path.as_ptr() as usize, CLOSE_ON_EXEC | READ_WRITE_DIRECT, 0, 0]) }.map(|one| one as Descriptor)
+}
+
+/// Opens a file for reading and writing, by others, too.
+pub fn open_shared(path: &CStr) -> Result<Descriptor, Errno> {
+    // SAFETY: the path ends in NUL.
+    unsafe { call(2, [path.as_ptr() as usize, CLOSE_ON_EXEC | 2, 0, 0]) }.map(|one| one as Descriptor)
 }
 
 /// Makes what was written durable.

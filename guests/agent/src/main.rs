@@ -4,13 +4,15 @@
 //! `agent ring SECONDS PROCESSES` passes a token round among processes on different CPUs ([`mod@ring`]); `agent measure`
 //! tells what starting programs and a loop take ([`mod@measure`]); `agent disk fill|check|read FILE DEPTH BLOCKS TURN` has that
 //! many requests to a disk on their way at once ([`mod@disk`]); `agent verify FILE SEED MIB WRITTEN SECONDS [log]` reads and
-//! writes the first MIB of a disk at random until WRITTEN MiB are written and SECONDS gone ([`mod@verify`]). A static Linux program without a C library: the guest's
-//! user space is busybox and this. It needs root's right to use I/O ports.
+//! writes the first MIB of a disk at random until WRITTEN MiB are written and SECONDS gone ([`mod@verify`]); `agent dma
+//! read|write FILE FIRST STEP COUNT` has an NVMe controller whose registers are FILE read or write memory ([`mod@dma`]).
+//! A static Linux program without a C library: the guest's user space is busybox and this. It needs root's right to use I/O ports.
 #![no_std]
 #![no_main]
 
 mod command;
 mod disk;
+mod dma;
 mod entry;
 mod frame;
 mod linux;
@@ -33,6 +35,7 @@ enum Failure {
     NoPortAccess(Errno),
     NoChannel,
     Linux(&'static str, Errno),
+    Device,
 }
 
 impl fmt::Display for Failure {
@@ -41,8 +44,10 @@ impl fmt::Display for Failure {
             Self::Usage => formatter.write_str(
                 "usage: agent FILE | agent mark NUMBER | agent ring SECONDS PROCESSES | agent measure \
                            | agent disk fill|check|read FILE DEPTH BLOCKS TURN \
+                           | agent dma read|write FILE FIRST STEP COUNT \
                            | agent verify FILE SEED MIB WRITTEN SECONDS [log]",
             ),
+            Self::Device => formatter.write_str("the device does not answer"),
             Self::NoPortAccess(errno) => write!(formatter, "may not use I/O ports ({errno})"),
             Self::NoChannel => formatter.write_str("this machine has no exec channel"),
             Self::Linux(what, errno) => write!(formatter, "cannot {what} ({errno})"),
@@ -65,6 +70,7 @@ fn main<'a>(mut arguments: impl Iterator<Item = &'a CStr>) -> u8 {
     let words: [Option<&CStr>; 7] = core::array::from_fn(|_| arguments.next());
     let result = match (words[0], words[1], words[2]) {
         (Some(word), Some(work), Some(file)) if word == c"disk" => disk(work, file, &words[3..]),
+        (Some(word), Some(way), Some(file)) if word == c"dma" => dma(way, file, &words[3..]),
         (Some(word), Some(file), Some(seed)) if word == c"verify" => verify(file, seed, &words[3..]),
         (Some(word), Some(number), None) if word == c"mark" => mark(number),
         (Some(word), Some(seconds), Some(processes)) if word == c"ring" => ring(seconds, processes),
@@ -120,6 +126,16 @@ fn disk(work: &CStr, file: &CStr, numbers: &[Option<&CStr>]) -> Result<u8, Failu
         return Err(Failure::Usage);
     }
     disk::Job { work, depth, blocks, turn }.run(file)
+}
+
+fn dma(way: &CStr, file: &CStr, rest: &[Option<&CStr>]) -> Result<u8, Failure> {
+    let &[Some(first), Some(step), Some(count), None] = rest else { return Err(Failure::Usage) };
+    let write = match way.to_bytes() {
+        b"read" => false,
+        b"write" => true,
+        _ => return Err(Failure::Usage),
+    };
+    dma::run(write, file, number(first)?, number(step)?, number(count)?)
 }
 
 fn verify(file: &CStr, seed: &CStr, rest: &[Option<&CStr>]) -> Result<u8, Failure> {

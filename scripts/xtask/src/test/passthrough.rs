@@ -14,6 +14,7 @@ pub const TESTS: &[Test] = &[
     Test::new("passthrough::Linux' own drivers, and ten resets of each device", own_drivers).only(QEMU),
     Test::new("passthrough::a machine that is started again has its devices again", again).only(QEMU).long_on(QEMU),
     Test::new("passthrough::what cannot be had is refused", refused).only(QEMU),
+    Test::new("passthrough::a hostile guest's device reaches nobody else's memory", hostile).only(QEMU),
 ];
 
 /// Bytes that are fetched.
@@ -161,4 +162,55 @@ fn refused(lab: &Lab) -> Result<()> {
         lab.boot(&file).timeout(240).run()?.fatal(&why(&line))?;
     }
     Ok(())
+}
+
+/// A guest takes its disk from Linux' driver, and has it write to and read from all that the machine has behind the guest's own
+/// memory, and where nothing is. Meanwhile another guest guards its memory, which is there; then the disk works as before.
+fn hostile(lab: &Lab) -> Result<()> {
+    let file = lab.write_system(
+        "[machine.disk.d0]
+interface = \"nvme\"
+size      = \"64M\"
+pci       = \"00:04.0\"
+
+[vm.linux]
+memory  = \"512M\"
+kernel  = \"debian-cloud\"
+initrd  = \"busybox\"
+cmdline = \"console=ttyS0\"
+
+[vm.linux.pci.disk]
+pci = \"00:04.0\"
+
+[vm.micro]
+memory  = \"32M\"
+kernel  = \"micro\"
+cmdline = \"guard=60000 size=20\"
+console = true
+",
+    )?;
+    // From 512 MiB to 768 MiB, then from 256 GiB. Faults are told when nobody has better things to do.
+    let command = "d=/sys/bus/pci/devices/0000:00:01.0
+echo 0000:00:01.0 > /sys/bus/pci/drivers/nvme/unbind
+printf '\\006\\004' | dd of=$d/config bs=1 seek=4 conv=notrunc 2>/dev/null
+set -e
+sleep 2; agent dma write $d/resource0 536870912 65536 4096
+sleep 2; agent dma read $d/resource0 536870912 65536 4096
+sleep 2; agent dma write $d/resource0 274877906944 1048576 16
+sleep 2; echo 0000:00:01.0 > /sys/bus/pci/drivers/nvme/bind
+until [ -b /dev/nvme0n1 ]; do sleep 0.1; done
+head -c 1048576 /dev/nvme0n1 | sha256sum";
+    let outcome = lab.boot(&file).exec(command).time_by_instructions(3).timeout(900).run()?;
+    outcome.status(0)?;
+    let commands = |count| format!("own memory: status 0, model QEMU NVM; {count} commands\n");
+    let disk = checksum(&vec![0; MEBIBYTE]);
+    let expected = commands(4096) + &commands(4096) + &commands(16) + &format!("{disk}  -\n");
+    let text = outcome.text()?;
+    ensure!(text == expected, outcome.failure(&format!("the output is {text:?}, not {expected:?}")));
+    for what in ["wrote memory at 0x20000000", "read memory at 0x20000000", "wrote memory at 0x4000000000"] {
+        outcome.says(&format!("root: pci 00:04.0 {what} that it does not have"))?;
+    }
+    // It guarded until all was over.
+    outcome.says_before("vm linux: powered off", "micro: ok guard")?;
+    outcome.never_says("crashed")?.never_says("died").map(drop)
 }

@@ -1,5 +1,8 @@
 //! DMA: what is not granted is out of reach, whatever a device is told.
 
+use core::sync::atomic::Ordering::SeqCst;
+
+use lab::domain::Domain;
 use lab::entry::hip;
 use lab::hypercall::{Delegation, assign_dev, create, create_pd, ctrl_pd};
 use lab::memory::{self, PAGE, delegate, map_physical, page_address, peek, physical};
@@ -19,6 +22,7 @@ tests! {
     "dma::parameters of assign_dev" => parameters,
     "dma::an assigned device reaches what its space holds, and nothing else" => granted,
     "dma::an assigned device does not reach the kernel, nor the root task" => attack,
+    "dma::a device reaches no other program, and nothing where nothing is" => others,
     "dma::permissions hold" => permissions,
     "dma::what is taken away is out of reach when the call returns" => revoked,
     "dma::a page taken out of a large one is out of reach" => split,
@@ -71,6 +75,7 @@ fn told(edu: &Edu, address: u64, read: bool, reasons: &[u64]) -> Outcome {
     let Fault { source, reason, .. } = fault.unwrap_or(Fault { source: 0, reason: 0, read, address });
     equal!(fault, Some(Fault { source: edu.source, reason, read, address }));
     check!(source == edu.source && reasons.contains(&reason), "reason {reason:#x}");
+    lab::println!("# source {source:#x}, reason {reason:#x}, {} at {address:#x}", if read { "read" } else { "write" });
     forget_faults();
     Ok(())
 }
@@ -189,6 +194,56 @@ fn attack() -> Outcome {
     }
     check!(peek(window) == before && holds(root, VICTIM));
     Ok(())
+}
+
+/// Physical addresses with neither RAM nor a device.
+const NOWHERE: [u64; 2] = [0x4000_0000, 0xc000_0000];
+
+/// A program in a domain of its own watches a page of its own while it is attacked: at its physical address, and at the
+/// address at which another device has it.
+fn others() -> Outcome {
+    let edu = Edu::new()?;
+    let (page, address) = filled(VICTIM);
+    let (looks, changed) = (lab::number(0), lab::number(0));
+    let program = Domain::new()?;
+    program.spawn(1, move |_| {
+        loop {
+            changed.fetch_add(u64::from(!holds(page, VICTIM)), SeqCst);
+            looks.fetch_add(1, SeqCst);
+        }
+    })?;
+    let mut targets = alloc::vec![address];
+    if iommu() {
+        let space = assigned(&edu)?;
+        let (own, _) = filled(ATTACK);
+        delegate(own, space, 0, 0, perm::R | perm::W)?;
+        let neighbour = selector();
+        must(create_pd(neighbour, root::pd(), create::DMA))?;
+        must(assign_dev(neighbour, unit(), edu.source ^ 8))?;
+        delegate(page, neighbour, 0x5000, 0, perm::R | perm::W)?;
+        edu.read(0, PAGE)?;
+        targets.push(0x5000);
+        targets.extend(NOWHERE);
+    } else {
+        load(&edu, ATTACK)?;
+    }
+    forget_faults();
+    for target in targets {
+        edu.write_to(target, PAGE)?;
+        told(&edu, target, false, &NO_WRITE)?;
+        if iommu() {
+            edu.read(target, PAGE)?;
+            told(&edu, target, true, &NO_READ)?;
+            edu.read(0, PAGE)?;
+        }
+    }
+    let before = looks.load(SeqCst);
+    while looks.load(SeqCst) < before + 2 {
+        time::pause(1)?;
+    }
+    equal!(changed.load(SeqCst) == 0, iommu());
+    equal!(holds(page, VICTIM), iommu());
+    must(destroy(program.pd, root::pd()))
 }
 
 fn permissions() -> Outcome {

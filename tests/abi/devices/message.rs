@@ -3,18 +3,20 @@
 use lab::entry::hip;
 use lab::hypercall::{assign_int, flag};
 use lab::interrupt::semaphore;
+use lab::memory::{PAGE, delegate, poke};
 use lab::report::{Outcome, Stop};
 use lab::semaphore::Semaphore;
-use lab::spec::{SUCCESS, TIMEOUT, hip as page};
+use lab::spec::{SUCCESS, TIMEOUT, hip as page, perm};
 use lab::{check, equal, root, tests};
 
-use crate::device::{Edu, Fault, forget_faults, iommu, next_fault};
+use crate::device::{Edu, Fault, assigned, filled, forget_faults, iommu, next_fault};
 
 tests! {
     "message::an authorized device raises its interrupt" => authorized,
     "message::a masked interrupt is not signalled" => masked,
     "message::a message that was made up raises another interrupt without an IOMMU only" => forged,
     "message::another device's interrupt is out of reach" => foreign,
+    "message::a message that a device writes by DMA is one like others" => written,
     "message::an interrupt that nobody has is out of reach" => absent,
 }
 
@@ -101,6 +103,43 @@ fn foreign() -> Outcome {
     equal!(victim.down_until(1), if iommu() { TIMEOUT } else { SUCCESS });
     // Another source id.
     equal!(reason(&edu), if iommu() { 0x26 } else { 0 });
+    Ok(())
+}
+
+/// The message is data here, which the device writes to the address of the LAPIC.
+fn written() -> Outcome {
+    let edu = Edu::new()?;
+    let (page, address) = filled(0);
+    let victim = message(5)?;
+    let (_, target, data) = assign_int(victim.0, 0, root::cpu(), edu.source ^ 8);
+    poke(page, data);
+    if iommu() {
+        let space = assigned(&edu)?;
+        delegate(page, space, 0, 0, perm::R)?;
+        edu.read(0, PAGE)?;
+    } else {
+        edu.read(address, PAGE)?;
+    }
+    // QEMU does not know who writes.
+    let told = || {
+        let fault = next_fault();
+        forget_faults();
+        fault.filter(|fault| fault.source == edu.source || fault.source == 0xffff).map_or(0, |fault| fault.reason)
+    };
+    if iommu() {
+        // An entry that nobody has.
+        told();
+        edu.write_to(0xfee0_0010 | 200 << 5, 4)?;
+        equal!(told(), 0x22);
+    }
+    edu.write_to(target, 4)?;
+    lab::time::sleep(2)?;
+    let found = victim.down_until(1);
+    if iommu() && found == SUCCESS {
+        return Err(Stop::Skipped("QEMU does not check the source of a message that is written by DMA"));
+    }
+    equal!(found, if iommu() { TIMEOUT } else { SUCCESS });
+    equal!(told(), if iommu() { 0x26 } else { 0 });
     Ok(())
 }
 

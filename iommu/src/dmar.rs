@@ -31,7 +31,6 @@ pub struct Reserved {
 }
 
 /// What the table says.
-#[derive(Debug)]
 pub struct Dmar {
     /// The platform supports interrupt remapping.
     pub interrupts: bool,

@@ -111,7 +111,6 @@ impl Abilities {
 }
 
 /// A unit.
-#[derive(Debug)]
 pub struct Unit<H> {
     hardware: H,
     /// Where it is.

@@ -8,16 +8,19 @@
 //! own; load descriptor tables and control registers; measure the clocks; turn virtualization on; create the root
 //! protection domain and let it run.
 
+use core::sync::atomic::Ordering;
+
 use kernel_core::boot::acpi::{self, Tables as AcpiTables};
 use kernel_core::boot::memory_map::{MemoryMap, UefiMap};
-use kernel_core::boot::{PhysicalMemory, multiboot1, multiboot2, pvh};
+use kernel_core::boot::{BootInformation, PhysicalMemory, multiboot1, multiboot2, pvh};
+use kernel_core::reason::Words;
 use x86_64::instructions::port::Port;
 
 use crate::cpu::{BOOT_CPU, CPUS_MAX, Cpu, CpuBlock, now};
 use crate::fast::sysenter_entry;
 use crate::panic::fatal;
 use crate::platform::{self, PLATFORM, Platform};
-use crate::registers::{self, EFER, FMASK, LSTAR, PAT, STAR, SYSENTER_CS, rdmsr, wrmsr};
+use crate::registers::{self, Cr0, Cr4, EFER, FMASK, LSTAR, PAT, STAR, SYSENTER_CS, rdmsr, wrmsr};
 use crate::svm::spec::CPUID_PAGE_1G;
 use crate::vcpu::register::cpuid;
 use crate::vcpu::{PhysPage, Processor};
@@ -64,12 +67,8 @@ pub struct HandOver {
     pub information: u32,
     /// Physical range of the root image.
     pub image: (u64, u64),
-    /// Physical address of the ACPI root pointer.
-    pub rsdp: Option<u64>,
-    /// The boot loader's memory map.
-    map: MemoryMap,
-    /// The firmware's memory map.
-    pub uefi: Option<UefiMap>,
+    /// The rest.
+    pub found: BootInformation,
 }
 
 fn hand_over(magic: u32, information: u32) -> HandOver {
@@ -78,9 +77,9 @@ fn hand_over(magic: u32, information: u32) -> HandOver {
         multiboot2::MAGIC => ("multiboot2", multiboot2::parse(memory, information as u64)),
         pvh::MAGIC => ("PVH", pvh::parse(memory, information as u64)),
         multiboot1::MAGIC => ("multiboot", multiboot1::parse(memory, information as u64)),
-        _ => fatal(format_args!("boot loader magic {magic:#x} is neither multiboot nor PVH")),
+        _ => fatal(format_args!("boot loader magic {:#x} is neither multiboot nor PVH", magic as u64)),
     };
-    let found = found.unwrap_or_else(|error| fatal(format_args!("{name} information: {error}")));
+    let found = found.unwrap_or_else(|error| fatal(format_args!("{} information: {error}", Words(name))));
     let kernel = memory::kernel_range();
     if let Some(have) = found.map.ram(memory).filter(|ram| *ram < kernel.1) {
         let (need, have) = (kernel.1 >> 20, have >> 20);
@@ -94,11 +93,12 @@ fn hand_over(magic: u32, information: u32) -> HandOver {
     if image.0 < kernel.1 && kernel.0 < image.1 {
         fatal(format_args!("the root image at {:#x}..{:#x} overlaps the kernel", image.0, image.1));
     }
-    HandOver { magic, information, image, rsdp: found.rsdp, map: found.map, uefi: found.uefi }
+    HandOver { magic, information, image, found }
 }
 
 fn require_ram(what: &str, map: &MemoryMap, (start, end): (u64, u64)) {
     if let Some(hole) = map.hole(&BootMemory, start, end) {
+        let what = Words(what);
         fatal(format_args!("{what} is at {start:#x}..{end:#x}, but the memory map has no RAM at {hole:#x}"));
     }
 }
@@ -108,8 +108,8 @@ const MESSAGES: (u64, u64) = (0xfee0_0000, 0xfef0_0000);
 
 /// Finds the tables that the kernel needs.
 fn tables(hand_over: &HandOver) -> AcpiTables {
-    let mut found = acpi::find(&BootMemory, hand_over.rsdp);
-    let map = &hand_over.map;
+    let mut found = acpi::find(&BootMemory, hand_over.found.rsdp);
+    let map = &hand_over.found.map;
     let has_map = map.ram(&BootMemory).is_some();
     found.check_ioapics(|chip| {
         let page = chip.address & !0xfff;
@@ -140,8 +140,8 @@ fn control_registers(cpu: &Cpu) {
     // SAFETY: only bits that the processor has; the system-call registers point to the kernel's entry; the attribute
     // table is the one that the page-table formats encode: WB, WT, UC-, UC, WC, WP, UC-, UC.
     unsafe {
-        registers::set_cr4(cr4);
-        registers::set_cr0(registers::cr0() | registers::CR0_AM);
+        Cr4::write_raw(cr4);
+        Cr0::write_raw(Cr0::read_raw() | registers::CR0_AM);
         wrmsr(PAT, 0x0007_0501_0007_0406);
         wrmsr(EFER, rdmsr(EFER) | 0x801);
         wrmsr(STAR, ((descriptors::USER_SS - 8) as u64) << 48 | (descriptors::KERNEL_CS as u64) << 32);
@@ -197,16 +197,7 @@ fn calibrate(pm_timer: Option<(u16, bool)>) {
     if !deadline {
         lapic::set_rate((lapic::counted() - lapic_start) as u64, stc);
     }
-    timer::set_frequency(kernel_core::calibration::frequency(stc, elapsed));
-}
-
-/// Maps and silences the interrupt controllers. Returns the number of global interrupts.
-fn interrupt_controllers(tables: &AcpiTables) -> u32 {
-    let mut pins = 0;
-    for (index, chip) in tables.ioapics().iter().take(ioapic::MAX).enumerate() {
-        pins = pins.max(ioapic::init(index, chip));
-    }
-    pins
+    timer::FREQUENCY.store(kernel_core::calibration::frequency(stc, elapsed), Ordering::Relaxed);
 }
 
 /// What of the machine programs cannot have.
@@ -226,12 +217,13 @@ fn protect(tables: &AcpiTables, uefi: Option<UefiMap>) {
         keep(start, end);
     }
     tables.ioapics().iter().for_each(|chip| keep(chip.address, chip.address + 1));
-    iommu::units().iter().for_each(|unit| keep(unit.address, unit.address + 1));
+    let dmar = tables.dmar.and_then(|place| iommu::read(&BootMemory, place));
+    dmar.iter().flat_map(|dmar| dmar.units.as_slice()).for_each(|unit| keep(unit.address, unit.address + 1));
     uefi.iter().for_each(|map| map.runtime(&BootMemory).for_each(|(start, end)| keep(start, end)));
     let physical_pages = 1 << ((cpuid(0x8000_0008)[0] & 0xff).clamp(32, 52) - 12);
     let largest_page = if cpuid(0x8000_0001)[3] & CPUID_PAGE_1G != 0 { 2 } else { 1 };
     let fadt = tables.fadt;
-    PLATFORM.call_once(|| Platform { protected, physical_pages, largest_page, fadt });
+    PLATFORM.call_once(|| Platform { protected, physical_pages, largest_page, fadt, dmar });
 }
 
 extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
@@ -240,11 +232,10 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     memory::init();
     let mut hand_over = hand_over(magic, information);
     let tables = tables(&hand_over);
-    hand_over.rsdp = tables.rsdp;
-    iommu::read(&BootMemory, tables.dmar);
+    hand_over.found.rsdp = tables.rsdp;
     let components = check_processor();
     let image = root::Image::read(&BootMemory, hand_over.image);
-    protect(&tables, hand_over.uefi);
+    protect(&tables, hand_over.found.uefi);
 
     let (mut processors, mut found) = ([0; CPUS_MAX], 0);
     tables.processors(&BootMemory, |id| {
@@ -258,18 +249,23 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     // From here on physical memory is out of reach.
     let master = space::build_kernel();
     space::map_device(0, lapic::address());
-    for (index, chip) in tables.ioapics().iter().take(ioapic::MAX).enumerate() {
+    for (index, chip) in tables.ioapics().iter().enumerate() {
         space::map_device(1 + index, chip.address & !0xfff);
     }
     // SAFETY: the new tables map the kernel where it runs, and the stack.
     unsafe { registers::set_cr3(master) };
     let cpu = &BOOT_CPU.cpu;
-    descriptors::fill_idt(&raw const run::interrupt_stubs as u64, run::STUB_STRIDE, run::interrupt_stack);
+    // 16 bytes stand behind each 32 stubs.
+    let stub = |vector| &raw const run::interrupt_stubs as usize + 4 * vector + vector / 32 * 16;
+    // See `interrupt_ist` in `entry.S`.
+    let ist = |vector| (1..).zip([1, 2, 8, 18]).find(|(_, own)| *own == vector).map_or(0, |(stack, _)| stack);
+    descriptors::fill_idt(stub, ist);
     let processors = processors.get(..found).unwrap_or(&processors);
     // Before the LAPIC stops listening to them: QEMU keeps an interrupt asserted that is withdrawn after that.
     silence_legacy();
     start_this(cpu, components, || lapic::choose_mode(processors));
-    let pins = interrupt_controllers(&tables);
+    let chips = tables.ioapics().iter().enumerate();
+    let pins = chips.map(|(index, chip)| ioapic::init(index, chip)).max().unwrap_or(0);
     calibrate(tables.fadt.as_ref().and_then(|fadt| fadt.pm_timer));
     enable_virtualization(cpu);
     smp::start_all(processors, &mut trampoline);

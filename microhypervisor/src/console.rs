@@ -22,7 +22,8 @@ const SIZE: u32 = (FRAMES * 4096 - HEADER) as u32;
 
 static BUFFER: Shared<[u8; FRAMES * 4096]> = Shared::new([0; FRAMES * 4096]);
 static WRITER: Mutex<u32> = Mutex::new(0);
-static UART_OURS: AtomicBool = AtomicBool::new(true);
+/// As long as user space has not taken the UART. After that the kernel writes to memory only, but for a fatal report.
+pub static UART_OURS: AtomicBool = AtomicBool::new(true);
 static UART_PRESENT: AtomicBool = AtomicBool::new(false);
 
 /// Physical range of the memory-buffer console.
@@ -47,22 +48,11 @@ pub fn init() {
     UART_PRESENT.store(true, Ordering::Relaxed);
 }
 
-/// User space has taken the UART: from now on the kernel writes to memory only, but for a fatal report.
-pub fn release_uart() {
-    UART_OURS.store(false, Ordering::Relaxed);
-}
-
 /// Waits for a bit of the line status; not for ever: a dead UART must not hang the kernel.
 fn wait_for(status: u8) {
     // SAFETY: reads the line status register of COM1.
     let ready = |_: &u32| unsafe { Port::<u8>::new(UART + 5).read() } & status != 0;
     let _ = (0..1_000_000).find(ready);
-}
-
-fn uart_write(byte: u8) {
-    wait_for(0x20);
-    // SAFETY: the transmit holding register is empty.
-    unsafe { Port::<u8>::new(UART).write(byte) };
 }
 
 /// Waits until the UART has sent everything, so that a machine that stops now has shown it.
@@ -89,7 +79,9 @@ impl Writer<'_> {
             write.write_volatile(*self.0);
         }
         if UART_OURS.load(Ordering::Relaxed) && UART_PRESENT.load(Ordering::Relaxed) {
-            uart_write(byte);
+            wait_for(0x20);
+            // SAFETY: the transmit holding register is empty.
+            unsafe { Port::<u8>::new(UART).write(byte) };
         }
     }
 }

@@ -105,7 +105,7 @@ pub struct Cpu {
     /// Owner of what the FPU holds.
     pub fpu_owner: Cell<*const Ec>,
     /// Tells the time that the CPU was idle. It never competes.
-    pub idle: Once<&'static Sc>,
+    pub idle: Cell<Option<&'static Sc>>,
     /// Ready SCs.
     pub ready: Owned<ReadyQueue>,
     /// Armed timeouts of blocked ECs.
@@ -227,7 +227,7 @@ impl Cpu {
             number,
             apic_id: Cell::new(0),
             sc: Cell::new(None),
-            idle: Once::new(),
+            idle: Cell::new(None),
             unusual: Unusual::none(),
             reschedule: Cell::new(false),
             ready: Owned::new(ReadyQueue::empty()),

@@ -4,13 +4,14 @@
 //! EC's registers still hold the call, `Ec::progress` how far it came. A call that took something away that processors
 //! may have cached ends with one round over the CPUs that use the space.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use abi::Status;
 use abi::capability::{Cacheability, MEMORY_ALL, Permissions, SELECTOR_COUNT};
 use abi::utcb::gpr;
 use kernel_core::paging::{Leaf, Piece};
 use kernel_core::shootdown::Use;
 use kernel_core::slots::{Entry, Named};
-use spin::Once;
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
@@ -71,12 +72,12 @@ fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
     let mask = Permissions::from_bits_retain(rax as u8 & 0x1f);
     let request = Request { cpu, ec, source: rdx >> 12, destination: rax >> 12, pages: 1 << (rdx & 0x1f), mask };
     if let Ok(from) = cast::<HostSpace>(from) {
-        return request.memory(&from.memory, is_nova(|nova| nova.0, source), memory_space(to)?);
+        return request.memory(&from.memory, is_nova(&NOVA_HOST, source), memory_space(to)?);
     } else if let Ok(from) = cast::<ObjectSpace>(from) {
         request.objects(from, cast(to)?)?;
         return destroy::collect(cpu, ec);
     } else if let Ok(from) = cast::<PioSpace>(from) {
-        return request.ports(from, is_nova(|nova| nova.1, source), cast(to)?);
+        return request.ports(from, is_nova(&NOVA_PORTS, source), cast(to)?);
     }
     request.msrs(cast(from)?, cast(to)?)
 }
@@ -203,7 +204,7 @@ impl Request {
             let access = to.set(port, ports, &|| from.access(port) & masked)?;
             let uart = crate::console::UART as u64;
             if nova && port >> 6 == uart >> 6 && access & 1 << (uart & 63) != 0 {
-                crate::console::release_uart();
+                crate::console::UART_OURS.store(false, Ordering::Relaxed);
             }
             Ok(count)
         })?;
@@ -226,16 +227,18 @@ impl Request {
     }
 }
 
-/// The spaces that stand for the machine's own memory and ports.
-pub static NOVA: Once<(Entry, Entry)> = Once::new();
+/// Capabilities of the spaces that stand for the machine's own memory and ports, from boot on.
+pub static NOVA_HOST: AtomicU64 = AtomicU64::new(0);
+/// See above.
+pub static NOVA_PORTS: AtomicU64 = AtomicU64::new(0);
 
 /// Whether `entry` is the NOVA host space, to take from.
 pub fn is_nova_host(entry: Entry) -> bool {
-    is_nova(|nova| nova.0, entry) && entry.permissions().contains(Permissions::TAKE)
+    is_nova(&NOVA_HOST, entry) && entry.permissions().contains(Permissions::TAKE)
 }
 
-fn is_nova(which: impl Fn(&(Entry, Entry)) -> Entry, entry: Entry) -> bool {
-    NOVA.get().is_some_and(|nova| which(nova).reference() == entry.reference())
+fn is_nova(which: &AtomicU64, entry: Entry) -> bool {
+    Entry(which.load(Ordering::Relaxed)).reference() == entry.reference()
 }
 
 /// What the NOVA host space holds at physical page `page`: everything but what the kernel protects. Also the number of

@@ -118,14 +118,14 @@ impl Gdt {
     }
 }
 
-/// Fills the interrupt descriptor table from the entry stubs, which lie `stride` bytes apart. Once, at boot.
+/// Fills the interrupt descriptor table. Once, at boot.
 ///
-/// `ist` names the interrupt stack of each vector, 0 for none.
-pub fn fill_idt(stubs: u64, stride: u64, ist: impl Fn(usize) -> u8) {
+/// `stub` tells where each vector's entry is, `ist` its interrupt stack, 0 for none.
+pub fn fill_idt(stub: impl Fn(usize) -> usize, ist: impl Fn(usize) -> u8) {
     // SAFETY: runs once, before any other CPU or any interrupt uses the table.
     let table = unsafe { &mut *IDT.get() };
     for (vector, gate) in table.iter_mut().enumerate() {
-        let target = stubs + vector as u64 * stride;
+        let target = stub(vector) as u64;
         // Interrupt gates with DPL 0 but for #BP and #OF, which INT3 and INTO raise at user level.
         let dpl: u64 = if vector == 3 || vector == 4 { 3 } else { 0 };
         gate[0] = target & 0xffff

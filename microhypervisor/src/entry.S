@@ -16,20 +16,24 @@
     .endr
 .endm
 
-# Interrupt stubs: 8 bytes each. They push the vector with its sign.
+# Interrupt stubs: 4 bytes each, which push the vector with its sign, and behind each 32 of them where they go on.
 .balign 16
 .globl interrupt_stubs
 interrupt_stubs:
 .set vector, 0
-.rept 256
-    .balign 8
+.rept 8
+    .rept 32
     pushq $(vector ^ 128) - 128
     .if vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21
-    jmp interrupt_common
+    jmp 2f
     .else
-    jmp without_error
+    jmp 1f
     .endif
     .set vector, vector + 1
+    .endr
+1:  jmp without_error
+2:  jmp interrupt_common
+    .balign 16
 .endr
 
 # #DB, NMI, #DF, #MC come on stacks of their own, because they can hit the kernel before it has one, the others on the

@@ -9,9 +9,11 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use x86_64::registers::xcontrol::XCr0;
+
 use crate::cpu::Cpu;
 use crate::ec::Ec;
-use crate::registers::{CR0_TS, cr0, set_cr0};
+use crate::registers::{CR0_TS, Cr0};
 
 /// State components that are saved.
 static COMPONENTS: AtomicU64 = AtomicU64::new(3);
@@ -27,14 +29,6 @@ pub fn components() -> u64 {
     COMPONENTS.load(Ordering::Relaxed)
 }
 
-/// Writes XCR0.
-fn set_xcr0(value: u64) {
-    // SAFETY: values are subsets of what the processor has that contain x87, checked where they come from.
-    unsafe {
-        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack))
-    }
-}
-
 fn clear_ts() {
     // SAFETY: CLTS has no other effect.
     unsafe { asm!("clts", options(nomem, nostack)) }
@@ -43,7 +37,7 @@ fn clear_ts() {
 /// Makes FPU instructions fault.
 pub fn set_ts() {
     // SAFETY: only TS changes.
-    unsafe { set_cr0(cr0() | CR0_TS) }
+    unsafe { Cr0::write_raw(Cr0::read_raw() | CR0_TS) }
 }
 
 /// Makes `ec` the owner of the registers; TS is as before.
@@ -79,7 +73,8 @@ pub fn forget(cpu: &Cpu, ec: &Ec) {
 /// Writes XCR0 if it has another value.
 pub fn load_xcr0(cpu: &Cpu, value: u64) {
     if cpu.xcr0.get() != value {
-        set_xcr0(value);
+        // SAFETY: values are subsets of what the processor has that contain x87, checked where they come from.
+        unsafe { XCr0::write_raw(value) };
         cpu.poised.set(crate::guest::NOBODY);
         cpu.xcr0.set(value);
     }
@@ -106,9 +101,4 @@ pub fn prepare_user(cpu: &Cpu, ec: &Ec) {
         set_ts();
     }
     cpu.unusual.ts_clear.set(clear);
-}
-
-/// #NM in user mode: true if `ec` may use the FPU and now owns it.
-pub fn switch(cpu: &Cpu, ec: &Ec) -> bool {
-    ec.fpu_state.inspect(|_| acquire(cpu, ec)).is_some()
 }

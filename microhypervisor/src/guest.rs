@@ -197,11 +197,6 @@ pub extern "C" fn leave(cpu: &Cpu) {
     }
 }
 
-/// #UD in user mode: true if it may be for a SYSCALL while that was a guest's.
-pub fn hid_syscall(cpu: &Cpu) -> bool {
-    cpu.guest.get().is_some()
-}
-
 /// The state of `ec`, whose guest stopped, that `mtd` names: to the message of `handler`.
 pub extern "C" fn save_state(ec: &Ec, mtd: u32, handler: &Ec) {
     let Some(guest) = ec.guest else { return };

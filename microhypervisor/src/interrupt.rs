@@ -23,7 +23,9 @@ use crate::{ioapic, iommu, lapic, sched};
 const FIRST_VECTOR: u8 = 0x20;
 /// Number of the interrupt by which IOMMUs announce faults, behind 64 messages.
 pub const FAULTS: u32 = ioapic::MAX_PINS + 64;
-const NUMBERS: usize = FAULTS as usize + 1;
+/// Number by which the semaphore of the memory-buffer console is kept among them.
+pub const CONSOLE: u32 = FAULTS + 1;
+const NUMBERS: usize = CONSOLE as usize + 1;
 
 /// Masked by the kernel until the next down on the semaphore.
 const HELD: u8 = 1 << 7;
@@ -31,7 +33,10 @@ const HELD: u8 = 1 << 7;
 static SEMAPHORES: [Once<Ref<Sm>>; NUMBERS] = [const { Once::new() }; NUMBERS];
 /// Whether an interrupt is level-triggered, masked ([`flag`]), held back.
 static STATES: [AtomicU8; NUMBERS] = [const { AtomicU8::new(flag::INT_MASKED) }; NUMBERS];
-static CONSOLE: Once<Ref<Sm>> = Once::new();
+
+fn semaphore(number: usize) -> Option<&'static Sm> {
+    SEMAPHORES.get(number)?.get()?.get()
+}
 
 /// Binds the semaphore of interrupt `number`.
 pub fn bind(number: u32, semaphore: Ref<Sm>) {
@@ -40,14 +45,9 @@ pub fn bind(number: u32, semaphore: Ref<Sm>) {
     }
 }
 
-/// Binds the console semaphore.
-pub fn bind_console(semaphore: Ref<Sm>) {
-    CONSOLE.call_once(|| semaphore);
-}
-
 /// Signals a line on the memory-buffer console.
 pub fn signal_console() {
-    if let Some(semaphore) = CONSOLE.get().and_then(|semaphore| semaphore.get()) {
+    if let Some(semaphore) = semaphore(CONSOLE as usize) {
         // An overflow of the counter loses nothing: the reader drains the whole buffer.
         let _ = semaphore.up(Cpu::this());
     }
@@ -56,7 +56,7 @@ pub fn signal_console() {
 /// assign_int: routes the interrupt of `semaphore` to `cpu`. Returns the message by which `device` raises it; pins have
 /// none.
 pub fn assign(semaphore: &Sm, cpu: u16, device: u16, flags: u8) -> Result<(u32, u32), Status> {
-    let number = semaphore.interrupt().ok_or(Status::BadCap)?;
+    let number = semaphore.interrupt.ok_or(Status::BadCap)?;
     let destination = Cpu::by_number(cpu).map(|cpu| cpu.apic_id.get()).ok_or(Status::BadCpu)?;
     let state = STATES.get(number as usize).ok_or(Status::BadCap)?;
     let (vector, pin) = (FIRST_VECTOR.wrapping_add(number as u8), number < ioapic::MAX_PINS);
@@ -69,7 +69,7 @@ pub fn assign(semaphore: &Sm, cpu: u16, device: u16, flags: u8) -> Result<(u32, 
     if !remapped && destination > 0xff && number != FAULTS {
         return Err(Status::BadCpu);
     }
-    semaphore.set_route(cpu);
+    semaphore.route.store(cpu as u32, Ordering::Relaxed);
     state.store(kept, Ordering::Relaxed);
     if pin {
         let bit = |set: bool, bit: u32| if set { bit } else { 0 };
@@ -111,7 +111,7 @@ pub fn handle(cpu: &'static Cpu, vector: u8) {
         lapic::end_of_interrupt();
     }
     let open = |state: &&AtomicU8| state.load(Ordering::Relaxed) & flag::INT_MASKED == 0;
-    let semaphore = || STATES.get(gsi).filter(open).and(SEMAPHORES.get(gsi))?.get()?.get();
+    let semaphore = || STATES.get(gsi).filter(open).and_then(|_| semaphore(gsi));
     cpu.counters.count(match vector {
         lapic::TIMER => counter::TIMER,
         lapic::ATTENTION => counter::ATTENTION,
@@ -141,7 +141,7 @@ const TRAP: u64 = 1 << 8;
 
 /// An interrupt or exception from the kernel. Only interrupts can come while it is idle and in its interrupt window.
 pub extern "C" fn kernel_interrupt(frame: &mut KernelFrame) {
-    let (KernelFrame { vector, error, rip, rsp, rflags, .. }, cr2) = (frame, crate::registers::cr2());
+    let (KernelFrame { vector, error, rip, rsp, rflags, .. }, cr2) = (frame, crate::registers::Cr2::read_raw());
     match vector {
         2 => {}
         // A program that steps executed SYSENTER: it does no longer.

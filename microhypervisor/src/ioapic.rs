@@ -68,21 +68,20 @@ pub fn init(index: usize, found: &IoApic) -> u32 {
 
 /// The firmware's number for the I/O APIC of `gsi`.
 pub fn id(gsi: u32) -> Option<u8> {
-    let serves = |chip: &&Chip| gsi.checked_sub(chip.first_gsi).is_some_and(|pin| pin < chip.pins);
-    CHIPS.lock().iter().flatten().find(serves).map(|chip| chip.id)
+    find(&CHIPS.lock(), gsi).map(|(chip, _)| chip.id)
 }
 
-fn find(chips: &Chips, gsi: u32) -> Option<(u64, u32)> {
+fn find(chips: &Chips, gsi: u32) -> Option<(Chip, u32)> {
     chips.iter().flatten().find_map(|chip| {
         let pin = gsi.checked_sub(chip.first_gsi)?;
-        (pin < chip.pins).then_some((chip.registers, REDIRECTION + 2 * pin))
+        (pin < chip.pins).then_some((*chip, REDIRECTION + 2 * pin))
     })
 }
 
 /// Routes `gsi` to `destination`, the high half of its entry, with `vector` and the given mode bits.
 pub fn route(gsi: u32, vector: u8, destination: u32, mode: u32) {
     let chips = CHIPS.lock();
-    if let Some((chip, register)) = find(&chips, gsi) {
+    if let Some((Chip { registers: chip, .. }, register)) = find(&chips, gsi) {
         write(chip, register, MASKED);
         write(chip, register + 1, destination);
         write(chip, register, vector as u32 | mode);
@@ -92,7 +91,7 @@ pub fn route(gsi: u32, vector: u8, destination: u32, mode: u32) {
 /// Masks or unmasks `gsi`.
 pub fn mask(gsi: u32, masked: bool) {
     let chips = CHIPS.lock();
-    if let Some((chip, register)) = find(&chips, gsi) {
+    if let Some((Chip { registers: chip, .. }, register)) = find(&chips, gsi) {
         let value = read(chip, register) & !MASKED;
         write(chip, register, value | if masked { MASKED } else { 0 });
     }

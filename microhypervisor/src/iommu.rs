@@ -9,7 +9,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 
-use ::iommu::dmar::{Dmar, Reserved, UNITS_MAX, UnitAt};
+use ::iommu::dmar::{Dmar, Reserved, UNITS_MAX};
 use ::iommu::entry::{self, Entry, FORGET_CONTEXTS, FORGET_INTERRUPTS, FORGET_TRANSLATIONS, Interrupt};
 use ::iommu::{Abilities, Hardware, Unit};
 use abi::Status;
@@ -17,6 +17,7 @@ use abi::capability::Permissions;
 use abi::utcb::gpr;
 use kernel_core::boot::{PhysicalMemory, Window};
 use kernel_core::paging::{DMA, Piece};
+use kernel_core::reason::Words;
 use spin::{Mutex, Once};
 use x86_64::instructions::port::Port;
 
@@ -26,6 +27,7 @@ use crate::hypercall::Call;
 use crate::memory::{Account, Frame, KERNEL, KERNEL_ACCOUNT, kernel_range, read_entry, write_entry};
 use crate::object::{self, Found};
 use crate::pd::Pd;
+use crate::platform::PLATFORM;
 use crate::space::{DEVICES, Memory, map_device};
 use crate::{lapic, log, smp};
 
@@ -81,7 +83,6 @@ static STATE: Mutex<State> = Mutex::new(State {
     interrupts: 0,
     domains: [false; DOMAINS as usize],
 });
-static DMAR: Once<Dmar> = Once::new();
 /// What all units can do.
 static ABILITIES: Once<Abilities> = Once::new();
 static ON: AtomicBool = AtomicBool::new(false);
@@ -91,14 +92,13 @@ pub fn is_on() -> bool {
     ON.load(Ordering::Relaxed)
 }
 
-/// The units that the firmware names.
-pub fn units() -> &'static [UnitAt] {
-    DMAR.get().map_or(&[], |dmar| dmar.units.as_slice())
+fn table() -> Option<&'static Dmar> {
+    PLATFORM.get()?.dmar.as_ref()
 }
 
 /// Source id of the I/O APIC with number `id`.
 pub fn ioapic(id: Option<u8>) -> Option<u16> {
-    DMAR.get()?.ioapic(id?)
+    table()?.ioapic(id?)
 }
 
 /// Has entries from `first` up to `end` of the table at physical address `table` leave the caches, if units do not look
@@ -115,8 +115,8 @@ pub fn flush(table: u64, first: usize, end: usize) {
 }
 
 /// Reads the firmware's table, at boot.
-pub fn read(memory: &impl PhysicalMemory, place: Option<(u64, u64)>) {
-    let Some(table) = place.and_then(|(start, length)| Window::new(memory, start, length)) else { return };
+pub fn read(memory: &impl PhysicalMemory, (start, length): (u64, u64)) -> Option<Dmar> {
+    let table = Window::new(memory, start, length)?;
     let bridge = |source: u16| {
         // SAFETY: reads the secondary bus number of a bridge (PCI Local Bus 3.0, 3.2.2.3.2); nobody else does this yet.
         unsafe {
@@ -124,10 +124,8 @@ pub fn read(memory: &impl PhysicalMemory, place: Option<(u64, u64)>) {
             Port::<u8>::new(0xcfd).read()
         }
     };
-    match Dmar::read(&table, &bridge) {
-        Ok(dmar) => drop(DMAR.call_once(|| dmar)),
-        Err(problem) => log!("ACPI: table DMAR {problem}: no IOMMU is used"),
-    }
+    let found = Dmar::read(&table, &bridge);
+    found.inspect_err(|problem| log!("ACPI: table DMAR {}: no IOMMU is used", Words(problem))).ok()
 }
 
 fn frame(account: &Account) -> Result<u64, Status> {
@@ -147,10 +145,10 @@ fn put(table: u64, index: usize, [low, high]: Entry) {
 
 /// Turns remapping on, for nobody but those with reserved memory. Once, at boot.
 pub fn start(pd: &'static Pd) -> Result<(), Status> {
-    let Some(dmar) = DMAR.get() else { return Ok(()) };
+    let Some(dmar) = table() else { return Ok(()) };
     let (mut common, account) = (Abilities::ALL, &KERNEL_ACCOUNT);
-    let complain = |at: u64, problem| log!("the IOMMU at {at:#x} is left out: {problem}");
-    for (number, (at, slot)) in units().iter().zip(&mut STATE.lock().units).enumerate() {
+    let complain = |at: u64, problem| log!("the IOMMU at {at:#x} is left out: {}", Words(problem));
+    for (number, (at, slot)) in dmar.units.as_slice().iter().zip(&mut STATE.lock().units).enumerate() {
         let first = FIRST_SLOT + number * PAGES;
         for page in 0..PAGES {
             map_device(first + page, at.address + page as u64 * 4096);
@@ -183,7 +181,7 @@ pub fn start(pd: &'static Pd) -> Result<(), Status> {
     }
     if is_on() {
         state.interrupts = if remaps { interrupts } else { 0 };
-        log!("DMA is remapped{}", if remaps { ", and interrupts" } else { "; interrupts cannot be" });
+        log!("DMA is remapped{}", Words(if remaps { ", and interrupts" } else { "; interrupts cannot be" }));
     }
     Ok(())
 }
@@ -197,7 +195,7 @@ fn keep_reserved(pd: &'static Pd, all: &[Reserved]) {
                 all.iter().filter(same).try_for_each(|range| keep(space, range))?;
                 STATE.lock().attach(source, &space.memory, &KERNEL_ACCOUNT)
             });
-            let outcome = if kept.is_ok() { "keeps" } else { "does not keep" };
+            let outcome = Words(if kept.is_ok() { "keeps" } else { "does not keep" });
             log!("device {:#x} {outcome} its memory at {:#x}", source as u64, first.start);
         }
     }

@@ -99,11 +99,6 @@ impl Frame {
         unsafe { POOL.get().cast::<u8>().add(self.0 as usize * FRAME) }
     }
 
-    /// The frame at `pointer`, if the pool holds it.
-    pub fn from_pointer(pointer: u64) -> Option<Self> {
-        Self::from_physical(pointer.wrapping_sub(KERNEL))
-    }
-
     /// The frame at physical address `physical`, if the pool holds it.
     pub fn from_physical(physical: u64) -> Option<Self> {
         let offset = physical.checked_sub(POOL.get() as u64 - KERNEL)? as usize / FRAME;

@@ -7,10 +7,9 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use abi::observation::{COUNTERS, RECORDS_PER_PAGE, Traced, counter};
-use spin::Once;
 
 use crate::cpu::{self, Cpu, now};
-use crate::memory::{FRAME, Frame, KERNEL_ACCOUNT, StaticFrame};
+use crate::memory::{FRAME, KERNEL_ACCOUNT, StaticFrame};
 
 /// Where a CPU counts. Only that CPU writes there.
 pub struct Counters(AtomicPtr<[AtomicU64; COUNTERS]>);
@@ -23,13 +22,8 @@ pub fn set_tracing(on: bool) {
     Cpu::all().for_each(|cpu| cpu.unusual.tracing.store(on, Ordering::Relaxed));
 }
 
-struct Frames {
-    first: Frame,
-    /// log2 of the number of each CPU's.
-    order: u8,
-}
-
-static FRAMES: Once<Frames> = Once::new();
+/// Physical address of all CPUs' frames, in its low bits log2 of the number of each CPU's; 0 if there are none.
+static FRAMES: AtomicU64 = AtomicU64::new(0);
 
 impl Counters {
     /// Counts nowhere yet.
@@ -60,12 +54,13 @@ pub fn init() {
         // SAFETY: inside the frames just allocated.
         cpu.counters.0.store(unsafe { first.pointer().add(offset) }.cast(), Ordering::Relaxed);
     }
-    FRAMES.call_once(|| Frames { first, order });
+    FRAMES.store(first.physical() | order as u64, Ordering::Relaxed);
 }
 
 /// Physical address of the frames, and how many each CPU has.
 pub fn place() -> Option<(u64, u32)> {
-    FRAMES.get().map(|frames| (frames.first.physical(), 1 << frames.order))
+    let frames = FRAMES.load(Ordering::Relaxed);
+    (frames != 0).then_some((frames & !0xfff, 1 << (frames & 31)))
 }
 
 /// Numbers of the physical pages that can be mapped, to read.
@@ -87,10 +82,10 @@ pub fn trace(cpu: &Cpu, what: Traced, detail: u16, first: u64, second: u64) {
 #[cold]
 #[inline(never)]
 fn record(cpu: &Cpu, what: u64, first: u64, second: u64) {
-    let Some(frames) = FRAMES.get() else { return };
+    let Some((_, each)) = place() else { return };
     let counters = cpu.counters.get();
     let number = counters[counter::RECORDS].load(Ordering::Relaxed);
-    let capacity = ((1u64 << frames.order) - 1) * RECORDS_PER_PAGE;
+    let capacity = (each as u64).saturating_sub(1) * RECORDS_PER_PAGE;
     let Some(place) = number.checked_rem(capacity) else { return };
     // SAFETY: the records follow the counters, in frames that only this CPU writes.
     let slot = unsafe { &*core::ptr::from_ref(counters).add(1).cast::<[AtomicU64; 4]>().add(place as usize) };

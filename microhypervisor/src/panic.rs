@@ -2,6 +2,8 @@
 
 use core::panic::PanicInfo;
 
+use kernel_core::reason::Words;
+
 /// Reports and stops.
 pub fn fatal(arguments: core::fmt::Arguments) -> ! {
     crate::console::last_words(arguments);
@@ -15,7 +17,7 @@ pub fn fatal(arguments: core::fmt::Arguments) -> ! {
 #[panic_handler]
 fn panic(info: &PanicInfo) -> ! {
     match info.location() {
-        Some(place) => fatal(format_args!("{}:{}: {}", place.file(), place.line() as u64, info.message())),
+        Some(place) => fatal(format_args!("{}:{}: {}", Words(place.file()), place.line() as u64, info.message())),
         None => fatal(format_args!("{}", info.message())),
     }
 }

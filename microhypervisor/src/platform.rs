@@ -3,6 +3,7 @@
 //!
 //! Unsafe: writes the power-management registers that the firmware's tables name.
 
+use ::iommu::dmar::Dmar;
 use abi::Status;
 use kernel_core::boot::acpi::Fadt;
 use spin::Once;
@@ -25,6 +26,8 @@ pub struct Platform {
     pub largest_page: u8,
     /// ACPI fixed hardware. Ports that do not exist are 0.
     pub fadt: Option<Fadt>,
+    /// Remapping units, and what their table says besides.
+    pub dmar: Option<Dmar>,
 }
 
 /// What boot found, from then on.

@@ -5,6 +5,10 @@
 
 use core::arch::asm;
 
+pub use x86_64::registers::control::{Cr0, Cr2, Cr4};
+pub use x86_64::registers::debug::Dr6;
+use x86_64::registers::model_specific::Msr;
+
 /// CR0.AM: programs that set RFLAGS.AC get #AC.
 pub const CR0_AM: u64 = 1 << 18;
 /// CR0.TS: FPU instructions raise #NM.
@@ -32,10 +36,8 @@ pub const TSC_DEADLINE: u32 = 0x6e0;
 /// # Safety
 /// The register must exist.
 pub unsafe fn rdmsr(msr: u32) -> u64 {
-    let (low, high): (u32, u32);
     // SAFETY: the caller's duty.
-    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
-    low as u64 | (high as u64) << 32
+    unsafe { Msr::new(msr).read() }
 }
 
 /// Writes a model-specific register.
@@ -44,68 +46,37 @@ pub unsafe fn rdmsr(msr: u32) -> u64 {
 /// The register must exist, and `value` must keep the kernel sound.
 pub unsafe fn wrmsr(msr: u32, value: u64) {
     // SAFETY: the caller's duty.
-    unsafe {
-        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags))
-    };
+    unsafe { Msr::new(msr).write(value) }
 }
 
-/// Functions that read and write control and debug registers.
-macro_rules! registers {
-    ($($(#[$doc:meta])* $name:ident: $read:ident $(#[$write_doc:meta])* $write:ident;)*) => { $(
-        $(#[$doc])*
-        #[inline(always)]
-        #[allow(dead_code)] // The kernel never asks for CR3.
-        pub fn $read() -> u64 {
-            let value;
-            // SAFETY: reading has no side effects.
-            unsafe { asm!(concat!("mov {}, ", stringify!($name)), out(reg) value, options(nomem, nostack, preserves_flags)) };
-            value
-        }
-        $(#[$write_doc])*
-        #[inline(always)]
-        pub unsafe fn $write(value: u64) {
-            // SAFETY: the caller's duty.
-            unsafe { asm!(concat!("mov ", stringify!($name), ", {}"), in(reg) value, options(nostack, preserves_flags)) };
-        }
-    )* };
+/// Writes CR2.
+///
+/// # Safety
+/// No page fault may be on its way to a handler.
+#[inline(always)]
+pub unsafe fn set_cr2(value: u64) {
+    // SAFETY: the caller's duty.
+    unsafe { asm!("mov cr2, {}", in(reg) value, options(nostack, preserves_flags)) };
 }
 
-registers! {
-    /// Reads CR0.
-    cr0: cr0
-    /// Writes CR0.
-    ///
-    /// # Safety
-    /// `value` must keep the kernel running: PE, PG, WP set.
-    set_cr0;
-    /// Page-fault linear address.
-    cr2: cr2
-    /// Writes CR2.
-    ///
-    /// # Safety
-    /// Any value; no page fault may be on its way to a handler.
-    set_cr2;
-    /// Page tables.
-    cr3: cr3
-    /// Loads page tables; also flushes non-global translations.
-    ///
-    /// # Safety
-    /// The tables at physical address `value` must map the kernel as the current ones do.
-    set_cr3;
-    /// Reads CR4.
-    cr4: cr4
-    /// Writes CR4.
-    ///
-    /// # Safety
-    /// `value` must have only bits that the processor supports and must keep PAE.
-    set_cr4;
-    /// Reads DR6.
-    dr6: dr6
-    /// Writes DR6.
-    ///
-    /// # Safety
-    /// The upper half must be zero.
-    set_dr6;
+/// Loads page tables; also flushes non-global translations.
+///
+/// # Safety
+/// The tables at physical address `value` must map the kernel as the current ones do.
+#[inline(always)]
+pub unsafe fn set_cr3(value: u64) {
+    // SAFETY: the caller's duty.
+    unsafe { asm!("mov cr3, {}", in(reg) value, options(nostack, preserves_flags)) };
+}
+
+/// Writes DR6.
+///
+/// # Safety
+/// The upper half must be zero.
+#[inline(always)]
+pub unsafe fn set_dr6(value: u64) {
+    // SAFETY: the caller's duty.
+    unsafe { asm!("mov dr6, {}", in(reg) value, options(nostack, preserves_flags)) };
 }
 
 /// Takes pending interrupts in the kernel, then goes on with interrupts off.

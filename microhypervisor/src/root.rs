@@ -3,6 +3,8 @@
 //!
 //! Unsafe: fills the information page.
 
+use core::sync::atomic::Ordering;
+
 use abi::capability::{Permissions, SELECTOR_COUNT, nova, root};
 use abi::extension::{self, Announcement};
 use abi::hip::{self, Hip};
@@ -18,7 +20,7 @@ use crate::boot::HandOver;
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, EcKind};
 use crate::memory::{KERNEL_ACCOUNT, StaticFrame, kernel_range};
-use crate::object::{self, Ref};
+use crate::object::{self, Object, Ref};
 use crate::panic::fatal;
 use crate::pd::Pd;
 use crate::sched::{self, Sc};
@@ -68,13 +70,13 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
         must::<()>(Err(Status::MemObj));
     }
 
-    let nova_objects = must(object::create(None, account, |_| ObjectSpace::new(nova_pd)));
-    let nova_host = must(object::create(None, account, |_| HostSpace::new(nova_pd)));
-    let nova_pio = must(object::create(None, account, |_| PioSpace::new(nova_pd, false)));
-    let nova_msr = must(object::create(None, account, |_| MsrSpace::new(nova_pd)));
-    let objects = must(object::create(None, account, |_| ObjectSpace::new(pd)));
-    let host = must(object::create(None, account, |_| HostSpace::new(pd)));
-    let pio = must(object::create(None, account, |_| PioSpace::new(pd, true)));
+    let nova_objects = object(ObjectSpace::new(nova_pd));
+    let nova_host = object(HostSpace::new(nova_pd));
+    let nova_pio = object(PioSpace::new(nova_pd, false));
+    let nova_msr = object(MsrSpace::new(nova_pd));
+    let objects = object(ObjectSpace::new(pd));
+    let host = object(HostSpace::new(pd));
+    let pio = object(PioSpace::new(pd, true));
     pd.objects.call_once(|| objects.0);
     pd.host.call_once(|| host.0);
     pd.pio.call_once(|| pio.0);
@@ -82,8 +84,8 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     let all = Permissions::GRANT | Permissions::TAKE;
     let take = Permissions::TAKE;
     let put = |selector, entry| must(nova_objects.0.set(selector, &|| entry));
-    let console = semaphore(Sm::new(0));
-    interrupt::bind_console(console);
+    let (_, console) = object(Ok(Sm::new(0)));
+    interrupt::bind(interrupt::CONSOLE, console);
     put(nova::CONSOLE_SEMAPHORE, console.capability(Permissions::UP | Permissions::DOWN));
     put(nova::OBJECT_SPACE, nova_objects.1.capability(take));
     put(nova::HOST_SPACE, nova_host.1.capability(take));
@@ -94,11 +96,12 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     put(nova::ROOT_PIO_SPACE, pio.1.capability(all | Permissions::ASSIGN));
     let interrupts = (nova::INTERRUPT_BASE..).zip((0..pins).chain(ioapic::MAX_PINS..interrupt::FAULTS));
     for (selector, number) in interrupts.chain(iommu::is_on().then_some((nova::DMA_FAULTS, interrupt::FAULTS))) {
-        let reference = semaphore(Sm::for_interrupt(number));
+        let (_, reference) = object(Ok(Sm::for_interrupt(number)));
         interrupt::bind(number, reference);
         put(selector, reference.capability(Permissions::ASSIGN_INT | Permissions::DOWN));
     }
-    ctrl_pd::NOVA.call_once(|| (nova_host.1.capability(take), nova_pio.1.capability(take)));
+    ctrl_pd::NOVA_HOST.store(nova_host.1.capability(take).to_raw(), Ordering::Relaxed);
+    ctrl_pd::NOVA_PORTS.store(nova_pio.1.capability(take).to_raw(), Ordering::Relaxed);
     open_nova_spaces(nova_pio.0, nova_msr.0);
 
     map_image(host.0, image);
@@ -111,17 +114,17 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     ec.set_gpr(gpr::RSI, hand_over.information as u64);
     ec.continuation.set(Continuation::ReturnInterrupt);
     let scd = Scd { budget: 1000, priority: PRIORITY_MAX, cos: 0 };
-    let (sc, sc_reference) =
-        must(object::create(None, pd.account(), |_| Ok(Sc::new(ec_reference, cpu, scd, timer::frequency() / 1000))));
+    let sc = Sc::new(ec_reference, cpu, scd, timer::frequency() / 1000);
+    let (sc, sc_reference) = must(object::create(None, pd.account(), |_| Ok(sc)));
 
     for cpu in Cpu::all() {
-        let (sc, reference) = must(object::create(None, account, |_| Ok(Sc::inherited(ec_reference, cpu))));
-        cpu.idle.call_once(|| sc);
+        let (sc, reference) = object(Ok(Sc::inherited(ec_reference, cpu)));
+        cpu.idle.set(Some(sc));
         // It is idle already.
         rounds::call(cpu);
         put(cpu.number as u64, reference.capability(Permissions::CTRL));
     }
-    ec.bound.store(sc_reference.index() + 1, core::sync::atomic::Ordering::Relaxed);
+    ec.bound.store(sc_reference.index() + 1, Ordering::Relaxed);
     let put = |selector, entry: Entry| must(objects.0.set(selector, &|| entry));
     put(root::NOVA_OBJECT_SPACE, nova_objects.1.capability(take));
     put(root::OBJECT_SPACE, objects.1.capability(all));
@@ -132,8 +135,10 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     sched::begin(cpu, sc);
 }
 
-fn semaphore(sm: Sm) -> Ref<Sm> {
-    must(object::create(None, &KERNEL_ACCOUNT, |_| Ok(sm))).1
+/// Makes what was built an object of the kernel's. (Not inlined, for the kernel's size.)
+#[inline(never)]
+fn object<T: Object>(built: Result<T, Status>) -> (&'static T, Ref<T>) {
+    must(object::create(None, &KERNEL_ACCOUNT, |_| built))
 }
 
 /// All ports but the protected ones; the registers that may be passed through.
@@ -182,11 +187,11 @@ fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
         mbuf_end,
         root_start: image.range.0,
         root_end: image.range.1,
-        acpi_rsdp: hand_over.rsdp.unwrap_or(hip::NOT_PRESENT),
-        uefi_map: hand_over.uefi.map_or(hip::NOT_PRESENT, |map| map.start),
-        uefi_map_size: hand_over.uefi.map_or(0, |map| map.size),
-        uefi_descriptor_size: hand_over.uefi.map_or(0, |map| map.descriptor_size),
-        uefi_descriptor_version: hand_over.uefi.map_or(0, |map| map.descriptor_version),
+        acpi_rsdp: hand_over.found.rsdp.unwrap_or(hip::NOT_PRESENT),
+        uefi_map: hand_over.found.uefi.map_or(hip::NOT_PRESENT, |map| map.start),
+        uefi_map_size: hand_over.found.uefi.map_or(0, |map| map.size),
+        uefi_descriptor_size: hand_over.found.uefi.map_or(0, |map| map.descriptor_size),
+        uefi_descriptor_version: hand_over.found.uefi.map_or(0, |map| map.descriptor_version),
         stc_frequency: timer::frequency(),
         sel_num: SELECTOR_COUNT,
         sel_hst_arch: event::HOST_ARCH,

@@ -196,10 +196,8 @@ fn deliver(cpu: &'static Cpu, id: u32, message: u32) {
     let ec = by_id::<Ec>(id);
     if message & mail::STOP != 0 {
         destroy::stop(cpu, ec);
-    } else if message & mail::ABORT != 0 {
-        semaphore::woken(cpu, ec, Status::Aborted);
     } else {
-        semaphore::woken(cpu, ec, Status::Success);
+        semaphore::woken(cpu, ec, if message & mail::ABORT != 0 { Status::Aborted } else { Status::Success });
     }
 }
 

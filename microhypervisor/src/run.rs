@@ -32,14 +32,6 @@ unsafe extern "C" {
     pub static interrupt_stubs: u8;
 }
 
-/// Bytes from one interrupt stub to the next.
-pub const STUB_STRIDE: u64 = 8;
-
-/// Interrupt stack of a vector, see `interrupt_ist` in `entry.S`.
-pub fn interrupt_stack(vector: usize) -> u8 {
-    (1..).zip([1, 2, 8, 18]).find(|(_, with_own)| *with_own == vector).map_or(0, |(stack, _)| stack)
-}
-
 /// `ec` will return from its hypercall with `status`.
 #[inline(always)]
 pub fn finish(ec: &Ec, status: Status) {
@@ -204,11 +196,12 @@ extern "C" fn user_interrupt(ec: &'static Ec) -> ! {
     match vector {
         2 => {}
         8 | 18 => crate::panic::fatal(format_args!("exception {vector:#x} in user mode at RIP {:#x}", ec.rip.get())),
-        6 if guest::hid_syscall(cpu) => {}
-        7 if fpu::switch(cpu, ec) => {}
+        // It may be for a SYSCALL while that was a guest's.
+        6 if cpu.guest.get().is_some() => {}
+        7 if ec.fpu_state.is_some() => fpu::acquire(cpu, ec),
         13 if show_ports(cpu, ec) => {}
         0..32 => {
-            ec.fault_address.set(if vector == 14 { registers::cr2() } else { 0 });
+            ec.fault_address.set(if vector == 14 { registers::Cr2::read_raw() } else { 0 });
             portal::raise(cpu, ec, vector as u16)
         }
         _ => interrupt::handle(cpu, vector as u8),

@@ -17,9 +17,6 @@ use crate::ec::{Continuation, Ec, EcLinks, EcTimeouts};
 use crate::object::{self, by_id};
 use crate::{rounds, run, sched, timer};
 
-/// Value of [`Sm::interrupt`] for an ordinary semaphore.
-const NO_INTERRUPT: u32 = u32::MAX;
-
 struct State {
     counter: u64,
     queue: Fifo,
@@ -31,9 +28,10 @@ struct State {
 #[repr(C, align(64))]
 pub struct Sm {
     state: Mutex<State>,
-    interrupt: u32,
+    /// The interrupt of an interrupt semaphore.
+    pub interrupt: Option<u32>,
     /// CPU to which its interrupt is routed.
-    route: AtomicU32,
+    pub route: AtomicU32,
 }
 
 // SAFETY: the state is behind a lock, the rest atomic or constant.
@@ -44,24 +42,14 @@ impl Sm {
     pub const fn new(counter: u64) -> Self {
         Self {
             state: Mutex::new(State { counter, queue: Fifo::empty(), closed: false }),
-            interrupt: NO_INTERRUPT,
+            interrupt: None,
             route: AtomicU32::new(0),
         }
     }
 
     /// The semaphore of global system interrupt `gsi`.
     pub const fn for_interrupt(gsi: u32) -> Self {
-        Self { interrupt: gsi, ..Self::new(0) }
-    }
-
-    /// The interrupt of an interrupt semaphore.
-    pub fn interrupt(&self) -> Option<u32> {
-        (self.interrupt != NO_INTERRUPT).then_some(self.interrupt)
-    }
-
-    /// Routes its interrupt to CPU `cpu`.
-    pub fn set_route(&self, cpu: u16) {
-        self.route.store(cpu as u32, Ordering::Relaxed);
+        Self { interrupt: Some(gsi), ..Self::new(0) }
     }
 
     /// Releases the EC that waits longest, or counts.
@@ -93,7 +81,7 @@ impl Sm {
 
     /// Counts down, or blocks `ec` until an up, or until the time in its RSI if that is not 0.
     pub fn down(&'static self, cpu: &'static Cpu, ec: &'static Ec, zero: bool) -> Result<(), Status> {
-        if let Some(gsi) = self.interrupt() {
+        if let Some(gsi) = self.interrupt {
             if self.route.load(Ordering::Relaxed) != ec.cpu.number as u32 {
                 return Err(Status::BadCpu);
             }

@@ -22,7 +22,7 @@ use spin::{Mutex, MutexGuard};
 pub use self::kernel::{CPUS, DEVICES, build_kernel, map_cpu, map_device, master, unmap_device};
 pub use self::memory::{GuestSpace, HostSpace, Memory};
 use crate::cpu::Cpu;
-use crate::memory::{Frame, release};
+use crate::memory::{Frame, KERNEL, release};
 use crate::object::{self, Found, Object, named, resolve};
 use crate::pd::Pd;
 
@@ -78,9 +78,7 @@ impl ObjectSpace {
     pub fn clear(&self, done: &mut u64) -> bool {
         const BATCH: u64 = 16;
         let first = *done;
-        // SAFETY: as in `slot`; nobody else looks any more.
-        let root = unsafe { &*self.root.pointer().cast::<[AtomicU64; 512]>() };
-        let Some(leaf) = root.get(first as usize >> 9) else {
+        let Some(leaf) = self.selectors().0.get(first as usize >> 9) else {
             release(self.root);
             return true;
         };
@@ -92,7 +90,9 @@ impl ObjectSpace {
         for selector in first..*done {
             object::TABLE.drop_use(self.selectors().find(selector).0.reference());
         }
-        if let Some(frame) = Frame::from_pointer(leaf.load(Ordering::Relaxed)).filter(|_| (*done).is_multiple_of(512)) {
+        if let Some(frame) = Frame::from_physical(leaf.load(Ordering::Relaxed).wrapping_sub(KERNEL))
+            .filter(|_| (*done).is_multiple_of(512))
+        {
             release(frame);
         }
         false
@@ -129,9 +129,7 @@ impl ObjectSpace {
     /// The leaf of `selector`, which exists, is not there yet. The lock is held.
     fn provide(&self, selector: u64) -> Result<&'static AtomicU64, Status> {
         let leaf = self.pd.account().frames(0).ok_or(Status::MemCap)?;
-        // SAFETY: as in `slot`; the new leaf is zeroed.
-        let root = unsafe { &*self.root.pointer().cast::<[AtomicU64; 512]>() };
-        root[(selector >> 9) as usize & 511].store(leaf.pointer() as u64, Ordering::Release);
+        self.selectors().0[(selector >> 9) as usize & 511].store(leaf.pointer() as u64, Ordering::Release);
         self.selectors().slot(selector).ok_or(Status::MemCap)
     }
 }
@@ -160,19 +158,19 @@ pub struct PioSpace {
     pub first: bool,
 }
 
-/// Four frames, the first `frames` of them a bitmap that allows nothing.
+/// A bitmap of 2^`order` frames that allows nothing.
 #[inline(never)]
-fn closed(pd: &Pd, frames: usize) -> Result<Frame, Status> {
-    let bitmap = pd.account().draft(2)?.keep();
+fn closed(pd: &Pd, order: u8) -> Result<Frame, Status> {
+    let bitmap = pd.account().draft(order)?.keep();
     // SAFETY: fresh frames. Their number is not known here, so that they are not filled byte by byte.
-    unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, frames * 4096) };
+    unsafe { core::ptr::write_bytes(bitmap.pointer(), 0xff, 4096 << order) };
     Ok(bitmap)
 }
 
 impl PioSpace {
     /// A space without ports; `first` if host ECs of `pd` use it.
     pub fn new(pd: &'static Pd, first: bool) -> Result<Self, Status> {
-        Ok(Self { bitmap: closed(pd, 4)?, lock: Mutex::new(()), pd, first })
+        Ok(Self { bitmap: closed(pd, 2)?, lock: Mutex::new(()), pd, first })
     }
 
     fn word(&self, port: u64) -> &AtomicU64 {
@@ -208,51 +206,45 @@ impl PioSpace {
     }
 }
 
-/// Model-specific registers that a guest accesses without exit: a bitmap in the vendor's format in the first two
-/// frames, and in the third what was granted, two bits for each register.
+/// Model-specific registers that a guest accesses without exit: a bitmap in the vendor's format.
 #[repr(C, align(64))]
 pub struct MsrSpace {
-    /// Its frames.
+    /// Its two frames.
     pub bitmap: Frame,
     lock: Mutex<()>,
 }
 
+/// What may be done with a register, in the order of [`crate::vcpu::Processor::msr_bits`].
+const ACCESSES: [Permissions; 2] = [Permissions::READ, Permissions::WRITE];
+
 impl MsrSpace {
     /// A space without registers.
     pub fn new(pd: &'static Pd) -> Result<Self, Status> {
-        Ok(Self { bitmap: closed(pd, 2)?, lock: Mutex::new(()) })
+        Ok(Self { bitmap: closed(pd, 1)?, lock: Mutex::new(()) })
     }
 
-    /// Where what was granted for `msr` is noted: byte and shift. `None` for registers that no bitmap covers.
-    fn granted(&self, msr: u32) -> Option<(&AtomicU8, u32)> {
-        let index = match msr {
-            0..0x2000 => msr,
-            0xc000_0000..0xc000_2000 => msr - 0xc000_0000 + 0x2000,
-            _ => return None,
-        };
-        // SAFETY: the index is below 2^14, two bits each: inside the third frame.
-        let byte = unsafe { AtomicU8::from_ptr(self.bitmap.pointer().add(2 * 4096 + index as usize / 4)) };
-        Some((byte, index % 4 * 2))
+    /// For each access to `msr` the byte, and the bit in it, that has it exit. `None` if it always does.
+    fn places(&self, msr: u32) -> Option<[(&AtomicU8, u8); 2]> {
+        let bits = crate::cpu::BOOT_CPU.cpu.processor.get()?.msr_bits(msr)?;
+        // SAFETY: inside the two frames.
+        let byte = |bit| unsafe { AtomicU8::from_ptr(self.bitmap.pointer().add(bit / 8 % 8192)) };
+        Some(bits.map(|bit| (byte(bit), 1 << (bit % 8))))
     }
 
     /// Sets what may be done with `msr` to what `permissions` then are.
     pub fn set(&self, msr: u32, permissions: &dyn Fn() -> Permissions) {
         let _guard = self.lock.lock();
-        let Some((byte, shift)) = self.granted(msr) else { return };
         let permissions = permissions();
-        let others = byte.load(Ordering::Relaxed) & !(3 << shift);
-        byte.store(others | (permissions.bits() & 3) << shift, Ordering::Relaxed);
-        // SAFETY: the space's first two frames, and the lock makes this the only writer.
-        let bitmap = unsafe { core::slice::from_raw_parts_mut(self.bitmap.pointer(), 2 * 4096) };
-        if let Some(processor) = crate::cpu::BOOT_CPU.cpu.processor.get() {
-            let (read, write) = (permissions.contains(Permissions::READ), permissions.contains(Permissions::WRITE));
-            processor.set_msr(bitmap, msr, read, write);
+        for ((byte, bit), access) in self.places(msr).into_iter().flatten().zip(ACCESSES) {
+            let exits = if permissions.contains(access) { 0 } else { bit };
+            byte.store(byte.load(Ordering::Relaxed) & !bit | exits, Ordering::Relaxed);
         }
     }
 
     /// What may be done with `msr`.
     pub fn get(&self, msr: u32) -> Permissions {
-        let Some((byte, shift)) = self.granted(msr) else { return Permissions::empty() };
-        Permissions::from_bits_retain(byte.load(Ordering::Relaxed) >> shift & 3)
+        let places = self.places(msr).into_iter().flatten().zip(ACCESSES);
+        let free = places.filter(|((byte, bit), _)| byte.load(Ordering::Relaxed) & bit == 0);
+        free.fold(Permissions::empty(), |all, (_, access)| all | access)
     }
 }

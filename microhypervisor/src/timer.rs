@@ -8,12 +8,7 @@ use crate::guest::NOBODY;
 use crate::lapic;
 
 /// System-time ticks per second.
-static FREQUENCY: AtomicU64 = AtomicU64::new(1_000_000_000);
-
-/// Sets the frequency of the system time in Hz.
-pub fn set_frequency(hz: u64) {
-    FREQUENCY.store(hz, Ordering::Relaxed);
-}
+pub static FREQUENCY: AtomicU64 = AtomicU64::new(1_000_000_000);
 
 /// Frequency of the system time in Hz.
 pub fn frequency() -> u64 {

@@ -106,7 +106,7 @@ pub struct Spaces {
     pub nested_root: u64,
     /// Four contiguous frames: 65536 bits, 1 = the port exits; the third frame all ones.
     pub io_bitmap: u64,
-    /// Two contiguous frames in the vendor's format, see [`Processor::set_msr`].
+    /// Two contiguous frames in the vendor's format, see [`Processor::msr_bits`].
     pub msr_bitmap: u64,
 }
 
@@ -187,42 +187,18 @@ impl Processor {
         1 + u8::from(*has_page_1g)
     }
 
-    /// Lets the guest read or write `msr` without an exit, or not. `bitmap` has 8192 bytes, all ones at first.
-    /// What passes is at most what the specification allows (NOVA 8.2.3). With SVM not EFER, whose SVME is the kernel's,
-    /// but CSTAR, which no reply can set.
-    pub fn set_msr(&self, bitmap: &mut [u8], msr: u32, read: bool, write: bool) {
-        let may = match self {
-            Self::Svm(_) if msr == registers::EFER => 0,
-            Self::Svm(_) if msr == register::CSTAR => 3,
-            _ => PASSING.iter().find(|(first, last, _)| (*first..=*last).contains(&msr)).map_or(0, |(.., may)| *may),
+    /// Bits, in 8192 bytes, of which a set one has reads of `msr` exit, and another one writes (Intel SDM vol. 3C, 25.6.9;
+    /// AMD APM vol. 2, 15.11). `None` if they always exit: on SVM also those of EFER, whose SVME is the kernel's.
+    pub fn msr_bits(&self, msr: u32) -> Option<[usize; 2]> {
+        let index = match (msr, self) {
+            (registers::EFER, Self::Svm(_)) => return None,
+            (0..0x2000, _) => msr as usize,
+            (0xc000_0000..0xc000_2000, _) => 0x2000 + (msr as usize & 0x1fff),
+            _ => return None,
         };
-        // Intel SDM vol. 3C, 25.6.9; AMD APM vol. 2, 15.11. A set bit means exit.
-        let index = match msr {
-            0..0x2000 => msr as usize,
-            0xc000_0000..0xc000_2000 => 0x2000 + (msr as usize & 0x1fff),
-            _ => return,
-        };
-        let bits = if let Self::Vmx(_) = self { [index, index + 0x4000] } else { [2 * index, 2 * index + 1] };
-        for (bit, pass) in bits.into_iter().zip([read && may & 1 != 0, write && may & 2 != 0]) {
-            if let Some(byte) = bitmap.get_mut(bit / 8) {
-                *byte = *byte & !(1 << (bit % 8)) | u8::from(!pass) << (bit % 8);
-            }
-        }
+        Some(if let Self::Vmx(_) = self { [index, index + 0x4000] } else { [2 * index, 2 * index + 1] })
     }
 }
-
-/// MSRs that a guest may read (1), write (2) or both (3), first and last (NOVA 8.2.3). First what is switched between guest
-/// and host; then commands of branch prediction and L1 data cache, the clock, identification of platform and microcode,
-/// core capabilities, MPERF and APERF, MTRR capabilities, architectural capabilities, microcode options, overclocking,
-/// performance and thermal status, IA32_XSS.
-#[rustfmt::skip]
-const PASSING: [(u32, u32, u8); 22] = [
-    (0x174, 0x176, 3), (0x277, 0x277, 3), (0xc000_0080, 0xc000_0080, 3), (0xc000_0081, 0xc000_0082, 1),
-    (0xc000_0084, 0xc000_0084, 1), (0xc000_0100, 0xc000_0102, 3), (0xc000_0103, 0xc000_0103, 1),
-    (0x49, 0x49, 2), (0x10b, 0x10b, 2), (0x10, 0x10, 1), (0x17, 0x17, 1), (0x8b, 0x8b, 1), (0xcf, 0xcf, 1),
-    (0xe7, 0xe8, 1), (0xfe, 0xfe, 1), (0x10a, 0x10a, 1), (0x123, 0x123, 1), (0x195, 0x195, 1), (0x198, 0x198, 1),
-    (0x19c, 0x19c, 1), (0x1b1, 0x1b1, 1), (0xda0, 0xda0, 1),
-];
 
 /// The state of a vCPU after reset (Intel SDM vol. 3A, table 10-1).
 pub const RESET: Architectural = {

@@ -117,25 +117,3 @@ pub enum Status {
     /// Insufficient memory for capability creation.
     MemCap = 0xb,
 }
-
-impl Status {
-    /// The status with number `raw`, or `None` for a number that this version does not define.
-    pub fn from_raw(raw: u8) -> Option<Self> {
-        use Status::*;
-        const BY_NUMBER: [Status; 12] =
-            [Success, Timeout, Aborted, Overflow, BadHyp, BadCap, BadPar, BadFtr, BadCpu, BadDev, MemObj, MemCap];
-        BY_NUMBER.get(usize::from(raw)).copied()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_those_of_the_variants() {
-        for number in 0..=u8::MAX {
-            assert_eq!(Status::from_raw(number).map(|status| status as u8), Some(number).filter(|&n| n <= 0xb));
-        }
-    }
-}

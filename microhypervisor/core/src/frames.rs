@@ -37,7 +37,6 @@ impl FrameMeta {
 }
 
 /// The allocator. Allocation and freeing take at most [`ORDERS`] steps.
-#[derive(Debug)]
 pub struct Frames<'a> {
     meta: &'a mut [FrameMeta],
     heads: [u32; ORDERS],

@@ -19,7 +19,6 @@ use crate::sync::{
 const NIL: u32 = u32::MAX;
 
 /// An object's messages that the owner has not taken, and its place in the mailbox.
-#[derive(Debug)]
 pub struct MailCell {
     /// Not 0: the object is in the mailbox, or about to be put there by whoever set the first bit.
     pending: AtomicU32,
@@ -45,7 +44,6 @@ pub trait MailCells {
 }
 
 /// The end where all CPUs post: a lock-free stack, newest object first.
-#[derive(Debug)]
 pub struct Mailbox {
     newest: AtomicU32,
 }
@@ -77,7 +75,6 @@ impl Mailbox {
 }
 
 /// The owner's end of its mailbox: what was taken from there and not yet looked at, oldest object first.
-#[derive(Debug)]
 pub struct Inbox {
     oldest: u32,
 }

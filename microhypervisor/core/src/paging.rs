@@ -29,7 +29,6 @@ const KEPT: u64 = (PERMISSIONS.bits() as u64) << PERMISSIONS_SHIFT;
 const PERMISSIONS: Permissions = abi::capability::MEMORY_ALL;
 
 /// What differs between the formats: the hardware's view of an entry. Bits 55:52 are the walker's.
-#[derive(Debug)]
 pub struct Format {
     /// Level of the root table, and the number of pages that it spans.
     root_level: u8,
@@ -169,7 +168,6 @@ impl Piece {
 }
 
 /// A tree of tables.
-#[derive(Debug)]
 pub struct Space {
     root: u64,
     leaf_level: u8,

@@ -11,7 +11,6 @@ pub const NIL: u32 = u32::MAX;
 const PRIORITIES: usize = PRIORITY_MAX as usize + 1;
 
 /// The links of one object in one queue.
-#[derive(Debug)]
 pub struct LinkCell {
     next: Cell<u32>,
     prev: Cell<u32>,
@@ -38,7 +37,6 @@ pub trait Links {
 }
 
 /// A queue in order of arrival.
-#[derive(Debug)]
 pub struct Fifo {
     head: u32,
     tail: u32,
@@ -118,7 +116,6 @@ impl Fifo {
 }
 
 /// A CPU's runnable scheduling contexts: one [`Fifo`] per priority, and a bitmap of those that are not empty.
-#[derive(Debug)]
 pub struct ReadyQueue {
     occupied: [u64; 2],
     queues: [Fifo; PRIORITIES],

@@ -2,6 +2,16 @@
 
 use core::fmt;
 
+/// Words, without the way that `str` has to fill up or cut off.
+#[derive(Clone, Copy, Debug)]
+pub struct Words<'a>(pub &'a str);
+
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
 /// Words before and after a number (an address, an index, some bits), or without a number words after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason(pub &'static [&'static str; 2], pub u64);
@@ -16,10 +26,12 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self([before, after], number) = self;
+        f.write_str(before)?;
         match (before.is_empty(), number) {
-            (true, _) => f.write_str(after),
-            (_, 0..16) => write!(f, "{before}{number}{after}"),
-            _ => write!(f, "{before}{number:#x}{after}"),
+            (true, _) => {}
+            (_, 0..16) => write!(f, "{number}")?,
+            _ => write!(f, "{number:#x}")?,
         }
+        f.write_str(after)
     }
 }

@@ -21,7 +21,6 @@ use crate::sync::{
 };
 
 /// How often rights were taken from a space, and how many of these removals all CPUs are known to have seen.
-#[derive(Debug)]
 pub struct Generation {
     current: AtomicU64,
     completed: AtomicU64,
@@ -70,7 +69,6 @@ impl Generation {
 
 /// The root of the tables that a CPU uses: those in CR3, or the nested ones of the guest that it entered last. Written
 /// by that CPU only.
-#[derive(Debug)]
 pub struct Use(AtomicU64);
 
 impl Use {
@@ -103,7 +101,6 @@ impl Use {
 }
 
 /// Which CPUs wait for an acknowledgement from the one that this belongs to: a bit for each of 64 times `WORDS`.
-#[derive(Debug)]
 pub struct Requests<const WORDS: usize>([AtomicU64; WORDS]);
 
 impl<const WORDS: usize> Requests<WORDS> {
@@ -136,7 +133,6 @@ impl<const WORDS: usize> Requests<WORDS> {
 }
 
 /// The CPUs that wait for an acknowledgement.
-#[derive(Debug)]
 pub struct Taken<const WORDS: usize> {
     words: [u64; WORDS],
     used: usize,
@@ -154,7 +150,6 @@ impl<const WORDS: usize> Iterator for Taken<WORDS> {
 }
 
 /// The one round of interrupts and acknowledgements that a CPU has under way.
-#[derive(Debug)]
 pub struct Round {
     /// Acknowledgements that are missing; while requests are being sent, one more.
     missing: AtomicU32,

@@ -193,7 +193,6 @@ impl Named {
 }
 
 /// All headers, with a lock-free stack of the free ones.
-#[derive(Debug)]
 pub struct HeaderTable<'a> {
     headers: &'a [Header],
     /// Bits 31:0 first free header, 63:32 a count that tells apart two states with the same first header.

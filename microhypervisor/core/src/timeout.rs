@@ -10,7 +10,6 @@ use core::cell::Cell;
 pub const NIL: u32 = u32::MAX;
 
 /// An object's place in the heap.
-#[derive(Debug)]
 pub struct TimeoutNode {
     deadline: Cell<u64>,
     left: Cell<u32>,
@@ -45,7 +44,6 @@ pub trait TimeoutNodes {
 }
 
 /// The heap. Deadlines are values of the system time counter.
-#[derive(Debug)]
 pub struct TimeoutQueue {
     root: u32,
 }

@@ -21,20 +21,16 @@ const SVM_DISABLED: [&str; 2] =
 /// to first, if anything.
 pub const fn vmx_usable(feature_control: u64, cpuid_vmx: bool) -> Result<Option<u64>, Reason> {
     match (cpuid_vmx, feature_control & FEATURE_LOCKED != 0, feature_control & FEATURE_VMX != 0) {
-        (false, ..) => Err(Reason(&["", "this processor has no VT-x"], 0)),
+        (false, ..) => Err(Reason(&["", "this processor has neither VT-x nor AMD-V"], 0)),
         (true, true, true) => Ok(None),
         (true, true, false) => Err(Reason(&VMX_LOCKED_OFF, feature_control)),
         (true, false, _) => Ok(Some(feature_control | FEATURE_VMX | FEATURE_LOCKED)),
     }
 }
 
-/// Whether SVM can be used, given whether CPUID lists it and VM_CR.
-pub const fn svm_usable(cpuid_svm: bool, vm_cr: u64) -> Result<(), Reason> {
-    match (cpuid_svm, vm_cr & VM_CR_DISABLED != 0) {
-        (false, _) => Err(Reason(&["", "this processor has no AMD-V (SVM)"], 0)),
-        (true, true) => Err(Reason(&SVM_DISABLED, vm_cr)),
-        (true, false) => Ok(()),
-    }
+/// Whether SVM, which CPUID lists, can be used, given VM_CR.
+pub const fn svm_usable(vm_cr: u64) -> Result<(), Reason> {
+    if vm_cr & VM_CR_DISABLED != 0 { Err(Reason(&SVM_DISABLED, vm_cr)) } else { Ok(()) }
 }
 
 /// The value of a word of VMX controls: all bits of `set`, those of `may` that exist, and those that the processor
@@ -58,7 +54,7 @@ mod tests {
 
     #[test]
     fn vmx_needs_cpuid_and_firmware() {
-        assert_eq!(vmx_usable(5, false), Err(Reason(&["", "this processor has no VT-x"], 0)));
+        assert_eq!(vmx_usable(5, false), Err(Reason(&["", "this processor has neither VT-x nor AMD-V"], 0)));
         assert_eq!(vmx_usable(5, true), Ok(None));
         assert_eq!(vmx_usable(0xff07, true), Ok(None));
         assert_eq!(vmx_usable(0, true), Ok(Some(5)));
@@ -75,11 +71,10 @@ mod tests {
 
     #[test]
     fn svm_needs_cpuid_and_firmware() {
-        assert_eq!(svm_usable(false, 0).unwrap_err().to_string(), "this processor has no AMD-V (SVM)");
-        assert_eq!(svm_usable(true, 0), Ok(()));
-        assert_eq!(svm_usable(true, 8), Ok(()));
+        assert_eq!(svm_usable(0), Ok(()));
+        assert_eq!(svm_usable(8), Ok(()));
         assert_eq!(
-            svm_usable(true, 0x18).unwrap_err().to_string(),
+            svm_usable(0x18).unwrap_err().to_string(),
             "AMD-V is disabled by the firmware (VM_CR = 0x18): enable SVM mode in the firmware setup"
         );
     }

@@ -101,18 +101,12 @@ impl Memory {
         }
         let left = self.selectors.saturating_sub(*done);
         if left == 0 {
-            release_table(self.root());
+            Frame::from_physical(self.root()).into_iter().for_each(release);
             return true;
         }
         let step = self.step(&Piece::unmap(*done << 12, left), None).unwrap_or(1);
         *done = done.saturating_add(step);
         false
-    }
-}
-
-fn release_table(physical: u64) {
-    if let Some(frame) = Frame::from_physical(physical) {
-        release(frame);
     }
 }
 
@@ -171,7 +165,7 @@ impl HostSpace {
             let address = |entry: u64| entry & 0xf_ffff_ffff_f000;
             let pdpt = address(read_entry(self.root(), 510));
             let pd = address(read_entry(pdpt, 0));
-            [address(read_entry(pd, 0)), pd, pdpt].into_iter().for_each(release_table);
+            [address(read_entry(pd, 0)), pd, pdpt].into_iter().filter_map(Frame::from_physical).for_each(release);
         }
         self.memory.clear(done)
     }
@@ -200,9 +194,7 @@ pub struct GuestSpace(pub Memory);
 impl GuestSpace {
     /// Offset of the generation that the space has now (u64).
     pub const GENERATION: usize = core::mem::offset_of!(Self, 0.generation) + Generation::CURRENT;
-}
 
-impl GuestSpace {
     /// An empty guest space of `pd` in the format of the processor.
     pub fn new(pd: &'static Pd) -> Result<Self, Status> {
         let processor = crate::cpu::BOOT_CPU.cpu.processor.get().ok_or(Status::BadFtr)?;

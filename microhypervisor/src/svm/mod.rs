@@ -38,16 +38,14 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// See [`crate::vcpu::Processor::enable`].
+    /// See [`crate::vcpu::Processor::enable`]; the CPU has SVM.
     ///
     /// # Errors
     /// What the CPU lacks.
     pub fn enable(pages: [PhysPage; 2]) -> Result<Self, Reason> {
-        let [_, _, extended_ecx, extended_edx] = cpuid(0x8000_0001);
-        let supported = extended_ecx & spec::CPUID_SVM != 0;
+        let [.., extended_edx] = cpuid(0x8000_0001);
         // SAFETY: CPUs with SVM have the MSR.
-        let vm_cr = if supported { unsafe { rdmsr(spec::VM_CR) } } else { 0 };
-        svm_usable(supported, vm_cr)?;
+        svm_usable(unsafe { rdmsr(spec::VM_CR) })?;
         let [_, asids, _, features] = cpuid(spec::CPUID_FEATURES);
         if features & spec::FEATURE_NESTED_PAGING == 0 {
             return Err(Reason(&["", "the CPU lacks nested paging"], 0));

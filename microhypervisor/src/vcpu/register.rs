@@ -2,7 +2,7 @@
 //! (Intel SDM vol. 3A, 2.5; vol. 4; AMD APM vol. 2, 3).
 #![allow(unsafe_code)] // Privileged instructions.
 
-use crate::registers::{dr6, rdmsr, set_dr6, wrmsr};
+use crate::registers::{Dr6, rdmsr, set_dr6, wrmsr};
 use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr2, Dr3};
 
 /// CR0: protected mode.
@@ -27,8 +27,6 @@ pub const EFER_SVME: u64 = 1 << 12;
 /// DR6: what a debug exception can report by breakpoints, access to debug registers, and single steps.
 pub const DR6_CONDITIONS: u64 = 0x600f;
 
-/// IA32_CSTAR.
-pub const CSTAR: u32 = 0xc000_0083;
 /// IA32_KERNEL_GS_BASE.
 pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 /// IA32_TSC_AUX.
@@ -88,7 +86,7 @@ impl Foreign {
         if !self.live {
             return false;
         }
-        self.debug = [Dr0::read(), Dr1::read(), Dr2::read(), Dr3::read(), dr6()];
+        self.debug = [Dr0::read(), Dr1::read(), Dr2::read(), Dr3::read(), Dr6::read_raw()];
         // SAFETY: the CPU has it.
         self.tsc_aux = self.tsc_aux.map(|_| unsafe { rdmsr(TSC_AUX) });
         self.live = false;

@@ -11,9 +11,11 @@ mod transfer;
 mod vmcs;
 
 use crate::descriptors;
-use crate::registers::{self, CR0_TS, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
+use crate::registers::{self, CR0_TS, Cr0, Cr4, Dr6, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
 use crate::vcpu::register::{self, CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_MCE, CR4_VMXE, KERNEL_GS_BASE};
-use crate::vcpu::{Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, RESET, Spaces, VcpuPages, VirtualCpu, vector};
+use crate::vcpu::{
+    Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, RESET, STACK_OFFSET, Spaces, VcpuPages, VirtualCpu, vector,
+};
 use abi::Mtd;
 use abi::event::guest;
 use abi::mtd::injection;
@@ -195,9 +197,9 @@ impl Vmx {
             (field::HOST_SYSENTER_ESP, core::ptr::from_ref(cpu) as u64),
             (field::HOST_SYSENTER_EIP, &raw const crate::fast::sysenter_entry as u64),
             (field::HOST_PAT, pat),
-            (field::HOST_CR0, registers::cr0() | CR0_TS),
+            (field::HOST_CR0, Cr0::read_raw() | CR0_TS),
             (field::HOST_CR3, self.host_cr3),
-            (field::HOST_CR4, registers::cr4()),
+            (field::HOST_CR4, Cr4::read_raw()),
             (field::HOST_TR_BASE, task),
             (field::HOST_GDTR_BASE, tables::sgdt().base.as_u64()),
             (field::HOST_IDTR_BASE, tables::sidt().base.as_u64()),
@@ -307,7 +309,9 @@ impl Vmx {
         let info = vmcs.read32(field::EXIT_INFO);
         let number = info as u8;
         if info & injection::TYPE_MASK == injection::TYPE_NMI {
-            vmcs::handle_nmi();
+            // NMIs are blocked after an exit for one until an IRET, which ends the host's handler.
+            // SAFETY: it returns with all registers as they were.
+            unsafe { core::arch::asm!("int 2") };
             return Exit::Resume;
         }
         if number == vector::MACHINE_CHECK {
@@ -315,7 +319,7 @@ impl Vmx {
         }
         if number == vector::DEBUG {
             // The exit left DR6 and DR7 as they were; delivery would have changed them (vol. 3C, 28.1).
-            let dr6 = registers::dr6() & !0xf | vmcs.read(field::QUALIFICATION) & register::DR6_CONDITIONS;
+            let dr6 = Dr6::read_raw() & !0xf | vmcs.read(field::QUALIFICATION) & register::DR6_CONDITIONS;
             // SAFETY: conditions are in the lower half.
             unsafe { registers::set_dr6(dr6) };
             vmcs.write(field::DR7, vmcs.read(field::DR7) & !(1 << 13));
@@ -468,7 +472,8 @@ impl VirtualCpu for Vmx {
         self.event = 0;
         if self.gprs != gprs {
             self.gprs = gprs;
-            vmcs.write_exit_point(gprs);
+            vmcs.write(field::HOST_RSP, gprs as u64 + STACK_OFFSET as u64);
+            vmcs.write(field::HOST_RIP, crate::fast::vmx_exit as *const () as u64);
         }
         if let Some(flush_all) = self.cpu.tags.renew(&mut self.common.tag) {
             if flush_all {

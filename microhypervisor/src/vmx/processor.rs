@@ -3,7 +3,7 @@
 
 use super::spec::{self, CONTROLS, Controls, PIN, PRIMARY, ept, msr, pin};
 use super::{Syscall, Vmx, vmcs};
-use crate::registers::{self, EFER, FMASK, LSTAR, STAR, rdmsr, wrmsr};
+use crate::registers::{Cr0, Cr4, EFER, FMASK, LSTAR, STAR, rdmsr, wrmsr};
 use crate::vcpu::register::{CR4_VMXE, cpuid};
 use crate::vcpu::{PhysPage, Tags};
 use core::cell::Cell;
@@ -69,8 +69,8 @@ impl Processor {
             if let Some(value) = action {
                 wrmsr(msr::FEATURE_CONTROL, value);
             }
-            registers::set_cr0((registers::cr0() | cr0) & read(msr::CR0_FIXED1));
-            registers::set_cr4((registers::cr4() | cr4 | CR4_VMXE) & read(msr::CR4_FIXED1));
+            Cr0::write_raw((Cr0::read_raw() | cr0) & read(msr::CR0_FIXED1));
+            Cr4::write_raw((Cr4::read_raw() | cr4 | CR4_VMXE) & read(msr::CR4_FIXED1));
             region.va.cast::<u32>().write(revision);
             if !vmcs::vmxon(region.pa) {
                 return Err(Reason(&["", "VMXON failed"], 0));

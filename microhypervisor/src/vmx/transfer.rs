@@ -69,6 +69,7 @@ table! {
     DS_ES { ds: 6, es: 0 }
     FS_GS { fs: 8, gs: 10 }
     LDTR { ldtr: 12 }
+    STA { interruptibility: field::INTERRUPTIBILITY }
     TR { tr: 14 }
     GDTR { gdtr: 0 }
     IDTR { idtr: 2 }
@@ -83,7 +84,6 @@ table! {
 pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
     transfer(vmcs, mtd, utcb, true);
     if mtd.contains(Mtd::STA) {
-        utcb.interruptibility = vmcs.read32(field::INTERRUPTIBILITY);
         utcb.activity = vmcs.read32(field::ACTIVITY);
     }
     if mtd.contains(Mtd::INJ) {
@@ -96,14 +96,12 @@ pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
         utcb.vectoring_info = vmcs.read32(field::VECTORING_INFO);
         utcb.vectoring_error = vmcs.read32(field::VECTORING_ERROR);
     }
-    if mtd.contains(Mtd::CR) {
-        utcb.cr0 = vcpu.cr0.view(vmcs.read(field::CR0));
-        utcb.cr4 = vcpu.cr4.view(vmcs.read(field::CR4));
-        utcb.cr8 = vcpu.cr8();
-    }
     // The registers stay as they are: the fast path resumes with them.
     if mtd.contains(Mtd::CR) {
+        utcb.cr0 = vcpu.cr0.view(vmcs.read(field::CR0));
         utcb.cr2 = vcpu.cr2;
+        utcb.cr4 = vcpu.cr4.view(vmcs.read(field::CR4));
+        utcb.cr8 = vcpu.cr8();
     }
     if mtd.contains(Mtd::SYSCALL) {
         [utcb.star, utcb.lstar, utcb.fmask] = vcpu.syscall;
@@ -124,7 +122,6 @@ pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
 pub fn load(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
     transfer(vmcs, mtd, utcb, false);
     if mtd.contains(Mtd::STA) {
-        vmcs.write32(field::INTERRUPTIBILITY, utcb.interruptibility);
         vmcs.write(field::ACTIVITY, 0);
     }
     if mtd.intersects(Mtd::STA.union(Mtd::RFLAGS)) {

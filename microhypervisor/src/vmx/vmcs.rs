@@ -1,9 +1,6 @@
 //! The VMX instructions (Intel SDM vol. 3C, chapter 31).
 #![allow(unsafe_code)] // Privileged instructions.
 
-use super::spec::field;
-use crate::fast::vmx_exit;
-use crate::vcpu::{Gprs, STACK_OFFSET};
 use core::arch::asm;
 
 /// Proof that the VMCS of the vCPU at hand is the current one: its fields can be read and written.
@@ -57,12 +54,6 @@ impl Current {
     pub fn write32(self, field: u32, value: u32) {
         self.write(field, u64::from(value));
     }
-
-    /// Which address exits go to, and the stack pointer there.
-    pub fn write_exit_point(self, gprs: *mut Gprs) {
-        self.write(field::HOST_RSP, gprs as u64 + STACK_OFFSET as u64);
-        self.write(field::HOST_RIP, vmx_exit as *const () as u64);
-    }
 }
 
 /// Enters VMX operation; false if the CPU refuses.
@@ -98,10 +89,4 @@ pub fn invvpid_all() {
     let descriptor = [0u64; 2];
     // SAFETY: only drops cached translations; called only where the CPU has VPIDs and this kind.
     unsafe { asm!("invvpid {}, [{}]", in(reg) 2u64, in(reg) &descriptor, options(nostack)) };
-}
-
-/// Lets the host's NMI handler run. NMIs are blocked after an exit for one until an IRET, which ends that handler.
-pub fn handle_nmi() {
-    // SAFETY: the kernel's handler for vector 2 returns with all registers as they were.
-    unsafe { asm!("int 2") };
 }

@@ -84,11 +84,11 @@ pub struct Complaint {
 
 impl fmt::Display for Complaint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.table;
-        match self.address {
-            0 => write!(f, "table {name} {}", self.problem),
-            address => write!(f, "table {name} at {address:#x} {}", self.problem),
+        ["table ", self.table, " "].iter().try_for_each(|text| f.write_str(text))?;
+        if self.address != 0 {
+            write!(f, "at {:#x} ", self.address)?;
         }
+        f.write_str(self.problem)
     }
 }
 

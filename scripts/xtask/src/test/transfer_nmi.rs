@@ -14,7 +14,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Bytes from an interrupt stub to the next.
-const STUB: u64 = 8;
+const STUB: u64 = 4;
 /// STGI.
 const STGI: [u8; 3] = [0x0f, 0x01, 0xdc];
 /// Bytes of a CPU's block; its interrupt stacks are in the upper half.

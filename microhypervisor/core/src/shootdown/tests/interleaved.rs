@@ -9,7 +9,6 @@ const ABSENT: u64 = 0;
 const OTHER: u64 = 0x1000;
 const SPACE: u64 = 0x2000;
 
-#[derive(Debug)]
 struct Cpu {
     root: Use,
     requests: Requests<1>,
@@ -23,7 +22,6 @@ struct Cpu {
 }
 
 /// CPUs and one space with one entry.
-#[derive(Debug)]
 struct Machine<const CPUS: usize> {
     cpus: [Cpu; CPUS],
     entry: AtomicU64,

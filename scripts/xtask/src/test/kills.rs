@@ -108,10 +108,13 @@ size   = \"16M\"
     outcome.status(0)?;
     let one: Vec<&str> = outcome.text()?.lines().collect();
     let two: Vec<&str> = outcome.lines.iter().filter_map(|line| line.strip_prefix("[two] ")).collect();
-    for (name, lines) in [("one", &one), ("two", &two)] {
+    let errors = String::from_utf8_lossy(&outcome.error);
+    for (name, lines, errors) in [("one", &one, &*errors), ("two", &two, "")] {
         let end = lines.iter().position(|line| *line == "status 0").and_then(|at| lines.get(at + 1));
         let fine = end == Some(&"complaints end") && lines.iter().any(|line| line.ends_with("nothing is wrong"));
-        ensure!(fine, outcome.failure(&format!("machine {name} says {end:?}")));
+        let mut said = lines.iter().copied().chain(errors.lines());
+        let why = said.find(|line| line.starts_with("verify: block") || line.contains("rror")).or(end.copied());
+        ensure!(fine, outcome.failure(&format!("machine {name} failed: {why:?}")));
         lines.iter().filter(|line| line.starts_with("verify: ")).for_each(|line| println!("{name}: {line}"));
     }
     let killed = during_the_load(&outcome, "program disk0 was started again");

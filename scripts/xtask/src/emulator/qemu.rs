@@ -79,6 +79,10 @@ pub fn arguments(machine: &Machine, [com1, com2]: SerialPorts, execution: &Execu
     if let Some(trace) = &machine.trace {
         arguments.extend(["-plugin".into(), format!("{},out={}", text(&crate::bench::plugin()), text(trace))]);
     }
+    if !machine.devices.is_empty() {
+        // Else the firmware looks for something to boot on all disks, and keeps memory where the root image is.
+        arguments.extend(["-boot".into(), "strict=on".into()]);
+    }
     arguments.extend(devices::arguments(&machine.devices, &machine.folder)?);
     arguments.extend(machine.further.iter().cloned());
     Ok(arguments)

@@ -8,6 +8,7 @@ use crate::workspace;
 
 pub const TESTS: &[Test] = &[
     Test::new("devices::a driver gets its device", one_driver).only(QEMU),
+    Test::new("devices::two of one kind have a driver each", two).only(QEMU),
     Test::new("devices::all devices are listed", listed).only(QEMU),
     Test::new("devices::a driver that is killed comes back", killed).only(QEMU),
     Test::new("devices::what cannot be had is refused", refused).only(QEMU),
@@ -48,6 +49,16 @@ fn one_driver(lab: &Lab) -> Result<()> {
     // 64 MiB of 512 bytes, and all but the first of them.
     outcome.says("[disk0] QEMU NVMe Ctrl, serial number d0: 131072 sectors")?;
     outcome.says("[disk0] client micro.root: 129024 sectors from 2048").map(|_| ())
+}
+
+/// The second one by its id: the first that is still free.
+fn two(lab: &Lab) -> Result<()> {
+    let disk = "[machine.disk.d1]\ninterface = \"nvme\"\nsize = \"1M\"\npci = \"00:06.0\"\n";
+    let text = system(disk) + "pci = \"00:04.0\"\n[driver.disk1]\nprogram = \"nvme\"\nid = \"1b36:0010\"\n";
+    let outcome = boot(lab, &text, "[disk1] no clients")?;
+    outcome.ended()?;
+    outcome.says("root: started driver disk1 for 00:06.0")?;
+    outcome.says("[disk1] QEMU NVMe Ctrl, serial number d1: 2048 sectors").map(drop)
 }
 
 /// What docs/drivers.md shows, by the command that it shows.

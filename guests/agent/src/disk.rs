@@ -8,12 +8,15 @@ use core::fmt::Write;
 use core::ptr;
 
 use crate::linux::{self, Control, Event};
+use crate::window::Window;
 use crate::{Failure, StandardError, StandardOutput};
 
 /// Bytes of a request.
 const BLOCK: usize = 4096;
 /// Most requests on their way.
 pub const DEPTH_MAX: usize = 64;
+/// Requests that are counted.
+const MEASURED: u64 = 4096;
 /// Words of a block.
 const WORDS: usize = BLOCK / 8;
 
@@ -26,6 +29,8 @@ pub enum Work {
     Check,
     /// It is read.
     Read,
+    /// It is written, with whatever there is.
+    Write,
 }
 
 #[repr(C, align(4096))]
@@ -54,6 +59,8 @@ pub struct Job {
     pub blocks: u64,
     /// Which turn it is, below 2^16; part of the content.
     pub turn: u64,
+    /// What whoever counts instructions knows it by.
+    pub window: Option<Window>,
 }
 
 impl Job {
@@ -66,7 +73,8 @@ impl Job {
             words.for_each(|(index, word)| *word = content(block, self.turn, index));
         }
         let tag = (block << 8) | slot as u64;
-        Control::new(tag, self.work == Work::Fill, descriptor, buffer.as_mut_ptr() as u64, BLOCK, block * BLOCK as u64)
+        let write = matches!(self.work, Work::Fill | Work::Write);
+        Control::new(tag, write, descriptor, buffer.as_mut_ptr() as u64, BLOCK, block * BLOCK as u64)
     }
 
     /// Whether the buffer of `slot` has what was written.
@@ -88,6 +96,7 @@ impl Job {
         let mut free = self.depth.min(DEPTH_MAX);
         let mut slots: [usize; DEPTH_MAX] = core::array::from_fn(|slot| slot);
         let mut ended = 0;
+        self.window.iter().for_each(Window::begin);
         while ended < self.blocks {
             let mut count = 0;
             while free != 0 && next < self.blocks {
@@ -116,12 +125,28 @@ impl Job {
                 ended += 1;
             }
         }
+        self.window.iter().for_each(Window::end);
         if self.work == Work::Fill {
             linux::synchronize(descriptor).map_err(failed("flush the disk"))?;
         }
         let _ = writeln!(StandardOutput, "disk: {} requests, {} ticks", self.blocks, now() - started);
         Ok(0)
     }
+}
+
+/// Reads and writes, one request at a time and 32, each once to warm up and once to be counted.
+pub fn measure(file: &CStr) -> Result<u8, Failure> {
+    let jobs = [
+        (Work::Read, 1, Window::ReadAlone),
+        (Work::Read, 32, Window::ReadMany),
+        (Work::Write, 1, Window::WriteAlone),
+        (Work::Write, 32, Window::WriteMany),
+    ];
+    for (work, depth, window) in jobs {
+        Job { work, depth, blocks: 256, turn: 0, window: None }.run(file)?;
+        Job { work, depth, blocks: MEASURED, turn: 1, window: Some(window) }.run(file)?;
+    }
+    Ok(0)
 }
 
 fn now() -> u64 {

@@ -244,6 +244,21 @@ pub fn process_descriptor(child: Process) -> Result<Descriptor, Errno> {
     unsafe { call(434, [child as usize, 0, 0, 0]) }.map(|descriptor| descriptor as Descriptor)
 }
 
+/// A socket for UDP datagrams to and from `port` of `host`.
+pub fn datagrams(host: [u8; 4], port: u16) -> Result<Descriptor, Errno> {
+    const INTERNET: usize = 2;
+    const DATAGRAMS: usize = 2;
+    let [high, low] = port.to_be_bytes();
+    // `struct sockaddr_in`.
+    let mut address = [INTERNET as u8, 0, high, low, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    address[4..8].copy_from_slice(&host);
+    // SAFETY: no addresses.
+    let socket = unsafe { call(41, [INTERNET, DATAGRAMS, 0, 0]) }?;
+    // SAFETY: the call reads these bytes only.
+    unsafe { call(42, [socket, address.as_ptr() as usize, address.len(), 0]) }?;
+    Ok(socket as Descriptor)
+}
+
 /// `O_RDWR`, `O_DIRECT`.
 const READ_WRITE_DIRECT: usize = 0o2 | 0o40000;
 

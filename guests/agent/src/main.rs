@@ -5,7 +5,9 @@
 //! tells what starting programs and a loop take ([`mod@measure`]); `agent disk fill|check|read FILE DEPTH BLOCKS TURN` has that
 //! many requests to a disk on their way at once ([`mod@disk`]); `agent verify FILE SEED MIB WRITTEN SECONDS [log]` reads and
 //! writes the first MIB of a disk at random until WRITTEN MiB are written and SECONDS gone ([`mod@verify`]); `agent dma
-//! read|write FILE FIRST STEP COUNT` has an NVMe controller whose registers are FILE read or write memory ([`mod@dma`]).
+//! read|write FILE FIRST STEP COUNT` has an NVMe controller whose registers are FILE read or write memory ([`mod@dma`]);
+//! `agent io FILE` sends requests to a disk between marks, and `agent frames PORT` exchanges datagrams with the network's host
+//! so ([`mod@frames`]).
 //! A static Linux program without a C library: the guest's user space is busybox and this. It needs root's right to use I/O ports.
 #![no_std]
 #![no_main]
@@ -15,11 +17,13 @@ mod disk;
 mod dma;
 mod entry;
 mod frame;
+mod frames;
 mod linux;
 mod measure;
 mod port;
 mod ring;
 mod verify;
+mod window;
 
 use core::ffi::CStr;
 use core::fmt::{self, Write};
@@ -45,7 +49,7 @@ impl fmt::Display for Failure {
                 "usage: agent FILE | agent mark NUMBER | agent ring SECONDS PROCESSES | agent measure \
                            | agent disk fill|check|read FILE DEPTH BLOCKS TURN \
                            | agent dma read|write FILE FIRST STEP COUNT \
-                           | agent verify FILE SEED MIB WRITTEN SECONDS [log]",
+                           | agent verify FILE SEED MIB WRITTEN SECONDS [log] | agent io FILE | agent frames PORT",
             ),
             Self::Device => formatter.write_str("the device does not answer"),
             Self::NoPortAccess(errno) => write!(formatter, "may not use I/O ports ({errno})"),
@@ -75,6 +79,8 @@ fn main<'a>(mut arguments: impl Iterator<Item = &'a CStr>) -> u8 {
         (Some(word), Some(number), None) if word == c"mark" => mark(number),
         (Some(word), Some(seconds), Some(processes)) if word == c"ring" => ring(seconds, processes),
         (Some(word), None, None) if word == c"measure" => measure::run(),
+        (Some(word), Some(file), None) if word == c"io" => disk::measure(file),
+        (Some(word), Some(port), None) if word == c"frames" => frames::measure(port),
         (Some(file), None, None) => command::run(file),
         _ => Err(Failure::Usage),
     };
@@ -125,7 +131,7 @@ fn disk(work: &CStr, file: &CStr, numbers: &[Option<&CStr>]) -> Result<u8, Failu
     if !(1..=disk::DEPTH_MAX).contains(&depth) || !blocks.is_power_of_two() || turn >> 16 != 0 {
         return Err(Failure::Usage);
     }
-    disk::Job { work, depth, blocks, turn }.run(file)
+    disk::Job { work, depth, blocks, turn, window: None }.run(file)
 }
 
 fn dma(way: &CStr, file: &CStr, rest: &[Option<&CStr>]) -> Result<u8, Failure> {

@@ -9,6 +9,7 @@ mod boot;
 mod count;
 mod exits;
 mod figures;
+mod io;
 mod linux;
 mod listing;
 mod peer;

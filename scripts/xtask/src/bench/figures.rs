@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::count::Counts;
+use super::io::{self, Window};
 use super::listing::Symbols;
 use super::runs::{self, Runs};
 use super::window::Span;
@@ -131,6 +132,18 @@ macro_rules! guest {
             measure: Measure::By(|runs| exits::operation(runs, $on, $operation)),
         }
     };
+}
+
+const IO: &str = "4 KiB at random places of an NVMe disk, or 1500 bytes by virtio-net; whole machine, QEMU plugin";
+
+/// What Linux' requests and frames cost.
+const fn io(
+    name: &'static str,
+    most: Option<f64>,
+    unit: &'static str,
+    measure: fn(&mut Runs) -> Result<Measured>,
+) -> Figure {
+    by(name, most, unit, IO, measure)
 }
 
 const fn exit(name: &'static str, window: &'static str, on: Emulator, most: f64) -> Figure {
@@ -303,6 +316,24 @@ pub const FIGURES: &[Figure] = &[
         on: Some(Emulator::Qemu),
         measure: Measure::By(linux::busy),
     },
+    io("io.read.1", None, "instructions a request", |runs| io::instructions(runs, Window::ReadAlone)),
+    io("io.read.1.times", None, "times the instructions of bare Linux", |runs| io::ratio(runs, Window::ReadAlone)),
+    io("io.read.1.exits", None, "exits a request", |runs| io::exits(runs, Window::ReadAlone)),
+    io("io.read.32", None, "instructions a request", |runs| io::instructions(runs, Window::ReadMany)),
+    io("io.read.32.times", Some(2.5), "times the instructions of bare Linux", |runs| io::ratio(runs, Window::ReadMany)),
+    io("io.read.32.exits", Some(0.2), "exits a request", |runs| io::exits(runs, Window::ReadMany)),
+    io("io.write.1", None, "instructions a request", |runs| io::instructions(runs, Window::WriteAlone)),
+    io("io.write.1.times", None, "times the instructions of bare Linux", |runs| io::ratio(runs, Window::WriteAlone)),
+    io("io.write.1.exits", None, "exits a request", |runs| io::exits(runs, Window::WriteAlone)),
+    io("io.write.32", None, "instructions a request", |runs| io::instructions(runs, Window::WriteMany)),
+    io("io.write.32.times", Some(2.5), "times the instructions of bare Linux", |runs| {
+        io::ratio(runs, Window::WriteMany)
+    }),
+    io("io.write.32.exits", Some(0.2), "exits a request", |runs| io::exits(runs, Window::WriteMany)),
+    io("io.net.rx", None, "instructions a frame", |runs| io::instructions(runs, Window::FramesReceived)),
+    io("io.net.rx.exits", None, "exits a frame", |runs| io::exits(runs, Window::FramesReceived)),
+    io("io.net.tx", None, "instructions a frame", |runs| io::instructions(runs, Window::FramesSent)),
+    io("io.net.tx.exits", None, "exits a frame", |runs| io::exits(runs, Window::FramesSent)),
     Figure {
         name: "scale.exit",
         most: Some(1.02),

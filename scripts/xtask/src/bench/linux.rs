@@ -61,7 +61,7 @@ pub fn measure(bare: bool) -> Result<Linux> {
         true => bundle::build_bare(SYSTEM, Size::default())?,
         false => bundle::build(SYSTEM, Size::default(), None, None, Wanted::default())?,
     };
-    let lines = run(built, bare)?;
+    let lines = run(built, bare, &[], 1800, |line| line.starts_with(LAST))?;
     let mut linux = Linux::default();
     for line in &lines {
         if let Some((what, ticks)) = line.strip_prefix(MEASURED).and_then(|rest| rest.split_once(": ")) {
@@ -82,16 +82,17 @@ fn other(line: &str) -> Option<f64> {
     line.split_once(" + other ")?.1.split_once(';')?.0.parse().ok()
 }
 
-fn run(built: Built, bare: bool) -> Result<Vec<String>> {
+/// Runs a machine, whose time passes by instructions, until `last` knows a line, for at most so many seconds; all lines.
+pub fn run(built: Built, bare: bool, further: &[String], most: u64, last: fn(&str) -> bool) -> Result<Vec<String>> {
     let name = format!("{}-count", built.name);
-    let further = ["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm", "-seed", "1"];
+    let time = ["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm", "-seed", "1"];
     let machine = Machine {
         boot: built.boot,
         memory: built.memory,
         cpus: 1,
         cpu_model: bare.then(|| GUEST_CPU.into()),
         devices: built.devices,
-        further: further.map(String::from).into(),
+        further: time.map(String::from).iter().chain(further).cloned().collect(),
         folder: workspace::folder(&format!("run/{name}"))?,
         trace: None,
     };
@@ -99,10 +100,10 @@ fn run(built: Built, bare: bool) -> Result<Vec<String>> {
     let mut session = Session::start(Emulator::Qemu, &machine, &log)?;
     let mut lines = Vec::new();
     let mut done = false;
-    let ending = session.watch(Some(Duration::from_secs(1800)), |event| {
+    let ending = session.watch(Some(Duration::from_secs(most)), |event| {
         let Event::Line(line) = event else { return Ok(Next::Continue) };
         lines.push(line.to_string());
-        done |= line.starts_with(LAST);
+        done |= last(line);
         Ok(if done { Next::Finish(Duration::ZERO) } else { Next::Continue })
     })?;
     if !done {

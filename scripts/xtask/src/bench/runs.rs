@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::count::Counts;
 use super::exits::{self, Costs, Host};
+use super::io;
 use super::linux::{self, Linux};
 use super::scale::{self, Scale};
 use super::window::{self, Span, Trace, Window};
@@ -38,12 +39,21 @@ pub struct Runs {
     scales: Vec<(usize, Result<Scale, String>)>,
     /// In a virtual machine, and on the machine itself.
     linux: [Option<Result<Linux, String>>; 2],
+    /// The same, of requests to a disk.
+    io: [Option<Result<io::Costs, String>>; 2],
 }
 
 impl Runs {
     /// Nothing measured yet.
     pub fn new(kernel: Option<PathBuf>) -> Self {
-        Self { kernel, operations: Vec::new(), exits: Vec::new(), scales: Vec::new(), linux: [None, None] }
+        Self {
+            kernel,
+            operations: Vec::new(),
+            exits: Vec::new(),
+            scales: Vec::new(),
+            linux: [None, None],
+            io: [None, None],
+        }
     }
 
     /// What an exit and a machine cost among `count` machines.
@@ -63,6 +73,12 @@ impl Runs {
     pub fn linux(&mut self, bare: bool) -> Result<&Linux> {
         let made = || linux::measure(bare).map_err(|error| format!("{error:#}"));
         self.linux[usize::from(bare)].get_or_insert_with(made).as_ref().map_err(|error| anyhow!("{error}"))
+    }
+
+    /// What Linux' requests to a disk cost, on the machine itself if `bare`.
+    pub fn io(&mut self, bare: bool) -> Result<&io::Costs> {
+        let made = || io::measure(bare).map_err(|error| format!("{error:#}"));
+        self.io[usize::from(bare)].get_or_insert_with(made).as_ref().map_err(|error| anyhow!("{error}"))
     }
 
     /// What the micro guest's operations cost on a host.
@@ -189,7 +205,7 @@ fn by_name(report: &Report, trace: Trace) -> Result<Operations> {
 }
 
 /// Builds the QEMU plugin.
-fn build_plugin() -> Result<()> {
+pub fn build_plugin() -> Result<()> {
     let mut cargo = std::process::Command::new(env!("CARGO"));
     cargo.current_dir(workspace::root()).args(["build", "--quiet", "--package", "window-trace"]);
     programs::run(&mut cargo, "building the QEMU plugin")

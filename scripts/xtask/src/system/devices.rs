@@ -144,6 +144,8 @@ pub enum DiskContent {
     Image(PathBuf, u64),
     /// The same with what this recipe makes.
     Recipe(String, u64),
+    /// So many bytes that are zeros whatever is written, at once: for measurements, which no disk of the host shall delay.
+    Nothing(u64),
 }
 
 /// A device of the emulated machine.

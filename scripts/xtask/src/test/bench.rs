@@ -11,7 +11,25 @@ pub const TESTS: &[Test] = &[
     Test::new("bench::the table as JSON", json).only(QEMU),
     Test::new("bench::a listing names the functions", listing).only(BOCHS),
     Test::new("bench::what cannot be measured is said", refused).only(QEMU),
+    Test::new("bench::requests to a disk stay within their limits", requests).only(QEMU).long(),
 ];
+
+/// The figures that have a limit, all of which hold.
+const LIMITED: [&str; 4] = ["io.read.32.times", "io.read.32.exits", "io.write.32.times", "io.write.32.exits"];
+
+fn requests(_: &Lab) -> Result<()> {
+    let (status, output, error) = call(&["bench", "io", "--json"])?;
+    ensure!(status == 0, "status {status}: {output}{error}");
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&output)?;
+    for name in LIMITED {
+        let row = rows.iter().find(|row| row["name"] == name).context("no such figure")?;
+        let (ours, most) = row["ours"].as_f64().zip(row["most"].as_f64()).context("no number")?;
+        // Nothing can be had for less than Linux' own part, or with no exit at all.
+        let least = if name.ends_with("times") { 1.0 } else { 0.0 };
+        ensure!(least < ours && ours <= most, "{name}: {ours}, at most {most}");
+    }
+    Ok(())
+}
 
 fn json(_: &Lab) -> Result<()> {
     let (status, output, error) = call(&["bench", "ipc", "--json"])?;

@@ -73,6 +73,7 @@ unsafe extern "C" {
     pub fn qemu_plugin_insn_haddr(instruction: *const c_void) -> *mut c_void;
     pub fn qemu_plugin_scoreboard_new(element: usize) -> *mut c_void;
     pub fn qemu_plugin_u64_get(word: Counter, cpu: c_uint) -> u64;
+    pub fn qemu_plugin_u64_sum(word: Counter) -> u64;
     pub fn qemu_plugin_u64_set(word: Counter, cpu: c_uint, value: u64);
     pub fn qemu_plugin_get_hwaddr(kind: u32, address: u64) -> *mut c_void;
     pub fn qemu_plugin_hwaddr_phys_addr(place: *const c_void) -> u64;

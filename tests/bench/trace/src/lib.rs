@@ -11,10 +11,14 @@
 //! - `off LENGTH BEGIN END`, whether in a window or not: the longest span up to now of the kernel with interrupts off, in
 //!   instructions, and where it begins and ends.
 //!
+//! `-plugin FILE,counts=FILE` counts instead, for windows too long to be written down: behind `n TIMES ADDRESS CODE` of each
+//! instruction that was executed since the last begin comes `counted NUMBER` of the window that has ended.
+//!
 //! All numbers are hexadecimal. Interface: QEMU's "TCG plugins" manual, version 3 or later (QEMU 9.1).
 #![allow(unsafe_code)] // Calls QEMU, and is called by it.
 
 mod api;
+mod counts;
 mod interrupts;
 
 use std::collections::HashMap;
@@ -89,16 +93,23 @@ pub unsafe extern "C" fn qemu_plugin_install(
         unsafe { CStr::from_ptr(*arguments.add(index)) }.to_string_lossy().into_owned()
     });
     let mut out = None;
+    let mut counts = false;
     for argument in arguments {
-        if let Some(("out", file)) = argument.split_once('=') {
-            out = File::create(file).ok();
+        if let Some((what @ ("out" | "counts"), file)) = argument.split_once('=') {
+            (counts, out) = (what == "counts", File::create(file).ok());
         }
     }
     let Some(file) = out else {
-        eprintln!("window-trace: out= takes a file that can be written");
+        eprintln!("window-trace: out= or counts= takes a file that can be written");
         return -1;
     };
     let _ = OUT.set(Mutex::new(BufWriter::new(file)));
+    if counts {
+        counts::install();
+        // SAFETY: the callback has the type that QEMU calls.
+        unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, translated_to_count) };
+        return 0;
+    }
     // SAFETY: an element is one 64-bit word.
     let _ = IN_WINDOW.set(Counter { scoreboard: unsafe { qemu_plugin_scoreboard_new(size_of::<u64>()) }, offset: 0 });
     interrupts::install();
@@ -115,6 +126,16 @@ fn say(line: std::fmt::Arguments<'_>, flush: bool) {
     if flush {
         // Whoever started QEMU kills it.
         let _ = out.flush();
+    }
+}
+
+extern "C" fn translated_to_count(_id: u64, block: *mut c_void) {
+    // SAFETY: QEMU gives a block that is valid during the call, and so are its instructions.
+    unsafe {
+        for index in 0..qemu_plugin_tb_n_insns(block) {
+            let instruction = qemu_plugin_tb_get_insn(block, index);
+            counts::translated(instruction, known(instruction));
+        }
     }
 }
 

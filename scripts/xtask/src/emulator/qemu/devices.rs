@@ -29,11 +29,16 @@ pub fn arguments(devices: &[Device], folder: &Path) -> Result<Vec<String>> {
         match &device.kind {
             DeviceKind::Iommu => arguments.extend(IOMMU.map(String::from)),
             DeviceKind::Disk(interface, content) => {
-                let file = image(folder, name);
-                fill(&file, content)?;
-                // What the host's own crash would lose does not matter.
-                let drive = format!("file={},if=none,id=drive-{name},format=raw,cache=unsafe", text(&file));
-                arguments.extend(["-drive".into(), drive]);
+                let content = match content {
+                    DiskContent::Nothing(size) => format!("driver=null-co,read-zeroes=on,size={size}"),
+                    content => {
+                        let file = image(folder, name);
+                        fill(&file, content)?;
+                        // What the host's own crash would lose does not matter.
+                        format!("file={},format=raw,cache=unsafe", text(&file))
+                    }
+                };
+                arguments.extend(["-drive".into(), format!("{content},if=none,id=drive-{name}")]);
                 let backend = format!("drive=drive-{name}");
                 let device = match interface {
                     DiskInterface::Nvme => format!("nvme,{backend},serial={name},{place}"),
@@ -75,6 +80,7 @@ fn fill(file: &Path, content: &DiskContent) -> Result<()> {
                 .with_context(failed)?;
         }
         DiskContent::Recipe(name, _) => bail!("the disk of recipe {name} was not made"),
+        DiskContent::Nothing(_) => {}
     }
     Ok(())
 }

@@ -56,9 +56,19 @@ fn must<T>(result: Result<T, Status>) -> T {
     })
 }
 
-/// MSRs that a guest may be given, by what of them (NOVA 8.2.3): those that the kernel switches with the vCPU.
-const MSR_READ_WRITE: [u32; 8] = [0x174, 0x175, 0x176, 0x277, 0xc000_0080, 0xc000_0100, 0xc000_0101, 0xc000_0102];
-const MSR_READ: [u32; 5] = [0x10, 0xc000_0081, 0xc000_0082, 0xc000_0084, 0xc000_0103];
+/// MSRs that a guest may be given, by what of them (NOVA 8.2.3). To read and write: what is switched with the vCPU. To
+/// write: commands of branch prediction and L1 data cache. To read: the clock; identification of platform and microcode;
+/// core capabilities, MPERF and APERF, MTRR capabilities, architectural capabilities, microcode options, overclocking,
+/// performance and thermal status, IA32_XSS; and what a VMM sets by its replies.
+const MSRS: [(Permissions, &[u32]); 4] = [
+    (
+        Permissions::READ.union(Permissions::WRITE),
+        &[0x174, 0x175, 0x176, 0x277, 0xc000_0080, 0xc000_0100, 0xc000_0101, 0xc000_0102],
+    ),
+    (Permissions::WRITE, &[0x49, 0x10b]),
+    (Permissions::READ, &[0x10, 0x17, 0x8b, 0xcf, 0xe7, 0xe8, 0xfe, 0x10a, 0x123, 0x195, 0x198, 0x19c, 0x1b1, 0xda0]),
+    (Permissions::READ, &[0xc000_0081, 0xc000_0082, 0xc000_0084, 0xc000_0103]),
+];
 
 /// Creates everything that exists at start and makes the root EC ready.
 pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32) {
@@ -149,11 +159,8 @@ fn open_nova_spaces(pio: &PioSpace, msr: &MsrSpace) {
     for port in platform::protected_ports().into_iter().filter(|port| *port != 0) {
         must(pio.set(port as u64, 1 << (port & 63), &|| 0));
     }
-    for register in MSR_READ_WRITE {
-        msr.set(register, &|| Permissions::READ | Permissions::WRITE);
-    }
-    for register in MSR_READ {
-        msr.set(register, &|| Permissions::READ);
+    for (permissions, registers) in MSRS {
+        registers.iter().for_each(|register| msr.set(*register, &|| permissions));
     }
 }
 

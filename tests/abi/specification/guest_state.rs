@@ -28,6 +28,7 @@ tests! {
     "guest state::CR8 below the threshold is an event" => threshold,
     "guest state::a port of the PIO space does not exit" => port,
     "guest state::an MSR of the MSR space does not exit" => msr,
+    "guest state::the NOVA MSR space has the MSRs of the table" => nova_msrs,
     "guest state::another guest space can be assigned" => other_space,
     "guest state::spaces without permission ASSIGN are not assigned" => assign,
     "guest state::memory taken away is gone at once" => taken_away,
@@ -407,6 +408,28 @@ fn msr() -> Outcome {
             if (code.at, seen[0].number) == (code::wrmsr().at, HLT) {
                 equal!(seen[0].state.get(field::SYSENTER_CS), 0x1234);
             }
+        }
+    }
+    Ok(())
+}
+
+/// A processor that lacks one raises #GP in the guest instead, which is no exit for the MSR either.
+fn nova_msrs() -> Outcome {
+    const ALL: u64 = 3;
+    let registers = [(0x174, 3), (0xc000_0102, 3), (0x49, 2), (0x10b, 2), (0x10, 1), (0xfe, 1), (0x10a, 1), (0x1a0, 0)];
+    for (register, may) in registers {
+        for (code, exit, right) in [(code::read_msr(), 0x1f, 1), (code::write_msr(), 0x20, 2)] {
+            let parameters = Parameters { cpu: root::cpu(), rip: code.start, mtd: mtd::RIP, flags: 0 };
+            let prepare = move |utcb: &Utcb| {
+                utcb.set(field::gpr(1), register);
+                0
+            };
+            let guest = Guest::new(parameters, prepare, |_| Then::End)?;
+            let (src, dst) = (root::NOVA_MSR, guest.msr);
+            must(ctrl_pd(&Delegation { src, dst, ssb: register, dsb: register, order: 0, mask: ALL, mad: 0 }))?;
+            guest.start()?;
+            let number = guest.wait()?[0].number;
+            check!((number == exit) == (may & right == 0), "MSR {register:#x}: event {number:#x}");
         }
     }
     Ok(())

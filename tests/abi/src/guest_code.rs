@@ -139,6 +139,10 @@ pieces! {
     wrmsr "mov ecx, 0x174; mov eax, 0x1234; xor edx, edx" "wrmsr";
     /// RDMSR of IA32_SYSENTER_CS.
     rdmsr_sysenter "mov ecx, 0x174" "rdmsr";
+    /// RDMSR of what RCX names.
+    read_msr "nop" "rdmsr";
+    /// WRMSR of what RCX names.
+    write_msr "nop" "wrmsr";
     /// Port 0x80, a byte out, number immediate.
     out_immediate "mov eax, 0x5a" "out 0x80, al";
     /// Port 0x1234, two bytes in.

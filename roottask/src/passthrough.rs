@@ -132,7 +132,8 @@ impl Platform {
             self.hold(number);
             self.give_registers(number, &named.name, builder)?;
             self.assign(number, space).map_err(kernel("a device"))?;
-            let interrupts = self.interrupts(number, FUNCTION_INTERRUPTS, builder.cpu_number());
+            let most = plan::function_interrupts(config.vcpus);
+            let interrupts = self.interrupts(number, most, builder.cpu_number());
             let interrupts = interrupts.map_err(kernel("an interrupt of a device"))?;
             for (index, semaphore) in interrupts.iter().enumerate() {
                 builder.message(&format!("pci.{}.msi{index}", named.name), *semaphore)?;

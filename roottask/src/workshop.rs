@@ -48,7 +48,9 @@ fn monitor(config: &VmConfig, files: u64) -> Shape {
         purpose: Purpose::Monitor,
         heap: 8 << 20,
         // Each virtual CPU has a handler and an alarm clock, which one more stack on each CPU starts.
-        stacks: 4 + 3 * u64::from(config.vcpus) + u64::from(plan::FUNCTION_INTERRUPTS) * config.functions.len() as u64,
+        stacks: 4
+            + 3 * u64::from(config.vcpus)
+            + u64::from(plan::function_interrupts(config.vcpus)) * config.functions.len() as u64,
         spaces: true,
         kernel_frames: FRAMES_PER_MONITOR
             + FRAMES_PER_VCPU * u64::from(config.vcpus)

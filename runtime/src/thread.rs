@@ -346,7 +346,8 @@ pub fn spawn_on(cpu: u32, scd: Scd, run: impl FnOnce() + Send + 'static) -> Resu
     let (portals, parent) = manifest().portals_on(cpu).ok_or(Status::BadCpu)?;
     let starter = starter(cpu)?;
     let events = selectors(EVENT_SELECTORS)?;
-    let caps = selectors(2)?;
+    // Behind the last event.
+    let caps = events + EVENT_SELECTORS - 2;
     // The exception portals that the parent made for ECs on this CPU serve all threads.
     let exceptions = Span { source: portals, destination: events, order: 5 };
     let own = selector::OBJECT_SPACE;

@@ -398,6 +398,12 @@ impl SystemPlan {
     }
 }
 
+/// Interrupts of each of them that a machine with so many virtual CPUs gets: drivers want one for each, and one more; some
+/// want three at least.
+pub fn function_interrupts(vcpus: u32) -> u16 {
+    u16::try_from(vcpus + 1).unwrap_or(u16::MAX).clamp(4, FUNCTION_INTERRUPTS)
+}
+
 /// The name under which a driver or a switch knows a device of a virtual machine.
 pub fn client_name(vm: &str, device: &str) -> String {
     alloc::format!("{vm}.{device}")

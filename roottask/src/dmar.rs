@@ -238,4 +238,20 @@ mod tests {
             assert!(units[0].scopes.is_empty(), "{scope:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn random_tables_do_no_harm(
+            parts in proptest::collection::vec((0..3u8, proptest::num::u8::ANY, proptest::collection::vec(0..64u8, 0..48)), 0..6),
+        ) {
+            let parts: Vec<_> = parts.into_iter().map(|(kind, length, body)| [&[kind, 0, length, 0][..], &body].concat()).collect();
+            let (functions, dmar) = (functions(), Dmar::read(&table(&parts)));
+            for function in &functions {
+                let unit = dmar.unit_of(&functions, function);
+                assert!(unit.is_none_or(|unit| dmar.units.contains(unit)));
+                let memory = dmar.reserved_for(&functions, function);
+                assert!(memory.is_none_or(|memory| memory.start < memory.end));
+            }
+        }
+    }
 }

@@ -170,7 +170,7 @@ fn silence_legacy() {
 /// Milliseconds over which the clocks are compared with the power-management timer.
 const CALIBRATION_MS: u32 = 60;
 
-/// Measures the frequency of the system time, and the LAPIC timer's if it has no deadline mode.
+/// Measures the frequency of the system time, and the LAPIC timer's, in case it has no deadline mode.
 fn calibrate(pm_timer: Option<(u16, bool)>) {
     let Some((port, wide)) = pm_timer else {
         fatal(format_args!("no ACPI power-management timer: the clocks cannot be measured"))
@@ -179,24 +179,19 @@ fn calibrate(pm_timer: Option<(u16, bool)>) {
     // SAFETY: reads the timer that the FADT names.
     let mut read = || unsafe { port.read() };
     let target = kernel_core::calibration::PM_TIMER_HZ / 1000 * CALIBRATION_MS;
-    let deadline = lapic::has_deadline();
-    if !deadline {
-        lapic::start_counting();
-    }
-    let (start, tsc_start, lapic_start) = (read(), now(), if deadline { 0 } else { lapic::counted() });
+    lapic::start_counting();
+    let (start, tsc_start, lapic_start) = (read(), now(), lapic::counted());
     let mut elapsed = 0;
     let mut polls = 0u64;
     while elapsed < target {
         elapsed = kernel_core::calibration::elapsed(start, read(), wide);
         polls += 1;
         if polls > 1 << 32 {
-            fatal(format_args!("the ACPI power-management timer stands still"));
+            fatal(format_args!("the ACPI timer stands still"));
         }
     }
     let stc = now() - tsc_start;
-    if !deadline {
-        lapic::set_rate((lapic::counted() - lapic_start) as u64, stc);
-    }
+    lapic::set_rate(lapic::counted().wrapping_sub(lapic_start), stc);
     timer::FREQUENCY.store(kernel_core::calibration::frequency(stc, elapsed), Ordering::Relaxed);
 }
 
@@ -228,7 +223,7 @@ fn protect(tables: &AcpiTables, uefi: Option<UefiMap>) {
 
 extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     console::init();
-    log!("Kilonova {} starts", env!("CARGO_PKG_VERSION"));
+    log!(concat!("Kilonova ", env!("CARGO_PKG_VERSION"), " starts"));
     memory::init();
     let mut hand_over = hand_over(magic, information);
     let tables = tables(&hand_over);

@@ -195,5 +195,5 @@ pub fn sm(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SM)?;
     let place = ec.objects.reserve(call.selector)?;
     let counter = ec.gpr(gpr::RDX);
-    install(&place, pd, Permissions::UP | Permissions::DOWN, |_| Ok(Sm::new(counter))).map(drop)
+    install(&place, pd, Permissions::UP | Permissions::DOWN, |_| Ok(Sm::new(counter, None))).map(drop)
 }

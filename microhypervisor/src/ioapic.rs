@@ -8,8 +8,6 @@ use spin::Mutex;
 
 /// Most pins that the kernel serves, over all I/O APICs: each has a vector.
 pub const MAX_PINS: u32 = 0x78;
-/// Most I/O APICs.
-pub const MAX: usize = IOAPICS_MAX;
 
 const VERSION: u32 = 1;
 const REDIRECTION: u32 = 0x10;
@@ -29,10 +27,10 @@ struct Chip {
     id: u8,
 }
 
-type Chips = [Option<Chip>; MAX];
+type Chips = [Option<Chip>; IOAPICS_MAX];
 
 /// The lock also keeps the pairs of index and data accesses together.
-static CHIPS: Mutex<Chips> = Mutex::new([None; MAX]);
+static CHIPS: Mutex<Chips> = Mutex::new([None; IOAPICS_MAX]);
 
 fn access(registers: u64, register: u32) -> *mut u32 {
     // SAFETY: `init` was told that the page of every chip in the list is mapped.

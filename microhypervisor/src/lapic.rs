@@ -97,7 +97,6 @@ pub fn init() {
             wrmsr(APIC_BASE, base | X2APIC_ENABLE);
         }
     }
-    let deadline = has_deadline();
     write(SPURIOUS_VECTOR, SPURIOUS as u32 | 1 << 8);
     write(TASK_PRIORITY, 0);
     write(LVT_LINT0, MASKED);
@@ -105,7 +104,11 @@ pub fn init() {
     write(LVT_ERROR, MASKED);
     write(ERROR_STATUS, 0);
     write(DIVIDE, 0b1011); // by 1
-    write(LVT_TIMER, TIMER as u32 | if deadline { MODE_DEADLINE } else { 0 });
+    choose_timer();
+}
+
+fn choose_timer() {
+    write(LVT_TIMER, TIMER as u32 | if has_deadline() { MODE_DEADLINE } else { 0 });
 }
 
 /// Identifier of this CPU's LAPIC.
@@ -130,10 +133,10 @@ pub fn counted() -> u32 {
 }
 
 /// Sets the rate of the timer: `lapic` of its ticks take as long as `stc` ticks of system time.
-pub fn set_rate(lapic: u64, stc: u64) {
-    RATIO.store((((lapic as u128) << 32) / (stc.max(1) as u128)).max(1) as u64, Ordering::Relaxed);
+pub fn set_rate(lapic: u32, stc: u64) {
+    RATIO.store((((lapic as u64) << 32) / stc.max(1)).max(1), Ordering::Relaxed);
     write(INITIAL_COUNT, 0);
-    write(LVT_TIMER, TIMER as u32);
+    choose_timer();
 }
 
 /// Programs the timer for absolute system time `deadline`; earlier if that is too far away for its counter.

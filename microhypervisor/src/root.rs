@@ -73,9 +73,10 @@ const MSRS: [(Permissions, &[u32]); 4] = [
 /// Creates everything that exists at start and makes the root EC ready.
 pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32) {
     let account = &KERNEL_ACCOUNT;
-    let (nova_pd, _) = must(object::create(None, account, |own| Ok(Pd::new(own, account, false))));
+    let new_pd = |root| must(object::create(None, account, |own| Ok(Pd::new(own, account, root))));
+    let (nova_pd, _) = new_pd(false);
     must(iommu::start(nova_pd));
-    let (pd, pd_reference) = must(object::create(None, account, |own| Ok(Pd::new(own, account, true))));
+    let (pd, pd_reference) = new_pd(true);
     if !pd.give_allowance(account, account.allowance.balance().saturating_sub(KERNEL_RESERVE)) {
         must::<()>(Err(Status::MemObj));
     }
@@ -94,7 +95,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     let all = Permissions::GRANT | Permissions::TAKE;
     let take = Permissions::TAKE;
     let put = |selector, entry| must(nova_objects.0.set(selector, &|| entry));
-    let (_, console) = object(Ok(Sm::new(0)));
+    let (_, console) = object(Ok(Sm::new(0, None)));
     interrupt::bind(interrupt::CONSOLE, console);
     put(nova::CONSOLE_SEMAPHORE, console.capability(Permissions::UP | Permissions::DOWN));
     put(nova::OBJECT_SPACE, nova_objects.1.capability(take));
@@ -106,7 +107,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     put(nova::ROOT_PIO_SPACE, pio.1.capability(all | Permissions::ASSIGN));
     let interrupts = (nova::INTERRUPT_BASE..).zip((0..pins).chain(ioapic::MAX_PINS..interrupt::FAULTS));
     for (selector, number) in interrupts.chain(iommu::is_on().then_some((nova::DMA_FAULTS, interrupt::FAULTS))) {
-        let (_, reference) = object(Ok(Sm::for_interrupt(number)));
+        let (_, reference) = object(Ok(Sm::new(0, Some(number))));
         interrupt::bind(number, reference);
         put(selector, reference.capability(Permissions::ASSIGN_INT | Permissions::DOWN));
     }

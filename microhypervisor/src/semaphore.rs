@@ -38,18 +38,13 @@ pub struct Sm {
 unsafe impl Sync for Sm {}
 
 impl Sm {
-    /// A semaphore with an initial counter.
-    pub const fn new(counter: u64) -> Self {
+    /// A semaphore with an initial counter, of an interrupt or none.
+    pub const fn new(counter: u64, interrupt: Option<u32>) -> Self {
         Self {
             state: Mutex::new(State { counter, queue: Fifo::empty(), closed: false }),
-            interrupt: None,
+            interrupt,
             route: AtomicU32::new(0),
         }
-    }
-
-    /// The semaphore of global system interrupt `gsi`.
-    pub const fn for_interrupt(gsi: u32) -> Self {
-        Self { interrupt: Some(gsi), ..Self::new(0) }
     }
 
     /// Releases the EC that waits longest, or counts.

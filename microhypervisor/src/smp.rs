@@ -143,7 +143,7 @@ fn start(id: u32) -> bool {
         return false;
     }
     if !wait_until(PATIENCE.1, || TICKET.load(Ordering::Acquire) == STARTED) {
-        crate::panic::fatal(format_args!("the CPU with APIC id {} hung while it started", id as u64));
+        crate::panic::fatal(format_args!("the CPU with APIC id {} hung at its start", id as u64));
     }
     true
 }

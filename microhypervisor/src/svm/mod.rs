@@ -250,6 +250,12 @@ impl VirtualCpu for Svm {
         let length = self.injection_length;
         let vmcb = self.vmcb();
         gprs.0[gpr::RAX] = vmcb.rax;
+        // A virtual interrupt in the place of an injected one that was not delivered.
+        let virtual_one = vmcb.first_intercepts & spec::first::VIRTUAL_INTERRUPT == 0;
+        if virtual_one && vmcb.virtual_interrupt & virtual_interrupt::PENDING != 0 {
+            vmcb.injection = INFO_VALID | vmcb.virtual_interrupt >> 32 & 0xff;
+            vmcb.interrupted = vmcb.injection;
+        }
         let (exit_code, info) = (vmcb.exit_code, vmcb.exit_info);
         // An interrupt of software is injected again if it was before, or else its instruction done again.
         let again = vmcb.interrupted & INFO_VALID != 0 && (length != 0 || !transfer::is_software(vmcb.interrupted));

@@ -85,10 +85,18 @@ impl Svm {
             // The event is due behind the injection: a physical interrupt ends the guest's run there.
             lapic::call_attention(lapic::id());
         }
-        let iret = watch.nmi == Nmi::Blocked || watch.injects_nmi;
-        vmcb.first_intercepts = vmcb.first_intercepts & !first::IRET | if iret { first::IRET } else { 0 };
-        let pending = if interrupt && !watch.writes_priority { virtual_interrupt::PENDING } else { 0 };
-        vmcb.virtual_interrupt = vmcb.virtual_interrupt & !virtual_interrupt::PENDING | pending;
+        let iret = if watch.nmi == Nmi::Blocked || watch.injects_nmi { first::IRET } else { 0 };
+        // QEMU may deliver an injected interrupt twice (`docs/emulators.md`): where it is taken at once a virtual one, that is
+        // not intercepted, takes its place. RFLAGS bit 9: interrupts are on.
+        let open = vmcb.rflags & 1 << 9 != 0 && !(shadow || interrupt || window || low);
+        let taken = open && injects && vmcb.injection as u32 & injection::TYPE_MASK == injection::TYPE_EXTERNAL;
+        let pending = u64::from(taken || interrupt && !watch.writes_priority) * virtual_interrupt::PENDING;
+        let (vector, intercept) = if taken { (vmcb.injection as u8, 0) } else { (0, first::VIRTUAL_INTERRUPT) };
+        vmcb.injection = if taken { 0 } else { vmcb.injection };
+        vmcb.first_intercepts = vmcb.first_intercepts & !(first::IRET | first::VIRTUAL_INTERRUPT) | iret | intercept;
+        // The vector is in bits 39:32.
+        let others = vmcb.virtual_interrupt as u32 as u64 & !virtual_interrupt::PENDING;
+        vmcb.virtual_interrupt = others | pending | (vector as u64) << 32;
         let priority = (watch.threshold != 0 || interrupt) && !watch.writes_priority;
         vmcb.cr_intercepts = intercepts | if priority { CR8_WRITE } else { 0 };
         vmcb.exception_intercepts = exceptions;

@@ -10,11 +10,16 @@ pub const CHECKED: Mtd =
 
 /// The groups of `mtd` whose values are legal.
 pub fn check(mtd: Mtd, state: &Architectural) -> Mtd {
+    let xcr0 = state.xcr0;
     let illegal = [
         (Mtd::CR, state.cr8 > 0xf),
         (Mtd::TPR, state.tpr_threshold > 0xf),
-        // Supervisor components are not saved by the kernel: none can be on.
-        (Mtd::XSAVE, !legal_xcr0(state.xcr0) || state.xss != 0),
+        // What XSETBV accepts and the kernel can save all of (Intel SDM vol. 1, 13.3): x87, then SSE, then AVX, then the three
+        // components of AVX-512 together. Supervisor components it does not save: none can be on.
+        (
+            Mtd::XSAVE,
+            !matches!(xcr0, 0x1 | 0x3 | 0x7 | 0xe7) || xcr0 & !crate::fpu::components() != 0 || state.xss != 0,
+        ),
         (Mtd::SYSCALL, !is_canonical(state.lstar) || state.fmask >> 32 != 0),
         (Mtd::KERNEL_GS, !is_canonical(state.kernel_gs_base)),
         (Mtd::TSC, state.tsc_aux >> 32 != 0),
@@ -25,10 +30,4 @@ pub fn check(mtd: Mtd, state: &Architectural) -> Mtd {
 /// Whether the address agrees in its upper 17 bits.
 const fn is_canonical(address: u64) -> bool {
     matches!((address as i64) >> 47, 0 | -1)
-}
-
-/// Whether XSETBV accepts `value` and the kernel can save all of it (Intel SDM vol. 1, 13.3): x87, then SSE, then AVX,
-/// then the three components of AVX-512 together.
-fn legal_xcr0(value: u64) -> bool {
-    matches!(value, 0x1 | 0x3 | 0x7 | 0xe7) && value & !crate::fpu::components() == 0
 }

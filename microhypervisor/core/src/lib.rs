@@ -15,7 +15,8 @@ pub mod boot;
 pub mod calibration;
 pub mod frames;
 pub mod mailbox;
-#[cfg(test)]
+#[cfg(all(test, loom))]
+#[path = "../tests/modelled/mod.rs"]
 mod modelled;
 pub mod paging;
 pub mod ready;

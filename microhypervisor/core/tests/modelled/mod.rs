@@ -1,8 +1,6 @@
 //! `loom`'s atomics behind the interface of the processor's: made in constants, and known to `loom` from their first
 //! use, which must therefore be one that no other thread competes with: tests call `touch` before they spawn threads.
 
-#![cfg(loom)]
-
 use core::sync::atomic::Ordering;
 use std::sync::OnceLock;
 

@@ -1,6 +1,6 @@
-# Entry from the boot loader: 32-bit protected mode without paging, in the section that runs at its physical address.
-# Multiboot2 (EAX = 0x36d76289, EBX = information) and PVH (EBX = start information) become one hand-over:
-# EDI = magic, ESI = information. The first 4 GiB are mapped one to one until the kernel runs on its own tables.
+// Entry from the boot loader: 32-bit protected mode without paging, in the section that runs at its physical address.
+// Multiboot2 (EAX = 0x36d76289, EBX = information) and PVH (EBX = start information) become one hand-over:
+// EDI = magic, ESI = information. The first 4 GiB are mapped one to one until the kernel runs on its own tables.
 
 .set MULTIBOOT2_MAGIC, 0xe85250d6
 .set PVH_MAGIC, 0x336ec578
@@ -11,14 +11,14 @@
 multiboot2_header:
     .long MULTIBOOT2_MAGIC, 0, multiboot2_end - multiboot2_header
     .long -(MULTIBOOT2_MAGIC + (multiboot2_end - multiboot2_header))
-    .short 6, 1                     # align modules to pages, optional
+    .short 6, 1                     // align modules to pages, optional
     .long 8
     .short 0, 0
     .long 8
 multiboot2_end:
 
 .section .note.pvh, "a", @note
-    .long 4, 4, 18                  # XEN_ELFNOTE_PHYS32_ENTRY
+    .long 4, 4, 18                  // XEN_ELFNOTE_PHYS32_ENTRY
     .asciz "Xen"
     .long boot_pvh
 
@@ -37,10 +37,10 @@ boot_pvh:
     mov $PVH_MAGIC, %eax
 boot_multiboot2:
     cld
-    mov %eax, %ebp                  # magic
-    mov %ebx, %esi                  # information
+    mov %eax, %ebp                  // magic
+    mov %ebx, %esi                  // information
 
-    # Four page directories of 2 MiB pages: 4 GiB one to one, and its first GiB at KERNEL.
+    // Four page directories of 2 MiB pages: 4 GiB one to one, and its first GiB at KERNEL.
     mov $boot_pd, %edi
     mov $0x83, %eax
 1:  mov %eax, (%edi);  movl $0, 4(%edi)
@@ -53,13 +53,13 @@ boot_multiboot2:
     movl $boot_pdpt_low + 3, boot_pml4;          movl $boot_pdpt_high + 3, boot_pml4 + 511 * 8
 
 boot_paging:
-    mov %cr4, %eax;  or $0x20, %eax;  mov %eax, %cr4    # PAE
+    mov %cr4, %eax;  or $0x20, %eax;  mov %eax, %cr4    // PAE
     mov $boot_pml4, %eax;  mov %eax, %cr3
-    mov $0xc0000080, %ecx           # EFER: SCE, LME, NXE
+    mov $0xc0000080, %ecx           // EFER: SCE, LME, NXE
     rdmsr
     or $0x901, %eax
     wrmsr
-    mov $0x80010033, %eax;  mov %eax, %cr0              # PG, WP, NE, ET, MP, PE
+    mov $0x80010033, %eax;  mov %eax, %cr0              // PG, WP, NE, ET, MP, PE
     lgdt boot_gdtr
     ljmp $8, $2f
 .code64
@@ -81,7 +81,7 @@ boot_gdtr:
     .short . - boot_gdt - 1
     .quad boot_gdt
 
-# Where a further processor starts: a copy of this on a page below 1 MiB, which CS points to, in real mode.
+// Where a further processor starts: a copy of this on a page below 1 MiB, which CS points to, in real mode.
 .code16
 .globl trampoline, trampoline_end
 trampoline:
@@ -99,8 +99,8 @@ trampoline_end:
     xor %ebp, %ebp
     jmp boot_paging
 
-# A further processor in 64-bit mode, on the boot page tables. It claims what was prepared for it; if that has been
-# given up because it came too late, it sleeps for ever.
+// A further processor in 64-bit mode, on the boot page tables. It claims what was prepared for it; if that has been
+// given up because it came too late, it sleeps for ever.
 .section .text
 .code64
 further_entry:

@@ -12,7 +12,7 @@ use kernel_core::shootdown::Use;
 use kernel_core::timeout::TimeoutQueue;
 use spin::Once;
 
-use crate::descriptors::{Gdt, TaskState};
+use crate::descriptors::Gdt;
 use crate::ec::Ec;
 use crate::guest::{GuestState, NOBODY};
 use crate::memory::FRAME;
@@ -120,8 +120,6 @@ pub struct Cpu {
     pub guest_cr2: Cell<u64>,
     /// A guest ran since the task register was loaded: VMX exits cut its limit, so that all ports fault.
     pub task_register_stale: Cell<bool>,
-    /// Task state segment.
-    pub task: Cell<Option<&'static TaskState>>,
     /// Global descriptor table.
     pub gdt: Cell<*mut Gdt>,
     /// Physical address of the nested page tables of the guest that ran last.
@@ -199,12 +197,11 @@ impl CpuBlock {
     /// Loads this CPU's descriptor tables.
     pub fn load_descriptors(&'static self) {
         let ist = self.ist.0.get() as u64;
-        let tops = [1, 2, 3, 4].map(|n| ist + (n * size_of::<InterruptStack>()) as u64);
+        // Of seven four are used.
+        let tops = [1, 2, 3, 4, 0, 0, 0].map(|n| ist + (n * size_of::<InterruptStack>()) as u64);
         let gdt = (place(self.cpu.number) as usize + Self::GDT) as *mut Gdt;
         // SAFETY: called once, by the CPU that owns the block; the window is mapped by then.
-        let task = unsafe { crate::descriptors::load(self.cpu.number as usize, gdt, tops) };
-        task.set_rsp0(core::ptr::from_ref(&self.cpu) as u64);
-        self.cpu.task.set(Some(task));
+        unsafe { crate::descriptors::load(self.cpu.number as usize, gdt, &raw const self.cpu as u64, tops) };
         self.cpu.gdt.set(gdt);
     }
 
@@ -242,7 +239,6 @@ impl Cpu {
             guest: Cell::new(None),
             guest_cr2: Cell::new(0),
             task_register_stale: Cell::new(false),
-            task: Cell::new(None),
             gdt: Cell::new(core::ptr::null_mut()),
             nested: Use::none(),
             counters: Counters::none(),

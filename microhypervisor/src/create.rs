@@ -20,7 +20,7 @@ use crate::portal::Pt;
 use crate::sched::{self, Sc};
 use crate::semaphore::Sm;
 use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace, Place};
-use crate::vcpu::{PhysPage, Processor, VcpuPages};
+use crate::vcpu::{PhysPage, Processor};
 use crate::{fpu, iommu, rounds, timer};
 
 /// Creates an object, and its capability at `place`.
@@ -130,8 +130,7 @@ pub fn host_or_guest(
         let guest = match (&control, cpu.processor.get()) {
             (Some(control), Some(processor)) => {
                 let page = |draft: &Draft| PhysPage { pa: draft.frame.physical(), va: draft.frame.pointer() };
-                let pages = VcpuPages { control: page(control), extra: page(&utcb) };
-                let state = GuestState::new(processor, pages, control.frame, space.root(), rsp);
+                let state = GuestState::new(processor, [page(control), page(&utcb)], space.root(), rsp);
                 Some(account.place(state).ok_or_else(|| {
                     space.unmap_kernel_page(address, utcb.frame.physical());
                     Status::MemObj

@@ -9,11 +9,11 @@
 //! space that has I/O ports. More CPUs than these pages hold have further such groups of pages.
 
 use core::arch::asm;
-use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::VirtAddr;
 use x86_64::instructions::tables::{self, DescriptorTablePointer};
+use x86_64::structures::tss::TaskStateSegment;
 
 use crate::cpu::CPUS_MAX;
 use crate::memory::{Shared, StaticFrame};
@@ -44,33 +44,11 @@ const TSS_STRIDE: usize = 128;
 const TSS_PER_PAGE: usize = 4096 / TSS_STRIDE;
 const TSS_PAGES: usize = CPUS_MAX.div_ceil(TSS_PER_PAGE);
 
-/// Offset in a group, and the group, of the task state segment of CPU `cpu`.
-const fn place(cpu: usize) -> (usize, usize) {
+/// Address of the task state segment of CPU `cpu`, and its distance from the I/O bitmap.
+pub const fn task(cpu: usize) -> (u64, usize) {
     const IN_GROUP: usize = WINDOW_TSS_PAGES * TSS_PER_PAGE;
-    (cpu % IN_GROUP * TSS_STRIDE, cpu / IN_GROUP)
-}
-
-/// The 64-bit task state segment. Fields that straddle 8-byte borders are split into words.
-#[repr(C)]
-pub struct TaskState {
-    words: UnsafeCell<[u32; 26]>,
-}
-
-// SAFETY: each CPU touches its own task state segment only.
-unsafe impl Sync for TaskState {}
-
-impl TaskState {
-    /// Sets the stack for entries from user mode.
-    #[inline(always)]
-    pub fn set_rsp0(&self, rsp: u64) {
-        // SAFETY: words 1 and 2 are RSP0; only the owning CPU calls this, and the processor reads it on entries only.
-        unsafe { (self.words.get() as *mut u32).add(1).cast::<u64>().write_unaligned(rsp) }
-    }
-
-    fn set_ist(&self, index: usize, rsp: u64) {
-        // SAFETY: IST entries 1 to 7 start at word 9, two words each.
-        unsafe { (self.words.get() as *mut u32).add(9 + (index - 1) * 2).cast::<u64>().write_unaligned(rsp) }
-    }
+    let offset = cpu % IN_GROUP * TSS_STRIDE;
+    (WINDOW + (cpu / IN_GROUP * WINDOW_GROUP * 4096 + offset) as u64, BITMAP - offset)
 }
 
 /// The first page of task state segments.
@@ -105,9 +83,8 @@ static IDT: Shared<[[u64; 2]; 256]> = Shared::new([[0; 2]; 256]);
 impl Gdt {
     /// A table whose task state segment is that of CPU `cpu`.
     pub const fn new(cpu: usize) -> Self {
-        let (offset, group) = place(cpu);
-        let base = WINDOW + (group * WINDOW_GROUP * 4096 + offset) as u64;
-        let limit = (BITMAP + 8192 - offset) as u64;
+        let (base, bitmap) = task(cpu);
+        let limit = bitmap as u64 + 8192;
         let low = limit & 0xffff
             | (base & 0xff_ffff) << 16
             | 0x89 << 40
@@ -137,31 +114,28 @@ pub fn fill_idt(stub: impl Fn(usize) -> usize, ist: impl Fn(usize) -> u8) {
     }
 }
 
-/// Loads the tables of CPU `cpu` and returns where they are. `ist` holds the tops of interrupt stacks 1 to 4.
+/// Loads the tables of CPU `cpu`. `top` is the stack for entries from user mode, `ist` the tops of the
+/// interrupt stacks.
 ///
 /// The limit is the one that VMX exits set: programs can name what follows the table.
 ///
 /// # Safety
 /// `gdt` and the stacks must live for ever and belong to this CPU; behind `gdt` there are
 /// zeros up to the limit; [`WINDOW`] must be mapped.
-pub unsafe fn load(cpu: usize, gdt: *mut Gdt, ist: [u64; 4]) -> &'static TaskState {
-    let (offset, group) = place(cpu);
-    let tss_address = WINDOW + (group * WINDOW_GROUP * 4096 + offset) as u64;
-    // SAFETY: the window is mapped and this slot belongs to this CPU.
-    let tss = unsafe { &*(tss_address as *const TaskState) };
-    for (index, top) in ist.into_iter().enumerate() {
-        tss.set_ist(index + 1, top);
-    }
-    // SAFETY: word 25 holds the I/O map base in its upper half.
-    unsafe { (tss.words.get() as *mut u32).add(25).write(((BITMAP - offset) as u32) << 16) };
+pub unsafe fn load(cpu: usize, gdt: *mut Gdt, top: u64, ist: [u64; 7]) {
+    let (address, bitmap) = task(cpu);
+    let mut state = TaskStateSegment::new();
+    state.privilege_stack_table[0] = VirtAddr::new_truncate(top);
+    state.interrupt_stack_table = ist.map(VirtAddr::new_truncate);
+    state.iomap_base = bitmap as u16;
     let register = |limit, base| DescriptorTablePointer { limit, base: VirtAddr::new_truncate(base) };
-    // SAFETY: the tables are complete and live for ever; the code segment keeps its selector and attributes.
+    // SAFETY: the window is mapped, the segment there this CPU's; the tables are complete and live for ever; the code segment keeps its selector and attributes.
     unsafe {
+        (address as *mut TaskStateSegment).write(state);
         tables::lgdt(&register(0xffff, gdt as u64));
         tables::lidt(&register(4095, IDT.get() as u64));
         asm!("mov ds, {0:e}", "mov es, {0:e}", "mov ss, {1:e}", "ltr {2:x}", in(reg) 0, in(reg) KERNEL_SS, in(reg) TSS);
     }
-    tss
 }
 
 /// Loads the task register again: a VMX exit leaves its limit at 0x67, which hides the I/O bitmap.

@@ -24,7 +24,7 @@ use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
 use crate::guest::{self, GuestState};
 use crate::iommu::DmaSpace;
-use crate::memory::{release, release_small};
+use crate::memory::{Frame, release, release_small};
 use crate::object::{self, Object, TABLE, content};
 use crate::pd::Pd;
 use crate::portal::{self, Pt};
@@ -387,7 +387,7 @@ fn sweep_ec(index: u32, ec: &'static Ec, work: &Work) -> Next {
     }
     if let Some(guest) = ec.guest {
         guest.drop_spaces();
-        release(guest.control);
+        Frame::from_physical(guest.block.pa).into_iter().for_each(release);
         release_small(core::ptr::from_ref(guest).cast_mut().cast(), size_of::<GuestState>());
     }
     object::free(index, ec);

@@ -1,8 +1,8 @@
-# SYSCALL, SYSENTER, and calls and replies when nothing is in the way: see fast.rs.
+// SYSCALL, SYSENTER, and calls and replies when nothing is in the way: see fast.rs.
 
 .section .text, "ax", @progbits
 
-# To \miss unless two operands are equal, or unless no bit is set in both.
+// To \miss unless two operands are equal, or unless no bit is set in both.
 .macro equal_or miss, one, other, size
     cmp\size \one, \other
     jne \miss
@@ -23,25 +23,25 @@
     .endr
 .endm
 
-# To \miss unless two words in memory are equal. Clobbers RAX.
+// To \miss unless two words in memory are equal. Clobbers RAX.
 .macro same_or miss, one, other
     mov \one, %rax;  cmp %rax, \other
     jne \miss
 .endm
 
-# To \skip if the message descriptor in RSI does not name \state.
+// To \skip if the message descriptor in RSI does not name \state.
 .macro without state, skip
     test $\state, %esi
     jz \skip
 .endm
 
-# To \miss unless \address is one of user space, so that a return there cannot fault in the kernel. Clobbers \scratch.
+// To \miss unless \address is one of user space, so that a return there cannot fault in the kernel. Clobbers \scratch.
 .macro user_or miss, address, scratch
     mov \address, \scratch;  shr $47, \scratch
     jnz \miss
 .endm
 
-# What a call preserves beside RDI and RSI, in the EC at `base`, by encoding. RDX comes last: it may be the base.
+// What a call preserves beside RDI and RSI, in the EC at `base`, by encoding. RDX comes last: it may be the base.
 .macro store_registers base
     mov %rax, 0(\base);   mov %rbx, 24(\base);  mov %rbp, 40(\base);  mov %r8, 64(\base)
     mov %r9, 72(\base);   mov %r10, 80(\base);  mov %r12, 96(\base);  mov %r13, 104(\base)
@@ -53,9 +53,9 @@
     mov 112(\base), %r14; mov 120(\base), %r15; mov 16(\base), %rdx
 .endm
 
-# RCX = physical address of the portal for which the capability at selector \selector (clobbered) of the EC at RSP is, with
-# permission \permission; else to \miss. Entries: bits 4:0 permissions, 28:5 index of a header of 32 bytes, 63:32
-# generation. Clobbers RAX.
+// RCX = physical address of the portal for which the capability at selector \selector (clobbered) of the EC at RSP is, with
+// permission \permission; else to \miss. Entries: bits 4:0 permissions, 28:5 index of a header of 32 bytes, 63:32
+// generation. Clobbers RAX.
 .macro portal_at selector, selector32, permission, miss
     cmp ${selectors_end}, \selector
     jae \miss
@@ -70,12 +70,12 @@
     mov %eax, %ecx;  and $0x1fffffe0, %ecx;  shr $32, %rax
     equal_or \miss, %eax, {headers}+{generation}(%rcx)
     mov {headers} + {content}(%rcx), %ecx
-    xor ${portal}, %ecx                 # leaves the place of the portal, if it is one
+    xor ${portal}, %ecx                 // leaves the place of the portal, if it is one
     clear_or \miss, $0x3f, %cl
 .endm
 
-# RDX = EC of the portal at RCX, which is idle on the CPU at R15, without a recall; R8 = where it enters, a user address, as
-# SYSRET wants it; else to \miss. Clobbers RAX.
+// RDX = EC of the portal at RCX, which is idle on the CPU at R15, without a recall; R8 = where it enters, a user address, as
+// SYSRET wants it; else to \miss. Clobbers RAX.
 .macro idle_callee miss
     mov {kernel} + {portal_enters}(%rcx), %eax;  mov {kernel} + {portal_enters} + 4(%rcx), %edx;  shl $5, %eax
     equal_or \miss, %edx, {headers}+{generation}(%rax)
@@ -85,13 +85,13 @@
     mov {kernel} + {portal_ip}(%rcx), %r8
 .endm
 
-# The EC at RSP waits, with continuation \waits, until the EC at RDX has served it.
+// The EC at RSP waits, with continuation \waits, until the EC at RDX has served it.
 .macro hand_over waits
     mov %rdx, {callee}(%rsp);  mov %rsp, {caller}(%rdx)
     movb \waits, {state}(%rsp);  movb ${busy}, {state}(%rdx)
 .endm
 
-# All of a guest's general registers but RAX and RSP: the first eight from RDI, the others from R15.
+// All of a guest's general registers but RAX and RSP: the first eight from RDI, the others from R15.
 .macro load_guest
     mov 64(%r15), %r8;   mov 72(%r15), %r9;   mov 80(%r15), %r10;  mov 88(%r15), %r11
     mov 96(%r15), %r12;  mov 104(%r15), %r13; mov 112(%r15), %r14; mov 120(%r15), %r15
@@ -99,8 +99,8 @@
     mov 48(%rdi), %rsi;  mov 56(%rdi), %rdi
 .endm
 
-# Copies the message of the EC at RSP to the EC at RDX, whose page tables are loaded: it runs next on the CPU at R15.
-# RSI, the message descriptor, becomes the number of words beyond the first. Clobbers RAX, R9, R10, RBP, RCX.
+// Copies the message of the EC at RSP to the EC at RDX, whose page tables are loaded: it runs next on the CPU at R15.
+// RSI, the message descriptor, becomes the number of words beyond the first. Clobbers RAX, R9, R10, RBP, RCX.
 .macro pass_on
     mov {message}(%rsp), %rax;  mov {message}(%rdx), %r9
     and $0x1ff, %esi
@@ -120,8 +120,8 @@
 1:
 .endm
 
-# Each CPU enters through a stub of its own (see smp.rs), which puts the user's RSP into R11 (its content, RFLAGS, is
-# 0x202 on return by contract) and the current EC into RSP.
+// Each CPU enters through a stub of its own (see smp.rs), which puts the user's RSP into R11 (its content, RFLAGS, is
+// 0x202 on return by contract) and the current EC into RSP.
 .balign 64
 .globl syscall_entry
 syscall_entry:
@@ -141,15 +141,15 @@ syscall_entry:
     hand_over ${await_reply}
     pass_on
 
-    # Into the portal: identifier in RDI, descriptor in RSI, address in R8.
+    // Into the portal: identifier in RDI, descriptor in RSI, address in R8.
 enter_portal:
     mov {rsp}(%rdx), %rsp;  mov %r8, %rcx;  mov $0x202, %r11d
     clear eax, edx, ebx, ebp, r8d, r9d, r10d, r12d, r13d, r14d, r15d
     sysretq
 
-# SYSENTER, with the user's RIP in RDX, RSP in RCX; RSP = address of the current EC's. It leaves more flags as they were than
-# SYSCALL: those that would open user memory, turn string instructions round, or spoil an IRET; and TF, for which a #DB
-# comes before the first instruction (see `kernel_interrupt`). The current EC enters this way from now on.
+// SYSENTER, with the user's RIP in RDX, RSP in RCX; RSP = address of the current EC's. It leaves more flags as they were than
+// SYSCALL: those that would open user memory, turn string instructions round, or spoil an IRET; and TF, for which a #DB
+// comes before the first instruction (see `kernel_interrupt`). The current EC enters this way from now on.
 .balign 16
 .globl sysenter_entry
 sysenter_entry:
@@ -171,13 +171,13 @@ is_reply:
     mov {counters}(%r15), %rax;  incq {calls} + 8(%rax)
     movb ${idle}, {state}(%rsp);  movq $0, {caller}(%rsp);  movq $0, {callee}(%rdx)
     pass_on
-    mov %r8, %rcx;  xor %edi, %edi      # SUCCESS
+    mov %r8, %rcx;  xor %edi, %edi      // SUCCESS
 leave:
     mov $0x202, %r11d;  mov {rsp}(%rdx), %rsp
     load_registers %rdx
     sysretq
 
-    # The reply to an event. Of a guest: it is entered again, with new general registers and RIP if the reply says so.
+    // The reply to an event. Of a guest: it is entered again, with new general registers and RIP if the reply says so.
 event_reply:
     clear_or slow, $~{a_guest_ran}, {unusual}(%r15), l
     equal_or slow, ${await_event_reply}, {state}(%rdx), w
@@ -195,7 +195,7 @@ event_reply:
     mov {message}(%rsp), %r14;  mov {control}(%rbx), %rbp;  lea 128(%rdx), %rsp
     jmp *{resume}(%rbx)
 
-# All other calls, and these if anything is in the way. Whoever replies has nothing to save.
+// All other calls, and these if anything is in the way. Whoever replies has nothing to save.
 slow_unsaved:
     store_registers %rsp
 slow:
@@ -203,22 +203,22 @@ slow:
     call {hypercall}
     ud2
 
-# Back to user mode after a hypercall: RDI = EC.
+// Back to user mode after a hypercall: RDI = EC.
 .balign 16
 .globl return_from_hypercall
 return_from_hypercall:
     mov %rdi, %rdx;  mov 48(%rdx), %rsi;  mov 56(%rdx), %rdi
-    mov {rip}(%rdx), %rcx               # canonical and in user space: checked by the caller
+    mov {rip}(%rdx), %rcx               // canonical and in user space: checked by the caller
     jmp leave
 
-# Enters a guest from Rust: RDI = its EC, RSI = physical address of its control block.
+// Enters a guest from Rust: RDI = its EC, RSI = physical address of its control block.
 .globl svm_enter
 svm_enter:
     lea 128(%rdi), %rsp;  mov %rsi, %rax;  mov %rdi, %r15
     jmp svm_load
 
-# SVM: enters the guest whose control block is at RBP, with RIP and general registers from the message at R14 as far as RSI
-# says so, else from the EC at RDX, at whose registers' end RSP is. RBX = what the guest has beyond an EC.
+// SVM: enters the guest whose control block is at RBP, with RIP and general registers from the message at R14 as far as RSI
+// says so, else from the EC at RDX, at whose registers' end RSP is. RBX = what the guest has beyond an EC.
 .globl svm_resume
 svm_resume:
     without {mtd_rip}, 1f
@@ -234,11 +234,11 @@ svm_resume:
 svm_load:
     load_guest
 
-# Runs the guest of the control block at physical address RAX; RSP = the end of the EC's general registers, whose entry 4
-# holds the physical address of the block with the host's FS, GS, TR, LDTR and syscall MSRs. GIF is clear while any of the
-# guest's state is in the registers. IF is set meanwhile: with virtual interrupt masking it is the host's IF at VMRUN that
-# lets physical interrupts end the guest's run. The task priority is zero anyway: QEMU can lose an interrupt that comes
-# during an exit, until this makes it look again (docs/emulators.md).
+// Runs the guest of the control block at physical address RAX; RSP = the end of the EC's general registers, whose entry 4
+// holds the physical address of the block with the host's FS, GS, TR, LDTR and syscall MSRs. GIF is clear while any of the
+// guest's state is in the registers. IF is set meanwhile: with virtual interrupt masking it is the host's IF at VMRUN that
+// lets physical interrupts end the guest's run. The task priority is zero anyway: QEMU can lose an interrupt that comes
+// during an exit, until this makes it look again (docs/emulators.md).
 .globl svm_run
 svm_run:
     clgi
@@ -253,7 +253,7 @@ svm_run:
     push_all r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rax, rbx, rdx, rcx, rax
     xor %eax, %eax;  mov %rax, %cr8
 
-    # The guest of the EC at RSP stopped.
+    // The guest of the EC at RSP stopped.
     mov {cpu}(%rsp), %r15;  mov {guest}(%rsp), %rax
     equal_or exit, {poised}(%r15), %rax
     mov {control}(%rax), %rbp
@@ -272,11 +272,11 @@ svm_run:
     cmp ${nested_fault}, %rax
     je guest_event
     jmp exit
-2:  add {vmcb_exit_info}(%rbp), %ebx    # a WRMSR
+2:  add {vmcb_exit_info}(%rbp), %ebx    // a WRMSR
     jmp guest_event
     .previous
 
-# Event EBX of the guest EC at RSP goes to its handler, if that is idle and nothing else is in the way.
+// Event EBX of the guest EC at RSP goes to its handler, if that is idle and nothing else is in the way.
 guest_event:
     clear_or exit, $~{a_guest_ran}, {unusual}(%r15), l
     mov {event_base}(%rsp), %r9;  add %rbx, %r9
@@ -288,7 +288,7 @@ guest_event:
     mov {guest}(%rsp), %r12
     jmp *{pass_event}(%r12)
 
-# Event EBX of the EC at RSP is sent to the EC at RDX through the portal at RCX: RDI = identifier, R14 = its message.
+// Event EBX of the EC at RSP is sent to the EC at RDX through the portal at RCX: RDI = identifier, R14 = its message.
 .macro send_event
     mov {counters}(%r15), %rax;  incq {events}(%rax, %rbx, 8)
     hand_over ${await_event_reply}
@@ -296,7 +296,7 @@ guest_event:
     mov {kernel} + {portal_identifier}(%rcx), %rdi;  mov {message}(%rdx), %r14
 .endm
 
-# SVM. The control block is at RBP. What a monitor asks for to answer CPUID, a port or device memory is told here.
+// SVM. The control block is at RBP. What a monitor asks for to answer CPUID, a port or device memory is told here.
 .globl svm_event
 svm_event:
     send_event
@@ -306,8 +306,8 @@ svm_event:
     cmove {vmcb_exit_info} + 8(%rbp), %r9
     sub %rax, %r9;  cmp $15, %r9
     jbe 2f
-    xor %r9d, %r9d                      # the length is not known
-2:  mov %r9, {utcb_length}(%r14)        # and no information
+    xor %r9d, %r9d                      // the length is not known
+2:  mov %r9, {utcb_length}(%r14)        // and no information
 1:  test $~{mtd_rip}, %esi
     jz enter_portal
     mov {vmcb_rsp}(%rbp), %r9
@@ -315,7 +315,7 @@ svm_event:
     without {mtd_qual}, 1f
     cmpl ${io_exit}, {vmcb_exit_code}(%rbp)
     jne 1f
-    # As `io_qualification`: port; string and REP; input; size less one.
+    // As `io_qualification`: port; string and REP; input; size less one.
     mov {vmcb_exit_info}(%rbp), %eax;  mov %eax, %ebx;  mov %eax, %ecx;  shr $4, %ecx
     and $7, %ecx;  dec %ecx;  and $12, %ebx;  lea (%rcx, %rbx, 4), %ebx
     mov %eax, %ecx;  and $1, %ecx;  lea (%rbx, %rcx, 8), %ebx;  and $0xffff0000, %eax;  or %eax, %ebx
@@ -334,7 +334,7 @@ svm_event:
     .endr
 .endm
 
-# The message at R14 gets general registers, with RSP from R9, and what of the descriptor in RSI is in R10 as well.
+// The message at R14 gets general registers, with RSP from R9, and what of the descriptor in RSI is in R10 as well.
 message:
     without {mtd_gpr_0_7}, 1f
     mov %r9, 32(%r14)
@@ -347,7 +347,7 @@ to_portal:
     je enter_portal
     mov {rsp}(%rdx), %rcx;  mov %r8, %rdx
     clear eax, ebx, ebp, r8d, r9d, r10d, r11d, r12d, r13d, r14d, r15d
-    sti                                 # takes effect behind the next instruction
+    sti                                 // takes effect behind the next instruction
     sysexitq
     .subsection 1
 5:  mov %rsp, %r13;  mov %r15, %rsp;  push %rdi;  push %rsi;  push %rdx;  push %r8
@@ -357,8 +357,8 @@ to_portal:
     jmp to_portal
     .previous
 
-# VMX. A handler that enters by SYSENTER leaves the guest's SYSCALL where it is. The host's is off after the exit, as the
-# VMCS says: if that is not yet, or no longer, what the handler needs, the slow path mends it.
+// VMX. A handler that enters by SYSENTER leaves the guest's SYSCALL where it is. The host's is off after the exit, as the
+// VMCS says: if that is not yet, or no longer, what the handler needs, the slow path mends it.
 .globl vmx_event
 vmx_event:
     movzbl {sysenter}(%rdx), %eax
@@ -383,7 +383,7 @@ vmx_event:
 1:  mov $~({mtd_rip} + {mtd_qual} + {mtd_gpr_0_7} + {mtd_gpr_8_15}), %r10d
     jmp message
     .subsection 1
-    # The handler enters by SYSCALL: it needs its own.
+    // The handler enters by SYSCALL: it needs its own.
 4:  mov %rsp, %r13;  mov %r15, %rsp;  push %rdi;  push %rsi;  push %rdx;  push %r8
     mov %r15, %rdi
     call {leave}
@@ -391,21 +391,21 @@ vmx_event:
     jmp 3b
     .previous
 
-# The general registers of the guest that stopped, at whose end RSP is. Entry 4 gets \refused.
+// The general registers of the guest that stopped, at whose end RSP is. Entry 4 gets \refused.
 .macro save_guest refused
     push_all r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp
     push \refused
     push_all rbx, rdx, rcx, rax
 .endm
 
-# Enters a guest from Rust: RDI = its EC, RSI = 0 the first time. RSP stays: exits have their own.
+// Enters a guest from Rust: RDI = its EC, RSI = 0 the first time. RSP stays: exits have their own.
 .globl vmx_enter
 vmx_enter:
     mov %rdi, %r15
     test %rsi, %rsi
     jmp vmx_load
 
-# VMX: enters a guest again, as above. If a host program needed its own state meanwhile Rust loads the guest's.
+// VMX: enters a guest again, as above. If a host program needed its own state meanwhile Rust loads the guest's.
 .globl vmx_resume
 vmx_resume:
     testl ${a_guest_ran}, {unusual}(%r15)
@@ -424,22 +424,22 @@ vmx_resume:
     without {mtd_gpr_0_7}, 1f
     mov %r14, %rdi
     mov ${vmcs_rsp}, %eax; vmwrite 32(%r14), %rax
-1:  test %esp, %esp                     # it was launched
+1:  test %esp, %esp                     // it was launched
 vmx_load:
     mov (%rdi), %rax
-    load_guest                          # the flag survives
+    load_guest                          // the flag survives
     jz 1f
     vmresume
     jmp vmx_refused
 1:  vmlaunch
 
-# The CPU did not enter the guest of the current EC. RSP = somewhere on the CPU's stack.
+// The CPU did not enter the guest of the current EC. RSP = somewhere on the CPU's stack.
 vmx_refused:
     and ${block_mask}, %rsp;  mov {stack_top}(%rsp), %rsp;  lea 128(%rsp), %rsp
     save_guest $1
     jmp exit
 
-# After an exit. Programs may change CR2, so it is kept now.
+// After an exit. Programs may change CR2, so it is kept now.
 .globl vmx_exit
 vmx_exit:
     save_guest $0

@@ -13,11 +13,10 @@ use abi::utcb::Architectural;
 
 use crate::cpu::{Cpu, Owned};
 use crate::ec::{Continuation, Ec};
-use crate::memory::Frame;
 use crate::object::Ref;
 use crate::space::{GuestSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::svm::Svm;
-use crate::vcpu::{Exit, Gprs, PhysPage, Processor, Spaces, VcpuPages, VirtualCpu};
+use crate::vcpu::{Exit, Gprs, PhysPage, Processor, VirtualCpu};
 use crate::vmx::Vmx;
 use crate::{fast, fpu, interrupt, portal, registers, run};
 
@@ -59,25 +58,23 @@ pub struct GuestState {
     pub ended: Cell<u64>,
     /// Generation of the guest space at the last entry.
     pub generation: Cell<u64>,
-    /// The frame of its VMCS or VMCB.
-    pub control: Frame,
     vcpu: Owned<Vcpu>,
 }
 
 impl GuestState {
     /// A virtual CPU of `processor` in the reset state, without spaces, whose handlers live in host space `root`,
-    /// with a stack pointer.
-    pub fn new(processor: &'static Processor, pages: VcpuPages, control: Frame, root: u64, rsp: u64) -> Self {
+    /// with a stack pointer. The zeroed frames are its own: VMCS or VMCB, and the virtual-APIC page, which only VMX has.
+    pub fn new(processor: &'static Processor, [block, apic]: [PhysPage; 2], root: u64, rsp: u64) -> Self {
         let vcpu = match processor {
-            Processor::Vmx(processor) => Vcpu::Vmx(Vmx::new(processor, pages, root, rsp)),
-            Processor::Svm(processor) => Vcpu::Svm(Svm::new(processor, pages, rsp)),
+            Processor::Vmx(processor) => Vcpu::Vmx(Vmx::new(processor, block, apic, root, rsp)),
+            Processor::Svm(processor) => Vcpu::Svm(Svm::new(processor, block, rsp)),
         };
         let (resume, pass_event): (unsafe extern "C" fn() -> !, unsafe extern "C" fn() -> !) = match vcpu {
             Vcpu::Vmx(_) => (fast::vmx_resume, fast::vmx_event),
             Vcpu::Svm(_) => (fast::svm_resume, fast::svm_event),
         };
         Self {
-            block: pages.control,
+            block,
             resume,
             pass_event,
             syscall_off: Cell::new(false),
@@ -86,7 +83,6 @@ impl GuestState {
             space: Cell::new(None),
             ended: Cell::new(0),
             generation: Cell::new(0),
-            control,
         }
     }
 
@@ -134,12 +130,7 @@ impl GuestState {
         let spaces = self.assigned.get().and_then(found);
         self.space.set(spaces.map(|(guest, ..)| guest));
         if let Some((guest, pio, msr)) = spaces {
-            let spaces = Spaces {
-                nested_root: guest.0.root(),
-                io_bitmap: pio.bitmap.physical(),
-                msr_bitmap: msr.bitmap.physical(),
-            };
-            self.vcpu().assign(&spaces);
+            self.vcpu().assign(guest.0.root(), pio.bitmap.physical(), msr.bitmap.physical());
         }
     }
 
@@ -174,7 +165,7 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     let generation = space.0.generation.current();
     if generation != guest.generation.replace(generation) {
         cpu.counters.count(counter::GUEST_FLUSH);
-        vcpu.flush();
+        vcpu.common().flush();
     }
     cpu.poised.set(if vcpu.is_plain() { guest } else { NOBODY });
     if cpu.guest.get().is_some_and(|last| !core::ptr::eq(last, guest)) {

@@ -32,6 +32,12 @@ const DIVIDE: u32 = 0x3e;
 const MASKED: u32 = 1 << 16;
 const ASSERT: u32 = 1 << 14;
 const PENDING: u32 = 1 << 12;
+/// Command: asks a CPU for its attention.
+pub const CALL_ATTENTION: u32 = ATTENTION as u32 | ASSERT;
+/// Command: INIT, after which a CPU waits for [`START_UP`].
+pub const INIT: u32 = 5 << 8 | ASSERT;
+/// Command: a CPU starts in real mode at the physical page, below 1 MiB, whose number is added.
+pub const START_UP: u32 = 6 << 8 | ASSERT;
 const MODE_DEADLINE: u32 = 2 << 17;
 const X2APIC_ENABLE: u64 = 1 << 10;
 const APIC_ENABLE: u64 = 1 << 11;
@@ -151,7 +157,7 @@ pub fn set_timer(now: u64, deadline: u64) {
 }
 
 /// Sends the interrupt that `command` describes (11.6.1) to LAPIC `id`, and waits until it has left.
-fn send(id: u32, command: u32) {
+pub fn send(id: u32, command: u32) {
     if X2APIC.load(Ordering::Relaxed) {
         // SAFETY: what the kernel wrote before must be seen by whom it interrupts, and this write is not ordered
         // after others by itself (11.12.3). The command is legal.
@@ -168,26 +174,11 @@ fn send(id: u32, command: u32) {
     }
 }
 
-/// Asks the CPU with LAPIC `id` for its attention.
-pub fn call_attention(id: u32) {
-    send(id, ATTENTION as u32 | ASSERT);
-}
-
-/// INIT for LAPIC `id`: its CPU waits for [`start_up`].
-pub fn reset(id: u32) {
-    send(id, 5 << 8 | ASSERT);
-}
-
-/// Starts the CPU with LAPIC `id` in real mode at physical page `page`.
-pub fn start_up(id: u32, page: u8) {
-    send(id, 6 << 8 | ASSERT | page as u32);
-}
-
 /// Stops all other CPUs, for the end.
 pub fn stop_others() {
     const OTHERS: u32 = 3 << 18;
     if crate::cpu::count() > 1 {
-        send(0, 5 << 8 | ASSERT | OTHERS);
+        send(0, INIT | OTHERS);
     }
 }
 

@@ -60,7 +60,7 @@ impl Rounds {
 
 /// Calls the attention of `cpu`, which will look at its mail and answer rounds before it runs a program again.
 pub fn call(cpu: &Cpu) {
-    lapic::call_attention(cpu.apic_id.get());
+    lapic::send(cpu.apic_id.get(), lapic::CALL_ATTENTION);
 }
 
 /// Has `ec` wait until every CPU for which `concerned` holds has answered, and then go on with `after`. False, and

@@ -10,7 +10,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::cpu::{self, CPUS_MAX, CpuBlock, CpuNumber, now};
-use crate::memory::{FRAME, Shared};
+use crate::memory::Shared;
 use crate::{fast, lapic, log, space, timer};
 
 /// [`TICKET`]: a CPU may start.
@@ -130,10 +130,10 @@ const PATIENCE: (u64, u64) = (100, 1000);
 /// Starts one CPU; false if it did not answer.
 fn start(id: u32) -> bool {
     TICKET.store(OFFERED, Ordering::Release);
-    lapic::reset(id);
+    lapic::send(id, lapic::INIT);
     wait_until(10, || false);
     for _ in 0..2 {
-        lapic::start_up(id, (TRAMPOLINE / FRAME as u64) as u8);
+        lapic::send(id, lapic::START_UP | (TRAMPOLINE as u32) >> 12);
         if wait_until(1, || TICKET.load(Ordering::Relaxed) != OFFERED) {
             break;
         }

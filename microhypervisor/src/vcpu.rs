@@ -99,17 +99,6 @@ pub enum Exit {
     Resume,
 }
 
-/// Physical addresses of what a guest runs in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Spaces {
-    /// Root of the EPT or nested page tables (4 levels).
-    pub nested_root: u64,
-    /// Four contiguous frames: 65536 bits, 1 = the port exits; the third frame all ones.
-    pub io_bitmap: u64,
-    /// Two contiguous frames in the vendor's format, see [`Processor::msr_bits`].
-    pub msr_bitmap: u64,
-}
-
 /// A frame of kernel memory.
 #[derive(Clone, Copy, Debug)]
 pub struct PhysPage {
@@ -117,15 +106,6 @@ pub struct PhysPage {
     pub pa: u64,
     /// Where the kernel sees it.
     pub va: *mut u8,
-}
-
-/// The zeroed frames of a vCPU; they belong to it.
-#[derive(Clone, Copy, Debug)]
-pub struct VcpuPages {
-    /// VMCS or VMCB.
-    pub control: PhysPage,
-    /// Virtual-APIC page (VMX).
-    pub extra: PhysPage,
 }
 
 /// One virtual CPU.
@@ -138,14 +118,14 @@ pub trait VirtualCpu {
     /// Copies the state that `mtd` names from `utcb`, which [`legal::check`] has seen, into the vCPU.
     /// What else is illegal makes the next entry fail.
     fn load(&mut self, mtd: Mtd, gprs: &mut Gprs, utcb: &mut Architectural);
-    /// Assigns the spaces; an entry before that fails.
-    fn assign(&mut self, spaces: &Spaces);
-    /// The guest space has changed: nothing cached of it may be used at the next entry.
-    fn flush(&mut self);
+    /// Assigns the spaces by their physical addresses: the root of the EPT or nested page tables (4 levels); four
+    /// contiguous frames with 65536 bits, 1 = the port exits, the third frame all ones; two contiguous frames in the
+    /// vendor's format, see [`Processor::msr_bits`]. An entry before that fails.
+    fn assign(&mut self, nested_root: u64, io_bitmap: u64, msr_bitmap: u64);
     /// Whether nothing has to be done at exits and further entries but what the fast path does.
     fn is_plain(&mut self) -> bool;
     /// What does not depend on the vendor.
-    fn common(&self) -> &Common;
+    fn common(&mut self) -> &mut Common;
     /// Takes its state out of the CPU: it is not used again, and its frames are free.
     fn release(&mut self);
     /// Enters the guest until it exits, at `deadline`, a value of the TSC, or not long after. Returns only if there is an
@@ -277,12 +257,19 @@ pub struct Common {
     pub foreign: register::Foreign,
     /// Tag of its TLB entries.
     pub tag: Tag,
+    /// Translations of the guest space may be stale, whatever the tag (VMX).
+    pub stale: bool,
 }
 
 impl Common {
     /// The state after reset.
     pub fn new() -> Self {
-        Self { exceptions: 0, xcr0: 1, foreign: register::Foreign::new(), tag: Tag::default() }
+        Self { exceptions: 0, xcr0: 1, foreign: register::Foreign::new(), tag: Tag::default(), stale: false }
+    }
+
+    /// The guest space has changed: nothing cached of it may be used at the next entry.
+    pub fn flush(&mut self) {
+        (self.tag, self.stale) = (Tag::default(), true);
     }
 
     /// See [`VirtualCpu::save`].

@@ -11,10 +11,8 @@
 //! No wakeup is lost: [`Mailbox::post`] says whether the mailbox was empty, and then its sender must interrupt the owner.
 //! An owner that stops before [`Inbox::take`] returns nothing must come back by itself: no interrupt will remind it.
 
-use crate::sync::{
-    AtomicU32,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
-};
+use crate::sync::AtomicU32;
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 const NIL: u32 = u32::MAX;
 

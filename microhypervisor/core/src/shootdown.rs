@@ -14,11 +14,8 @@
 //! A round to all CPUs is also the grace period of everything that is looked up without locks: a CPU acknowledges
 //! where it holds no reference to an object.
 
-use crate::sync::{
-    AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
-    fence,
-};
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use crate::sync::{AtomicU32, AtomicU64, fence};
 
 /// How often rights were taken from a space, and how many of these removals all CPUs are known to have seen.
 pub struct Generation {

@@ -6,10 +6,8 @@
 //! CPU can still hold what it resolved before; the two steps are therefore [`HeaderTable::end`] and, after the
 //! grace period, [`HeaderTable::release`].
 
-use crate::sync::{
-    AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
-};
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use crate::sync::{AtomicU32, AtomicU64};
 use abi::capability::Permissions;
 
 const INDEX_BITS: u32 = 24;

@@ -10,9 +10,7 @@ mod transfer;
 
 use crate::registers::{EFER, rdmsr, wrmsr};
 use crate::vcpu::register::{DR6_CONDITIONS, EFER_SVME, cpuid};
-use crate::vcpu::{
-    Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, PhysPage, RESET, Spaces, Tag, Tags, VcpuPages, VirtualCpu, vector,
-};
+use crate::vcpu::{Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, PhysPage, RESET, Tags, VirtualCpu, vector};
 use abi::Mtd;
 use abi::event::guest;
 use abi::mtd::injection;
@@ -88,10 +86,10 @@ pub struct Svm {
 
 impl Svm {
     /// A vCPU of `cpu` in the state after reset. May be called on another CPU.
-    pub fn new(cpu: &'static Processor, pages: VcpuPages, rsp: u64) -> Self {
+    pub fn new(cpu: &'static Processor, control: PhysPage, rsp: u64) -> Self {
         let mut vcpu = Self {
             cpu,
-            control: pages.control,
+            control,
             early: false,
             windows: 0,
             cr_intercepts: 0,
@@ -210,10 +208,8 @@ fn exception_info(number: u8) -> u32 {
     // These push an error code: #DF, #TS, #NP, #SS, #GP, #PF, #AC, #CP.
     const WITH_ERROR: u32 = 0x0022_7d00;
     let error = if WITH_ERROR >> (number & 31) & 1 != 0 { injection::ERROR_CODE } else { 0 };
-    let kind = match number {
-        vector::BREAKPOINT | vector::OVERFLOW => injection::TYPE_SOFTWARE_EXCEPTION,
-        _ => injection::TYPE_EXCEPTION,
-    };
+    let software = matches!(number, vector::BREAKPOINT | vector::OVERFLOW);
+    let kind = if software { injection::TYPE_SOFTWARE_EXCEPTION } else { injection::TYPE_EXCEPTION };
     injection::VALID | kind | error | u32::from(number)
 }
 
@@ -234,13 +230,7 @@ const fn io_qualification(info: u64) -> u64 {
 
 /// Nested page fault: EXITINFO1 -> qualification of VMX (Intel SDM vol. 3C, table 28-7).
 const fn fault_qualification(info: u64) -> u64 {
-    let access = if info & nested::FETCH != 0 {
-        1 << 2
-    } else if info & nested::WRITE != 0 {
-        1 << 1
-    } else {
-        1 << 0
-    };
+    let access = 1 << if info & nested::FETCH != 0 { 2 } else { (info & nested::WRITE != 0) as u32 };
     let granted = if info & nested::PRESENT != 0 { 1 << 3 } else { 0 };
     access | granted | if info & nested::FINAL != 0 { 1 << 8 } else { 0 }
 }
@@ -313,16 +303,10 @@ impl VirtualCpu for Svm {
         }
     }
 
-    fn assign(&mut self, spaces: &Spaces) {
-        self.common.tag = Tag::default();
+    fn assign(&mut self, nested_root: u64, io_bitmap: u64, msr_bitmap: u64) {
+        self.common.flush();
         let vmcb = self.vmcb();
-        vmcb.nested_cr3 = spaces.nested_root;
-        vmcb.io_bitmap = spaces.io_bitmap;
-        vmcb.msr_bitmap = spaces.msr_bitmap;
-    }
-
-    fn flush(&mut self) {
-        self.common.tag = Tag::default();
+        (vmcb.nested_cr3, vmcb.io_bitmap, vmcb.msr_bitmap) = (nested_root, io_bitmap, msr_bitmap);
     }
 
     fn is_plain(&mut self) -> bool {
@@ -331,8 +315,8 @@ impl VirtualCpu for Svm {
         plain && vmcb.injection == 0 && vmcb.nested_cr3 != 0
     }
 
-    fn common(&self) -> &Common {
-        &self.common
+    fn common(&mut self) -> &mut Common {
+        &mut self.common
     }
 
     fn release(&mut self) {

@@ -83,7 +83,7 @@ impl Svm {
         }
         if injects && !watch.injects_nmi && (low || window) {
             // The event is due behind the injection: a physical interrupt ends the guest's run there.
-            lapic::call_attention(lapic::id());
+            lapic::send(lapic::id(), lapic::CALL_ATTENTION);
         }
         let iret = if watch.nmi == Nmi::Blocked || watch.injects_nmi { first::IRET } else { 0 };
         // QEMU may deliver an injected interrupt twice (`docs/emulators.md`): where it is taken at once a virtual one, that is

@@ -98,13 +98,14 @@ pub fn save(vcpu: &mut Svm, mtd: Mtd, utcb: &mut Architectural) {
 
 /// Everything that `mtd` names: `utcb` -> vCPU, but for general registers and RIP.
 pub fn load(vcpu: &mut Svm, mtd: Mtd, utcb: &mut Architectural) {
-    let vmcb = vcpu.vmcb();
+    let (vmcb, watch) = vcpu.parts();
     transfer(vmcb, mtd, utcb, false);
     if mtd.contains(Mtd::CS_SS) {
         vmcb.cpl = (utcb.ss.access >> 5 & 3) as u8;
     }
     if mtd.contains(Mtd::STA) {
         vmcb.interrupt_shadow = u64::from(utcb.interruptibility & 3 != 0);
+        watch.nmi = if utcb.interruptibility & BLOCKED_BY_NMI != 0 { Nmi::Blocked } else { Nmi::Open };
     }
     if mtd.contains(Mtd::CR) {
         vmcb.virtual_interrupt = vmcb.virtual_interrupt & !virtual_interrupt::TPR | utcb.cr8;
@@ -113,11 +114,8 @@ pub fn load(vcpu: &mut Svm, mtd: Mtd, utcb: &mut Architectural) {
         let efer = if mtd.contains(Mtd::EFER) { utcb.efer } else { vmcb.efer };
         vmcb.efer = consistent_efer(efer, vmcb.cr0) | EFER_SVME;
     }
-    if mtd.contains(Mtd::STA) {
-        vcpu.watch.nmi = if utcb.interruptibility & BLOCKED_BY_NMI != 0 { Nmi::Blocked } else { Nmi::Open };
-    }
     if mtd.contains(Mtd::TPR) {
-        vcpu.watch.threshold = utcb.tpr_threshold.into();
+        watch.threshold = utcb.tpr_threshold.into();
     }
     if mtd.contains(Mtd::INJ) {
         let vmcb = vcpu.vmcb();

@@ -13,9 +13,7 @@ mod vmcs;
 use crate::descriptors;
 use crate::registers::{self, CR0_TS, Cr0, Cr4, Dr6, EFER, FMASK, LSTAR, PAT, STAR, rdmsr, wrmsr};
 use crate::vcpu::register::{self, CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_MCE, CR4_VMXE, KERNEL_GS_BASE};
-use crate::vcpu::{
-    Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, RESET, STACK_OFFSET, Spaces, VcpuPages, VirtualCpu, vector,
-};
+use crate::vcpu::{Common, Exit, Gprs, HOT, KERNEL_EXCEPTIONS, PhysPage, RESET, STACK_OFFSET, VirtualCpu, vector};
 use abi::Mtd;
 use abi::event::guest;
 use abi::mtd::injection;
@@ -82,7 +80,9 @@ impl ControlRegister {
 /// A vCPU.
 pub struct Vmx {
     cpu: &'static Processor,
-    pages: VcpuPages,
+    control: PhysPage,
+    /// The virtual-APIC page.
+    apic: PhysPage,
     initialized: bool,
     launched: bool,
     /// The latest event, for its qualifications.
@@ -102,8 +102,6 @@ pub struct Vmx {
     gprs: *mut Gprs,
     /// 0, with which no entry succeeds, before there is a guest space.
     ept_pointer: u64,
-    /// Translations of the guest space may be stale.
-    stale: bool,
     fast_live: bool,
     syscall: Syscall,
     cr2: u64,
@@ -112,11 +110,12 @@ pub struct Vmx {
 
 impl Vmx {
     /// A vCPU of `cpu` in the state after reset. Exits load `host_cr3`. May be called on another CPU.
-    pub fn new(cpu: &'static Processor, pages: VcpuPages, host_cr3: u64, rsp: u64) -> Self {
+    pub fn new(cpu: &'static Processor, control: PhysPage, apic: PhysPage, host_cr3: u64, rsp: u64) -> Self {
         let free = CR0_PE | CR0_PG; // An unrestricted guest chooses these.
         Self {
             cpu,
-            pages,
+            control,
+            apic,
             initialized: false,
             launched: false,
             event: 0,
@@ -130,7 +129,6 @@ impl Vmx {
             first_rsp: rsp,
             gprs: core::ptr::null_mut(),
             ept_pointer: 0,
-            stale: false,
             fast_live: false,
             syscall: [0; 3],
             cr2: 0,
@@ -159,10 +157,10 @@ impl Vmx {
         // SAFETY: the page is this vCPU's own, and `initialize` clears it before it is loaded first.
         unsafe {
             if !self.initialized {
-                self.pages.control.va.cast::<u32>().write(self.cpu.revision);
-                vmcs::vmclear(self.pages.control.pa);
+                self.control.va.cast::<u32>().write(self.cpu.revision);
+                vmcs::vmclear(self.control.pa);
             }
-            let vmcs = Current::load(self.pages.control.pa);
+            let vmcs = Current::load(self.control.pa);
             if !self.initialized {
                 self.initialized = true;
                 self.initialize(vmcs);
@@ -176,19 +174,13 @@ impl Vmx {
         for (Controls(_, field, ..), value) in CONTROLS.into_iter().zip(self.cpu.controls) {
             vmcs.write32(field, value);
         }
-        let unused = [field::CR3_TARGETS, field::EXIT_MSR_STORES, field::EXIT_MSR_LOADS, field::ENTRY_MSR_LOADS];
-        let none = [field::ENTRY_INFO, field::TSC_OFFSET, field::DEBUGCTL, field::PENDING_DEBUG, field::EPT_POINTER];
-        let optional = [field::APIC_ACCESS, field::XSS_EXITING];
-        let host = [field::HOST_FS_BASE, field::HOST_GS_BASE];
-        let zero = unused.iter().chain(&none).chain(&optional).chain(&host).chain(&field::HOST_DATA);
-        zero.for_each(|&field| vmcs.write(field, 0));
+        field::ZERO.into_iter().for_each(|field| vmcs.write(field, 0));
         let cpu = crate::cpu::Cpu::this();
-        let task = cpu.task.get().map_or(0, |task| core::ptr::from_ref(task) as u64);
         // SAFETY: every CPU with long mode has it.
         let pat = unsafe { rdmsr(PAT) };
         for (field, value) in [
             (field::LINK_POINTER, u64::MAX),
-            (field::VIRTUAL_APIC, self.pages.extra.pa),
+            (field::VIRTUAL_APIC, self.apic.pa),
             (field::HOST_CS, u64::from(descriptors::KERNEL_CS)),
             (field::HOST_SS, u64::from(descriptors::KERNEL_SS)),
             (field::HOST_TR, u64::from(descriptors::TSS)),
@@ -200,7 +192,7 @@ impl Vmx {
             (field::HOST_CR0, Cr0::read_raw() | CR0_TS),
             (field::HOST_CR3, self.host_cr3),
             (field::HOST_CR4, Cr4::read_raw()),
-            (field::HOST_TR_BASE, task),
+            (field::HOST_TR_BASE, descriptors::task(cpu.number.into()).0),
             (field::HOST_GDTR_BASE, tables::sgdt().base.as_u64()),
             (field::HOST_IDTR_BASE, tables::sidt().base.as_u64()),
             (field::RIP, RESET.rip),
@@ -222,12 +214,12 @@ impl Vmx {
 
     fn cr8(&self) -> u64 {
         // SAFETY: the virtual-APIC page belongs to this vCPU, whose guest does not run now.
-        unsafe { u64::from(self.pages.extra.va.add(APIC_TPR).cast::<u32>().read_volatile() >> 4 & 0xf) }
+        unsafe { u64::from(self.apic.va.add(APIC_TPR).cast::<u32>().read_volatile() >> 4 & 0xf) }
     }
 
     fn set_cr8(&mut self, cr8: u64) {
         // SAFETY: as above.
-        unsafe { self.pages.extra.va.add(APIC_TPR).cast::<u32>().write_volatile((cr8 as u32 & 0xf) << 4) };
+        unsafe { self.apic.va.add(APIC_TPR).cast::<u32>().write_volatile((cr8 as u32 & 0xf) << 4) };
     }
 
     /// Takes the fast state out of the registers.
@@ -420,26 +412,22 @@ impl VirtualCpu for Vmx {
         }
     }
 
-    fn assign(&mut self, spaces: &Spaces) {
+    fn assign(&mut self, nested_root: u64, io_bitmap: u64, msr_bitmap: u64) {
         let vmcs = self.current();
-        self.ept_pointer = spaces.nested_root | spec::EPT_POINTER_ATTRIBUTES;
-        self.stale = true;
+        self.ept_pointer = nested_root | spec::EPT_POINTER_ATTRIBUTES;
+        self.common.flush();
         vmcs.write(field::EPT_POINTER, self.ept_pointer);
-        vmcs.write(field::IO_BITMAP_A, spaces.io_bitmap);
-        vmcs.write(field::IO_BITMAP_B, spaces.io_bitmap + 0x1000);
-        vmcs.write(field::MSR_BITMAP, spaces.msr_bitmap);
-    }
-
-    fn flush(&mut self) {
-        self.stale = true;
+        vmcs.write(field::IO_BITMAP_A, io_bitmap);
+        vmcs.write(field::IO_BITMAP_B, io_bitmap + 0x1000);
+        vmcs.write(field::MSR_BITMAP, msr_bitmap);
     }
 
     fn is_plain(&mut self) -> bool {
         self.launched && self.threshold == 0
     }
 
-    fn common(&self) -> &Common {
-        &self.common
+    fn common(&mut self) -> &mut Common {
+        &mut self.common
     }
 
     fn release(&mut self) {
@@ -450,7 +438,7 @@ impl VirtualCpu for Vmx {
         }
         if self.initialized {
             // SAFETY: the page is this vCPU's own. The processor may keep parts of a VMCS until it is cleared.
-            unsafe { vmcs::vmclear(self.pages.control.pa) };
+            unsafe { vmcs::vmclear(self.control.pa) };
         }
     }
 
@@ -481,7 +469,7 @@ impl VirtualCpu for Vmx {
             }
             vmcs.write32(field::VPID, self.common.tag.number);
         }
-        if core::mem::take(&mut self.stale) {
+        if core::mem::take(&mut self.common.stale) {
             vmcs::invept(self.ept_pointer);
         }
         self.load_live();

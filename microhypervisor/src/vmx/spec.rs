@@ -169,6 +169,10 @@ pub mod field {
         0x6c00 => HOST_CR0 HOST_CR3 HOST_CR4 HOST_FS_BASE HOST_GS_BASE HOST_TR_BASE HOST_GDTR_BASE HOST_IDTR_BASE
             HOST_SYSENTER_ESP HOST_SYSENTER_EIP HOST_RSP HOST_RIP;
     }
-    /// Selectors of the host's ES, DS, FS, GS.
-    pub const HOST_DATA: [u32; 4] = [0x0c00, 0x0c06, 0x0c08, 0x0c0a];
+    /// What a new VMCS has as zero for good, or for a start: also the selectors of the host's ES, DS, FS, GS.
+    #[rustfmt::skip]
+    pub const ZERO: [u32; 17] = [
+        CR3_TARGETS, EXIT_MSR_STORES, EXIT_MSR_LOADS, ENTRY_MSR_LOADS, ENTRY_INFO, TSC_OFFSET, DEBUGCTL, PENDING_DEBUG,
+        EPT_POINTER, APIC_ACCESS, XSS_EXITING, HOST_FS_BASE, HOST_GS_BASE, 0x0c00, 0x0c06, 0x0c08, 0x0c0a,
+    ];
 }

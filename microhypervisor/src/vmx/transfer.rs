@@ -69,7 +69,7 @@ table! {
     DS_ES { ds: 6, es: 0 }
     FS_GS { fs: 8, gs: 10 }
     LDTR { ldtr: 12 }
-    STA { interruptibility: field::INTERRUPTIBILITY }
+    STA { interruptibility: field::INTERRUPTIBILITY, activity: field::ACTIVITY }
     TR { tr: 14 }
     GDTR { gdtr: 0 }
     IDTR { idtr: 2 }
@@ -78,14 +78,12 @@ table! {
     DR { dr7: field::DR7 }
     SYSENTER { sysenter_cs: field::SYSENTER_CS, sysenter_esp: field::SYSENTER_ESP, sysenter_eip: field::SYSENTER_EIP }
     PAT { pat: field::PAT }
+    EFER { efer: field::EFER }
 }
 
 /// Everything that `mtd` names: vCPU -> `utcb`, but for general registers, RIP and qualifications.
 pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
     transfer(vmcs, mtd, utcb, true);
-    if mtd.contains(Mtd::STA) {
-        utcb.activity = vmcs.read32(field::ACTIVITY);
-    }
     if mtd.contains(Mtd::INJ) {
         let pending = vmcs.read32(field::ENTRY_INFO);
         let pick = |control: u32, window: u32| if vcpu.controls[0] & control != 0 { window } else { 0 };
@@ -112,19 +110,14 @@ pub fn save(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
     if mtd.contains(Mtd::KERNEL_GS) {
         utcb.kernel_gs_base = vcpu.kernel_gs_base;
     }
-    if mtd.contains(Mtd::EFER) {
-        utcb.efer = vmcs.read(field::EFER);
-    }
     vcpu.common.save(mtd, utcb);
 }
 
 /// Everything that `mtd` names: `utcb` -> vCPU, but for general registers and RIP.
 pub fn load(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
     transfer(vmcs, mtd, utcb, false);
-    if mtd.contains(Mtd::STA) {
-        vmcs.write(field::ACTIVITY, 0);
-    }
     if mtd.intersects(Mtd::STA.union(Mtd::RFLAGS)) {
+        vmcs.write(field::ACTIVITY, 0);
         single_step(vmcs);
     }
     if mtd.contains(Mtd::INJ) {
@@ -162,8 +155,7 @@ pub fn load(vcpu: &mut Vmx, vmcs: Current, mtd: Mtd, utcb: &mut Architectural) {
         vcpu.kernel_gs_base = utcb.kernel_gs_base;
     }
     if mtd.intersects(Mtd::EFER.union(Mtd::CR)) {
-        let efer = if mtd.contains(Mtd::EFER) { utcb.efer } else { vmcs.read(field::EFER) };
-        let efer = consistent_efer(efer, vmcs.read(field::CR0));
+        let efer = consistent_efer(vmcs.read(field::EFER), vmcs.read(field::CR0));
         vmcs.write(field::EFER, efer);
         let controls = vmcs.read32(field::ENTRY_CONTROLS) & !entry::IA32E;
         vmcs.write32(field::ENTRY_CONTROLS, controls | if efer & EFER_LMA != 0 { entry::IA32E } else { 0 });

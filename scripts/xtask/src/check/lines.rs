@@ -1,6 +1,7 @@
-//! Lines of privileged source: `.rs` and `.S` in `microhypervisor/` and `iommu/`, without blank lines, comments, and
+//! Lines of privileged source: `.rs`, `.S` and `.ld` in `microhypervisor/` and `iommu/`, without blank lines, comments, and
 //! what is compiled for tests only.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -25,10 +26,7 @@ pub fn privileged(root: &Path) -> Result<(usize, usize)> {
     let mut counted = Vec::new();
     for file in files {
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let (mut code, modules) = significant(&text);
-        if file.extension().is_some_and(|extension| extension == "S") {
-            code -= text.lines().filter(|line| line.trim_start().starts_with('#')).count();
-        }
+        let (code, modules) = significant(&text);
         test_files.extend(modules.iter().flat_map(|module| module_files(&file, module)));
         counted.push((file, code));
     }
@@ -48,7 +46,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         // Integration tests of a crate are no part of it.
         if path.is_dir() && !path.ends_with("tests") && !path.ends_with("target") {
             collect(&path, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "S") {
+        } else if path.extension().is_some_and(|extension| ["rs", "S", "ld"].map(OsStr::new).contains(&extension)) {
             files.push(path);
         }
     }

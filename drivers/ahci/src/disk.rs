@@ -97,6 +97,7 @@ impl<H: Hardware> Device for Disk<H> {
             block: self.identity.block,
             transfer: TRANSFER,
             depth: self.port.slots as u16,
+            read_only: false,
             volatile_cache: self.identity.volatile_cache,
             force_unit_access: self.identity.force_unit_access,
         }

@@ -38,6 +38,7 @@ fn the_first_disk_comes_up() {
         block: 512,
         transfer: 1 << 20,
         depth: 32,
+        read_only: false,
         volatile_cache: true,
         force_unit_access: true,
     };

@@ -14,6 +14,8 @@ pub struct Geometry {
     pub transfer: u32,
     /// Most commands that run at once.
     pub depth: u16,
+    /// The device cannot be written.
+    pub read_only: bool,
     /// The device has a volatile write cache: what is written is durable after a flush.
     pub volatile_cache: bool,
     /// The device can write past its cache.
@@ -82,6 +84,8 @@ pub enum Failure {
     Fatal(u32),
     /// The command of this name did not end in time.
     TimeOut(u16),
+    /// It did what no device may.
+    Misbehaviour,
 }
 
 impl fmt::Display for Failure {
@@ -90,6 +94,7 @@ impl fmt::Display for Failure {
             Self::Absent => write!(f, "the device does not answer any more"),
             Self::Fatal(status) => write!(f, "the device reports a fatal error, status {status:#x}"),
             Self::TimeOut(id) => write!(f, "command {id} does not end"),
+            Self::Misbehaviour => write!(f, "the device breaks the rules"),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::server::Server;
 use crate::session::Port;
 use abi::scd::Scd;
 use alloc::format;
+use device::dma;
 use plan::{ClientConfig, DriverConfig};
 use runtime::block::{COMPLETION_LENGTH, CompletionRecord, LIFE_MAX, RequestRecord};
 use runtime::channel::{Receiver, Sender};
@@ -112,6 +113,8 @@ fn add<D: Device>(manifest: &Manifest, server: &mut Server<D, Rings>, client: &C
     let (Some(requests), Some(completions), Some(window)) = (requests, completions, window) else {
         panic!("client {name} has no rings or no window")
     };
+    // SAFETY: the manifest says that program and device share this memory for ever.
+    unsafe { dma::add_window(window.memory.address as usize, window.memory.length as usize, window.device) };
     let region = Region {
         first: client.first,
         sectors: client.sectors,

@@ -56,7 +56,8 @@ impl Region {
         if !fits {
             return Err(Misfit::Window(self.window));
         }
-        Ok(Self { sectors: end - self.first, ..self })
+        let read_only = self.read_only || geometry.read_only;
+        Ok(Self { sectors: end - self.first, read_only, ..self })
     }
 
     /// Where a read or write lies: its first sector on the disk and its address for the device.
@@ -89,6 +90,7 @@ mod tests {
         block: 4096,
         transfer: 8192,
         depth: 4,
+        read_only: false,
         volatile_cache: true,
         force_unit_access: true,
     };
@@ -105,6 +107,8 @@ mod tests {
         assert_eq!(on(8, u64::MAX), Err(Misfit::TooLarge(1000)));
         assert_eq!(on(4, 8), Err(Misfit::Alignment(4096)));
         assert_eq!(on(8, 4), Err(Misfit::Alignment(4096)));
+        let read_only = |read_only| REGION.on(&Geometry { read_only, ..GEOMETRY }).map(|r| r.read_only);
+        assert_eq!((read_only(false), read_only(true)), (Ok(false), Ok(true)), "a disk that cannot be written");
         let window = |window| Region { window, ..REGION }.on(&GEOMETRY).is_ok();
         assert!(window(0x1000) && !window(0x1200) && !window(u64::MAX - 0xfff));
     }

@@ -104,7 +104,7 @@ impl Model {
 }
 
 fn pointer(address: u64, length: usize) -> *mut u8 {
-    dma::host_address(address, length).expect("the controller reaches beyond its memory")
+    dma::program_address(address, length).expect("the controller reaches beyond its memory")
 }
 
 fn read(address: u64) -> u8 {

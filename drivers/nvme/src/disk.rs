@@ -66,6 +66,7 @@ impl<H: Hardware> Device for Disk<H> {
             block: self.identity.block,
             transfer: self.identity.transfer,
             depth: self.identity.depth,
+            read_only: false,
             volatile_cache: self.identity.volatile_cache,
             force_unit_access: true,
         }

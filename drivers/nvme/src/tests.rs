@@ -41,6 +41,7 @@ fn a_controller_comes_up_whatever_it_did_before() {
             block: 512,
             transfer: 512 << 10,
             depth: 63,
+            read_only: false,
             volatile_cache: true,
             force_unit_access: true,
         };

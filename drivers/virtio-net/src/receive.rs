@@ -8,7 +8,7 @@ use alloc::boxed::Box;
 use core::sync::atomic::{Ordering, fence};
 use nic::{Misbehaviour, Receive};
 use virtio::dma::Region;
-use virtio::transport::Bell;
+use virtio::transport::{Bell, wants_bell};
 use virtio_drivers::Result;
 use virtio_drivers::queue::VirtQueue;
 
@@ -72,11 +72,4 @@ impl<R: Registers> Receive for Receiver<R> {
         fence(Ordering::SeqCst);
         self.queue.can_pop()
     }
-}
-
-/// Whether the device wants to hear of the buffer that was added just now. To be asked after each: the crate's answer
-/// is right for one buffer only, and the index must have been seen by the device before (2.7.21).
-pub(crate) fn wants_bell<const N: usize>(queue: &VirtQueue<Region, N>) -> bool {
-    fence(Ordering::SeqCst);
-    queue.should_notify()
 }

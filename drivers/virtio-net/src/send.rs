@@ -3,14 +3,13 @@
 
 use crate::buffers::{Buffers, LENGTH};
 use crate::device::HEADER;
-use crate::receive::wants_bell;
 use ::device::registers::Registers;
 use alloc::boxed::Box;
 use core::sync::atomic::{Ordering, fence};
 use nic::{Misbehaviour, Transmit};
 use runtime::net::{FRAME_MAX, HEADER as RECORD_HEADER};
 use virtio::dma::Region;
-use virtio::transport::Bell;
+use virtio::transport::{Bell, wants_bell};
 use virtio_drivers::Result;
 use virtio_drivers::queue::VirtQueue;
 

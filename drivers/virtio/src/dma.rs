@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use device::dma::{Area, device_address};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
-/// The region for DMA.
+/// The region for DMA, from which queues are cut; buffers may also lie in windows.
 pub struct Region;
 
 // SAFETY: areas are handed out once, zeroed and valid for ever.
@@ -27,7 +27,7 @@ unsafe impl Hal for Region {
     unsafe fn share(buffer: NonNull<[u8]>, _: BufferDirection) -> PhysAddr {
         match device_address(buffer.as_ptr().cast(), buffer.len()) {
             Some(address) => address,
-            None => panic!("a buffer outside of the region for DMA"),
+            None => panic!("a buffer that the device does not reach"),
         }
     }
 

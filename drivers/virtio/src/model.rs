@@ -12,6 +12,9 @@ use std::vec::Vec;
 /// Bytes between bells.
 const MULTIPLIER: u32 = 4;
 
+/// Bytes of the device's own configuration.
+const CONFIG: usize = 24;
+
 const DRIVER_OK: u8 = 4;
 const FEATURES_OK: u8 = 8;
 
@@ -21,7 +24,7 @@ pub const STRUCTURES: Structures = Structures {
     notify: Place { bar: 4, offset: 0x3000 },
     notify_multiplier: MULTIPLIER,
     isr: Place { bar: 4, offset: 0x1000 },
-    device: Some((Place { bar: 4, offset: 0x2000 }, 12)),
+    device: Some((Place { bar: 4, offset: 0x2000 }, CONFIG as u32)),
 };
 
 /// A queue of the device.
@@ -45,14 +48,17 @@ pub struct State {
     /// Features that the driver accepted.
     pub accepted: u64,
     /// Its own configuration.
-    pub config: [u8; 12],
+    pub config: [u8; CONFIG],
     /// Number of its MSI-X vectors.
     pub vectors: u16,
+    /// Entries that its queues can have, from the next reset on.
+    pub entries: u16,
     /// Whether it never finishes a reset.
     pub stuck: bool,
     /// Whether it refuses all features.
     pub stubborn: bool,
-    status: u8,
+    /// Its status.
+    pub status: u8,
     selects: [u32; 2],
     queue: u16,
     queues: Vec<Queue>,
@@ -76,18 +82,18 @@ impl Model {
     /// A device with `queues` queues of 256 entries.
     pub fn new(offered: u64, queues: usize) -> Self {
         dma::init_for_tests();
-        let queue = Queue { size: 256, vector: 0xffff, ..Queue::default() };
         Self(Rc::new(RefCell::new(State {
             offered,
             accepted: 0,
-            config: [0; 12],
+            config: [0; CONFIG],
             vectors: 4,
+            entries: 256,
             stuck: false,
             stubborn: false,
             status: 0,
             selects: [0; 2],
             queue: 0,
-            queues: std::vec![queue; queues],
+            queues: std::vec![Queue::default(); queues],
         })))
     }
 
@@ -126,7 +132,7 @@ impl Model {
             let (address, length) = (u64::from_le_bytes(load(at)), u32::from_le_bytes(load(at + 8)));
             let (flags, next) = (u16::from_le_bytes(load(at + 12)), u16::from_le_bytes(load(at + 14)));
             match flags & 2 {
-                0 => chain.readable.extend((0..u64::from(length)).map(|i| load::<1>(address + i)[0])),
+                0 => chain.readable.extend(read(address, length as usize)),
                 _ => chain.writable.push((address, length)),
             }
             if flags & 1 == 0 {
@@ -169,7 +175,7 @@ impl Model {
 }
 
 fn pointer(address: u64, length: usize) -> *mut u8 {
-    dma::host_address(address, length).expect("the device reaches beyond its memory")
+    dma::program_address(address, length).expect("the device reaches beyond its memory")
 }
 
 fn load<const N: usize>(address: u64) -> [u8; N] {
@@ -177,9 +183,17 @@ fn load<const N: usize>(address: u64) -> [u8; N] {
     unsafe { pointer(address, N).cast::<[u8; N]>().read_volatile() }
 }
 
-fn store(address: u64, bytes: &[u8]) {
+/// The device reads.
+pub fn read(address: u64, length: usize) -> Vec<u8> {
+    let start = pointer(address, length);
+    // SAFETY: inside the region or a window.
+    (0..length).map(|i| unsafe { start.add(i).read_volatile() }).collect()
+}
+
+/// The device writes.
+pub fn store(address: u64, bytes: &[u8]) {
     let start = pointer(address, bytes.len());
-    // SAFETY: inside the region.
+    // SAFETY: inside the region or a window.
     unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len()) }
 }
 
@@ -233,7 +247,7 @@ impl State {
     fn set_status(&mut self, status: u8) {
         assert!(status == 0 || status & self.status == self.status, "the driver takes no bits back");
         if status == 0 && !self.stuck {
-            let fresh = Queue { size: 256, vector: 0xffff, ..Queue::default() };
+            let fresh = Queue { size: self.entries, vector: 0xffff, ..Queue::default() };
             self.queues.fill(fresh);
         }
         self.status = match self.stuck {

@@ -72,11 +72,11 @@ fn a_device_without_a_vector_is_noticed() {
 #[test]
 fn configuration_is_read_inside_its_bounds() {
     let model = Model::new(VERSION_1, 0);
-    model.with(|state| state.config = *b"\x52\x54\x00\x12\x34\x56\x01\x00abcd");
+    model.with(|state| state.config = *b"\x52\x54\x00\x12\x34\x56\x01\x00abcdefghijklmnop");
     let nic = transport(&model, &[]);
     assert_eq!(nic.read_config_space(0), Ok([0x52u8, 0x54, 0, 0x12, 0x34, 0x56]));
     assert_eq!(nic.read_config_space(6), Ok(1u16));
-    assert_eq!(nic.read_config_space::<[u8; 4]>(9), Err(Error::ConfigSpaceTooSmall));
+    assert_eq!(nic.read_config_space::<[u8; 4]>(21), Err(Error::ConfigSpaceTooSmall));
     let mut without = STRUCTURES;
     without.device = None;
     let nic = PciTransport::new(model, without, DeviceType::Network, vec![]);

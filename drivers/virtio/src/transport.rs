@@ -6,9 +6,11 @@
 
 use crate::capability::Structures;
 use alloc::vec::Vec;
+use core::sync::atomic::{Ordering, fence};
 use device::registers::{Place, Registers};
+use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
-use virtio_drivers::{Error, PhysAddr, Result};
+use virtio_drivers::{Error, Hal, PhysAddr, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Offsets in the common configuration (4.1.4.3), with the registers' sizes.
@@ -63,6 +65,13 @@ impl<R: Registers> Bell<R> {
     pub fn ring(&self) {
         self.registers.write(self.place, 2, self.queue.into());
     }
+}
+
+/// Whether the device wants to hear of the buffers that were added just now. To be asked after each addition: the crate's
+/// answer is right for one only, and the index must have been seen by the device before (2.7.21).
+pub fn wants_bell<H: Hal, const N: usize>(queue: &VirtQueue<H, N>) -> bool {
+    fence(Ordering::SeqCst);
+    queue.should_notify()
 }
 
 impl<R: Registers> PciTransport<R> {

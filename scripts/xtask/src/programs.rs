@@ -19,6 +19,7 @@ pub const PACKAGES: &[&str] = &[
     "nvme",
     "ahci",
     "switch",
+    "virtio-blk",
     "virtio-net",
     "e1000e",
     "vmm",

@@ -186,6 +186,7 @@ const GEOMETRY: Geometry = Geometry {
     block: 512,
     transfer: 2048,
     depth: 3,
+    read_only: false,
     volatile_cache: true,
     force_unit_access: true,
 };

@@ -24,6 +24,7 @@ const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("device", &["runtime"]),
     ("virtio", &["device"]),
     ("nic", &["abi", "runtime"]),
+    ("virtio-blk", &["block", "device", "runtime", "virtio"]),
     ("virtio-net", &["runtime", "device", "nic", "virtio"]),
     ("e1000e", &["runtime", "device", "nic"]),
     ("machine", &["abi"]),

@@ -17,8 +17,13 @@ use crate::guest::RecipeKind;
 use crate::source::Source;
 
 /// Programs that can be drivers, and what they serve.
-const DRIVERS: [(&str, Service); 4] =
-    [("nvme", Service::Disk), ("ahci", Service::Disk), ("virtio-net", Service::Network), ("e1000e", Service::Network)];
+const DRIVERS: [(&str, Service); 5] = [
+    ("nvme", Service::Disk),
+    ("ahci", Service::Disk),
+    ("virtio-blk", Service::Disk),
+    ("virtio-net", Service::Network),
+    ("e1000e", Service::Network),
+];
 
 /// One for tests, which attacks by its device.
 const HOSTILE: (&str, Service) = ("hostile", Service::Network);
@@ -239,7 +244,8 @@ pub fn machine(
     };
     for (name, disk) in disks.0 {
         let content = content(source, &name, &disk)?;
-        let kinds = [("nvme", DiskInterface::Nvme), ("ahci", DiskInterface::Ahci)];
+        let kinds =
+            [("nvme", DiskInterface::Nvme), ("ahci", DiskInterface::Ahci), ("virtio-blk", DiskInterface::Virtio)];
         let driven = || driven(source, &name, &disk.pci, drivers, kinds);
         let interface = disk.interface.map_or_else(driven, Ok)?;
         add(&name, &disk.pci, DeviceKind::Disk(interface, content))?;

@@ -9,7 +9,10 @@ use crate::workspace;
 pub const TESTS: &[Test] = &[
     Test::new("disk::regions of an NVMe disk", |lab| regions(lab, "nvme", None)).only(QEMU),
     Test::new("disk::regions of an AHCI disk", |lab| regions(lab, "ahci", None)).only(QEMU),
+    Test::new("disk::regions of a virtio disk", |lab| regions(lab, "virtio-blk", None)).only(QEMU).long(),
     Test::new("disk::regions of an NVMe disk whose driver is killed", |lab| regions(lab, "nvme", FEW)).only(QEMU),
+    Test::new("disk::regions of a virtio disk whose driver is killed", |lab| regions(lab, "virtio-blk", FEW))
+        .only(QEMU),
 ];
 
 /// How often the guest writes and reads all while its driver is killed every [`KILL_MS`], and how often that happens at
@@ -28,17 +31,16 @@ const SKIPPED: usize = 100 << 12;
 
 /// Two regions of one disk are written at once, through the page cache and past it, and read back; a third cannot be
 /// written. Meanwhile the driver may be killed: the guest must not notice. Afterwards the disk has what was written, where it belongs, and nothing else.
-fn regions(lab: &Lab, interface: &str, kills: Kills) -> Result<()> {
+fn regions(lab: &Lab, driver: &str, kills: Kills) -> Result<()> {
     let kill = kills.map_or(String::new(), |_| format!("kill_every = {KILL_MS}"));
     let rounds = kills.map_or(1, |(rounds, _)| rounds);
     let system = lab.write_system(&format!(
         "[machine.disk.d0]
-interface = \"{interface}\"
-size      = \"64M\"
-pci       = \"00:04.0\"
+size = \"64M\"
+pci  = \"00:04.0\"
 
 [driver.disk0]
-program = \"{interface}\"
+program = \"{driver}\"
 pci     = \"00:04.0\"
 {kill}
 
@@ -86,6 +88,7 @@ read_only = true
         lab.boot(&system).exec(&command).timeout(3 * lab.boot_time().as_secs() + 10 * u64::from(rounds)).run()?;
     outcome.status(0)?;
     outcome.says("131072 sectors, blocks of 512 bytes")?;
+    outcome.never_says("no interrupts")?;
     outcome.says("vm linux: powered off")?;
     if let Some((_, least)) = kills {
         let load = outcome.lines.iter().skip_while(|line| !line.contains("the load begins"));

@@ -21,10 +21,16 @@ pub const TESTS: &[Test] = &[
     Test::new("disk-net::1 GiB at random and 64 MiB from the host by AHCI and e1000e", |lab| whole(lab, OTHERS, LONG))
         .only(QEMU)
         .long(),
+    Test::new("disk-net::1 GiB at random and 64 MiB from the host by virtio alone", |lab| whole(lab, VIRTIO, LONG))
+        .only(QEMU)
+        .long(),
 ];
 
 /// The two words of the system file that make it another machine with other drivers.
 const OTHERS: &[(&str, &str)] = &[("\"nvme\"", "\"ahci\""), ("\"virtio-net\"", "\"e1000e\"")];
+
+/// The same by one word.
+const VIRTIO: &[(&str, &str)] = &[("\"nvme\"", "\"virtio-blk\"")];
 
 /// How many mebibytes are read and written at random, and how many are fetched from the host.
 type Amount = (usize, usize);

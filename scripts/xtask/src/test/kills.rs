@@ -21,6 +21,9 @@ pub const TESTS: &[Test] = &[
     Test::new("kills::an NVMe driver with two writers", |lab| writers(lab, "nvme", FEW)).only(QEMU),
     Test::new("kills::an NVMe driver with two writers 100 times", |lab| writers(lab, "nvme", MANY)).only(QEMU).long(),
     Test::new("kills::an AHCI driver with two writers 100 times", |lab| writers(lab, "ahci", MANY)).only(QEMU).long(),
+    Test::new("kills::a virtio-blk driver with two writers 100 times", |lab| writers(lab, "virtio-blk", MANY))
+        .only(QEMU)
+        .long(),
     Test::new("kills::a virtio-net driver with a connection", |lab| connection(lab, "nic0", "virtio-net", FEW))
         .only(QEMU),
     Test::new("kills::a virtio-net driver with a connection 100 times", |lab| {

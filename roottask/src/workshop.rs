@@ -13,7 +13,7 @@ use abi::{Selector, Status};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use plan::{SystemPlan, VmConfig, VmPlan};
+use plan::{Console, SystemPlan, VmConfig, VmPlan};
 use roottask::acpi::{self, Wire};
 use roottask::archive::Archive;
 use roottask::frames::{FreeMemory, PAGE, PhysRange};
@@ -38,24 +38,27 @@ const FRAMES_PER_VCPU: u64 = 64;
 /// Kernel frames for a monitor itself: its objects, the tables of its address space.
 const FRAMES_PER_MONITOR: u64 = 44;
 
-/// Kernel frames for the rings and the window of a disk, or the rings of a network device: tables, and threads.
+/// Kernel frames for the rings and the window of a disk, the rings of a network device, or a virtio console: tables, and
+/// threads.
 const FRAMES_PER_DEVICE: u64 = 24;
 
 /// A virtual machine's monitor: kernel frames for its objects, and for page tables as its memory and its `files` bytes of
 /// files need them.
 fn monitor(config: &VmConfig, files: u64) -> Shape {
+    let virtio_consoles = u64::from(config.console == Console::Virtio);
     Shape {
         purpose: Purpose::Monitor,
         heap: 8 << 20,
         // Each virtual CPU has a handler and an alarm clock, which one more stack on each CPU starts.
         stacks: 4
             + 3 * u64::from(config.vcpus)
+            + virtio_consoles
             + u64::from(plan::function_interrupts(config.vcpus)) * config.functions.len() as u64,
         spaces: true,
         kernel_frames: FRAMES_PER_MONITOR
             + FRAMES_PER_VCPU * u64::from(config.vcpus)
             + (config.memory + files) / PAGE / 256
-            + FRAMES_PER_DEVICE * (config.disks.len() + config.nics.len()) as u64,
+            + FRAMES_PER_DEVICE * ((config.disks.len() + config.nics.len()) as u64 + virtio_consoles),
         priority: 60,
     }
 }
@@ -205,9 +208,7 @@ impl Workshop {
             .map(|(vm, devices)| VmRings {
                 devices,
                 log: self.ring_to_serial(CONSOLE_RING, work),
-                console: vm
-                    .config
-                    .console
+                console: (vm.config.console != Console::None)
                     .then(|| (self.ring_to_serial(CONSOLE_RING, work), self.ring_of_keys(INPUT_RING, work))),
                 exec: vm.config.exec.then(|| {
                     (self.ring_to_serial(EXEC_RING, channel_work), self.ring_of_keys(EXEC_RING, channel_work))

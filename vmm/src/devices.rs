@@ -13,6 +13,7 @@ use machine::backplane::Backplane;
 use machine::pci::bus::{Bus, Function, Slot};
 use machine::pci::passthrough::Passthrough;
 use machine::virtio::block::Block;
+use machine::virtio::console::Console;
 use machine::virtio::entropy::Entropy;
 use machine::virtio::net::Net;
 use machine::virtio::pci::VirtioPci;
@@ -21,6 +22,7 @@ use runtime::manifest::RingEntry;
 use runtime::sync::{Mutex, Semaphore};
 use runtime::{log, manifest, thread};
 
+use crate::console::{End, Line};
 use crate::disk::Disk;
 use crate::memory::HostMemory;
 use crate::nic::Nic;
@@ -43,8 +45,14 @@ fn locked<F: Function + 'static>(function: F) -> Result<Box<dyn Slot>, String> {
 }
 
 /// Makes the devices that the configuration names. Waits for the services of disks to say what these are.
-/// `guest`: the guest space.
-pub fn bus(config: &VmConfig, memory: HostMemory, guest: Selector, backplane: &Arc<Backplane>) -> Result<Bus, String> {
+/// `guest`: the guest space. `line`: the other side of a virtio console.
+pub fn bus(
+    config: &VmConfig,
+    memory: HostMemory,
+    guest: Selector,
+    backplane: &Arc<Backplane>,
+    line: Option<&Arc<Line>>,
+) -> Result<Bus, String> {
     let mut slots = Vec::new();
     for disk in &config.disks {
         let (disk, what) = Disk::open(disk)?;
@@ -62,6 +70,9 @@ pub fn bus(config: &VmConfig, memory: HostMemory, guest: Selector, backplane: &A
             }
             None => log!("the CPU makes no random numbers: the machine has no entropy device"),
         }
+    }
+    if let Some(line) = line {
+        slots.push(locked(VirtioPci::new(Console::new(End(line.clone())), memory, backplane.clone()))?);
     }
     for (number, function) in config.functions.iter().enumerate() {
         slots.push(locked(Passthrough::new(Real::open(number, function, guest)?, backplane.clone()))?);
@@ -84,6 +95,9 @@ pub fn serve(machine: &'static Machine, scd: Scd) -> Result<(), Status> {
     let first = machine.bus.slots().count() - functions.len();
     for (slot, function) in (first..).zip(functions) {
         passthrough::listen(machine, slot, function, scd)?;
+    }
+    if let Some(line) = &machine.line {
+        thread::spawn(scd, move || line.pass(|| machine.serve_console()))?;
     }
     if let Some(work) = work() {
         thread::spawn(scd, move || serve_all(machine, work))?;

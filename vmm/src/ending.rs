@@ -46,8 +46,7 @@ pub fn crash(machine: &Machine, cause: Cause, vcpu: usize, history: &History, st
     for line in report::lines(cause, state, history, &machine.memory) {
         log!("{line}");
     }
-    let devices = machine.devices.lock();
-    let tail = String::from_utf8_lossy(devices.output.tail());
+    let tail = String::from_utf8_lossy(machine.console.lock().tail()).into_owned();
     let lines: Vec<&str> = tail.lines().filter(|line| !line.trim().is_empty()).collect();
     if !lines.is_empty() {
         log!("last lines on its console:");

@@ -18,7 +18,7 @@ use runtime::{log, manifest, syscall, time};
 
 use crate::output::HELD_MS;
 use crate::vm::{Devices, Machine, Totals};
-use crate::{ending, image};
+use crate::{ending, image, input};
 
 /// Events that have a portal. The kernel's own follow the architectural ones here, whatever their number is there.
 pub const EVENTS: u16 = GUEST_ARCH + GUEST_NOVA;
@@ -204,8 +204,10 @@ impl Monitor {
     fn input(&mut self) {
         let machine = self.machine;
         if self.input_waits() {
-            let vcpu = &mut self.vcpu;
-            machine.input.offer(|bytes| vcpu.with_board(time::now(), |board| board.serial_input(bytes)));
+            let mut bytes = [0; input::CAPACITY];
+            let count = machine.input.peek(&mut bytes);
+            let taken = self.vcpu.with_board(time::now(), |board| board.serial_input(&bytes[..count]));
+            machine.input.consume(taken);
         }
     }
 
@@ -217,7 +219,7 @@ impl Monitor {
         let (taken, holds, wakes) = {
             let mut devices = self.machine.devices.lock();
             let Devices { board, output } = &mut *devices;
-            (output.take(board), output.holds(), board.take_wakes())
+            (output.take(board), output.serial.holds(), board.take_wakes())
         };
         self.vcpu.notify(wakes);
         self.flush_at = if holds { time::now() + time::ticks_from_ms(HELD_MS) } else { u64::MAX };
@@ -226,7 +228,7 @@ impl Monitor {
 
     fn flush(&mut self) {
         if core::mem::replace(&mut self.flush_at, u64::MAX) != u64::MAX {
-            self.machine.devices.lock().output.flush();
+            self.machine.devices.lock().output.serial.flush();
         }
     }
 
@@ -311,8 +313,11 @@ impl Monitor {
         let begun = machine.pause.begin(|| others.iter().for_each(|vcpu| machine.tell(vcpu)));
         if begun {
             self.count();
-            machine.devices.lock().output.flush();
+            machine.devices.lock().output.serial.flush();
             self.flush_at = u64::MAX;
+            if let Some(line) = &machine.line {
+                line.drain(true);
+            }
         }
         begun
     }

@@ -23,7 +23,7 @@ use machine::cpuid::Vendor;
 use machine::event_name::event_name;
 use machine::memory::{GuestMemory, HIGH_RAM_BASE};
 use machine::vcpu::{Hardware, PriorityExit, Setup, Vcpu};
-use plan::VmConfig;
+use plan::{Console, VmConfig};
 use runtime::channel::Receiver;
 use runtime::manifest::selector;
 use runtime::parent::{self, Ended};
@@ -31,12 +31,13 @@ use runtime::syscall::{self, EcKind, Span};
 use runtime::thread::{self, Server};
 use runtime::{log, manifest, time};
 
-use crate::devices;
+use crate::console::Line;
 use crate::image::Files;
 use crate::memory::HostMemory;
 use crate::monitor::{self, EVENTS, Monitor, portal_offset};
-use crate::output::Output;
-use crate::vm::{Devices, Machine, Parts, Spaces};
+use crate::output::{self, Output};
+use crate::vm::{self, Devices, Machine, Parts, Spaces};
+use crate::{devices, input};
 
 /// This program's selectors.
 mod layout {
@@ -94,16 +95,24 @@ fn build() -> Result<&'static Machine, String> {
         return Err("the kernel does not announce neutral guest events".into());
     }
     let memory = HostMemory::new(region.memory);
-    let board = board_config(&config, &memory);
+    let board_config = board_config(&config, &memory);
     let now = time::now();
     let backplane = Arc::new(Backplane::new(config.vcpus as usize));
     let spaces = create_spaces(&memory)?;
-    let bus = Arc::new(devices::bus(&config, memory, spaces.guest, &backplane)?);
+    let console = Arc::new(vm::mutex(output::Console::open()).map_err(kernel("a semaphore"))?);
+    let line = match config.console {
+        Console::Virtio => Some(Arc::new(Line::new(console.clone()).map_err(kernel("a semaphore"))?)),
+        Console::None | Console::Serial => None,
+    };
+    let bus = Arc::new(devices::bus(&config, memory, spaces.guest, &backplane, line.as_ref())?);
+    let board = Board::new(&board_config, backplane.clone(), bus.clone(), now);
     let parts = Parts {
         memory,
         files,
         spaces,
-        devices: Devices { board: Board::new(&board, backplane.clone(), bus.clone(), now), output: Output::open() },
+        devices: Devices { board, output: Output::open(console.clone()) },
+        console,
+        line,
         backplane,
         bus,
         vcpus: (0..config.vcpus as usize).map(layout::vcpu).collect(),
@@ -112,10 +121,10 @@ fn build() -> Result<&'static Machine, String> {
     };
     let machine: &'static Machine = Box::leak(Box::new(Machine::new(parts).map_err(kernel("a semaphore"))?));
     for index in 0..machine.seats.len() {
-        create_vcpu(machine, index, &board)?;
+        create_vcpu(machine, index, &board_config)?;
     }
     if let Some(ring) = Receiver::open("input") {
-        let pass = move || machine.input.pass(ring, || machine.tell(0));
+        let pass = move || input::pass(ring, |bytes| machine.give_input(bytes));
         thread::spawn(THREADS, pass).map_err(kernel("a thread"))?;
     }
     devices::serve(machine, THREADS).map_err(kernel("a thread"))?;

@@ -18,10 +18,11 @@ use runtime::parent::{self, Ended};
 use runtime::sync::{Guard, Mutex, Semaphore};
 use runtime::syscall::Result;
 
+use crate::console::Line;
 use crate::image::Files;
 use crate::input::Input;
 use crate::memory::HostMemory;
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::pause::Pause;
 use crate::seat::Seat;
 
@@ -71,8 +72,12 @@ pub struct Machine {
     pub devices: Mutex<Devices>,
     /// Its vCPUs.
     pub seats: Vec<Seat>,
-    /// Console input.
+    /// The system's console.
+    pub console: output::Shared,
+    /// Console input of its serial port.
     pub input: Input,
+    /// The other side of its virtio console.
+    pub line: Option<Arc<Line>>,
     /// Stops the vCPUs.
     pub pause: Pause,
     /// Sums of those that are parked.
@@ -106,6 +111,10 @@ pub struct Parts {
     pub bus: Arc<Bus>,
     /// See [`Machine::devices`].
     pub devices: Devices,
+    /// See [`Machine::console`].
+    pub console: output::Shared,
+    /// See [`Machine::line`].
+    pub line: Option<Arc<Line>>,
     /// The vCPUs' ECs.
     pub vcpus: Vec<Selector>,
     /// STC value at the start.
@@ -115,7 +124,7 @@ pub struct Parts {
 impl Machine {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Result<Self> {
-        let Parts { memory, files, config, spaces, backplane, bus, devices, vcpus, now } = parts;
+        let Parts { memory, files, config, spaces, backplane, bus, devices, console, line, vcpus, now } = parts;
         Ok(Self {
             memory,
             files,
@@ -125,7 +134,9 @@ impl Machine {
             bus,
             devices: mutex(devices)?,
             seats: vcpus.iter().map(|&vcpu| Seat::new(vcpu)).collect::<Result<_>>()?,
+            console,
             input: Input::new(),
+            line,
             pause: Pause::new(vcpus.len())?,
             totals: mutex(Totals::default())?,
             lost: AtomicUsize::new(0),
@@ -153,6 +164,31 @@ impl Machine {
     /// Makes vCPUs look of which the backplane said that they have to.
     pub fn look(&self, vcpus: VcpuSet) {
         (&self).wake(vcpus);
+    }
+
+    /// Gives what was typed to the device that it is for; returns how many bytes that took.
+    pub fn give_input(&self, bytes: &[u8]) -> usize {
+        match &self.line {
+            Some(line) if line.attended() => {
+                let count = line.give(bytes);
+                self.serve_console();
+                count
+            }
+            _ => {
+                let count = self.input.put(bytes);
+                self.tell(0);
+                count
+            }
+        }
+    }
+
+    /// Has the virtio console look at its other side.
+    pub fn serve_console(&self) {
+        // The last one in front of the functions that the machine has to itself.
+        let behind = self.config.functions.len() + 1;
+        if let Some(slot) = self.bus.slots().count().checked_sub(behind) {
+            self.look(self.bus.serve(slot));
+        }
     }
 
     /// A vCPU goes to sleep that only another one can wake. True if that leaves nobody.

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 /// Path of the encoded plan in the boot archive.
 pub const ARCHIVE_PATH: &str = "plan";
 /// Version of every type in this crate; a decoder accepts only its own.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 /// Most virtual machines in one system.
 pub const VMS_MAX: usize = 64;
 /// Longest name of a virtual machine.
@@ -141,8 +141,8 @@ pub struct VmConfig {
     pub cmdline: String,
     /// What the kernel image is.
     pub guest: GuestKind,
-    /// Whether the machine has a serial port joined to the system's console.
-    pub console: bool,
+    /// By what the machine has the system's console.
+    pub console: Console,
     /// Whether the machine has the exec channel; at most one in a system.
     pub exec: bool,
     /// What a reset by the guest does.
@@ -164,6 +164,18 @@ pub enum GuestKind {
     Linux,
     /// A multiboot 1 ELF image (the micro guests).
     Multiboot,
+}
+
+/// By what a machine has the system's console, which shows its output and gives it what is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Console {
+    /// Not at all.
+    None,
+    /// By its first serial port.
+    Serial,
+    /// By a virtio console, and by its first serial port: output of both is shown, what is typed is the virtio console's
+    /// while the guest has a driver for it.
+    Virtio,
 }
 
 /// What happens when the guest resets its machine.

@@ -12,7 +12,7 @@ fn vm(name: &str) -> VmPlan {
             slice: SLICE_MS,
             cmdline: "console=ttyS0".to_string(),
             guest: GuestKind::Linux,
-            console: true,
+            console: Console::Serial,
             exec: false,
             on_reset: OnReset::Restart,
             entropy: false,
@@ -56,7 +56,7 @@ fn foreign_bytes_are_told_apart() {
     assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Malformed));
     bytes[4] = 9;
     assert_eq!(SystemPlan::decode(&bytes), Err(DecodeError::Version(9)));
-    assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 6");
+    assert_eq!(DecodeError::Version(9).to_string(), "has version 9, this program reads version 7");
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
-use plan::{GuestKind, OnReset, PlanError, Restart, RestartAfter, SystemPlan, VmConfig, VmPlan};
+use plan::{Console, GuestKind, OnReset, PlanError, Restart, RestartAfter, SystemPlan, VmConfig, VmPlan};
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 use toml::Spanned;
 
 use crate::guest::{Recipe, RecipeKind};
@@ -60,7 +60,7 @@ struct VmTable {
     initrd: Option<Spanned<String>>,
     #[serde(default)]
     cmdline: String,
-    console: Option<bool>,
+    console: Option<ConsoleWord>,
     exec: Option<Spanned<bool>>,
     #[serde(default)]
     on_reset: OnResetWord,
@@ -78,6 +78,32 @@ struct VmTable {
     nic: InOrder<devices::NicTable>,
     #[serde(default)]
     pci: InOrder<devices::FunctionTable>,
+}
+
+/// `true`, `false`, or what the console is reached by.
+#[derive(Clone, Copy)]
+struct ConsoleWord(Console);
+
+impl<'de> Deserialize<'de> for ConsoleWord {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Word;
+        impl Visitor<'_> for Word {
+            type Value = ConsoleWord;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false or \"virtio\"")
+            }
+            fn visit_bool<E: de::Error>(self, there: bool) -> Result<ConsoleWord, E> {
+                Ok(ConsoleWord(if there { Console::Serial } else { Console::None }))
+            }
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<ConsoleWord, E> {
+                match word {
+                    "virtio" => Ok(ConsoleWord(Console::Virtio)),
+                    _ => Err(E::invalid_value(Unexpected::Str(word), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Word)
+    }
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -188,8 +214,8 @@ impl System {
                 files.insert(path.clone(), origin_of(source, named, RecipeKind::Initramfs)?);
                 initrd.push(path);
             }
-            let console = vm.console.unwrap_or(!console_taken);
-            console_taken |= console;
+            let console = vm.console.map_or(if console_taken { Console::None } else { Console::Serial }, |word| word.0);
+            console_taken |= console != Console::None;
             let (disks, sources) = devices::disks(source, &vm.disk, &plan.drivers)?;
             let (nics, switches) = devices::nics(source, plan.vms.len(), &vm.nic, &plan.switches)?;
             let (functions, choices) = devices::functions(source, &vm.pci)?;
@@ -397,7 +423,7 @@ mod tests {
         assert_eq!(system.plan.name, "system");
         assert_eq!(system.memory, 64 + 1024 + SYSTEM_MEMORY);
         let [first, second] = &system.plan.vms[..] else { panic!() };
-        assert!(first.config.console && !second.config.console, "the first has the console");
+        assert_eq!((first.config.console, second.config.console), (Console::Serial, Console::None));
         assert_eq!((first.config.guest, second.config.guest), (GuestKind::Multiboot, GuestKind::Linux));
         assert_eq!(second.initrd, ["guests/a/initrd"]);
         assert_eq!(system.files["guests/a/initrd"], Origin::Recipe("busybox".into()));
@@ -427,6 +453,18 @@ mod tests {
         assert!(system.plan.vms[1].config.exec && !system.plan.vms[0].config.exec);
         assert_eq!(system.plan.vms[1].config.on_reset, OnReset::Stop);
         assert_eq!(system.plan.validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_console_is_reached_in_several_ways() {
+        let consoles = |key: &str| {
+            let text = GOOD.replacen("kernel = \"micro\"", &format!("kernel = \"micro\"\nconsole = {key}"), 1);
+            let system = System::parse(&Source::from_text(&text)).expect("is good");
+            [system.plan.vms[0].config.console, system.plan.vms[1].config.console]
+        };
+        assert_eq!(consoles("true"), [Console::Serial, Console::None]);
+        assert_eq!(consoles("\"virtio\""), [Console::Virtio, Console::None]);
+        assert_eq!(consoles("false"), [Console::None, Console::Serial]);
     }
 
     #[test]

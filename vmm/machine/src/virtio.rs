@@ -3,7 +3,7 @@
 //!
 //! - [`queue`]: split virtqueues, the device's side;
 //! - [`pci`]: the PCI transport, which holds one device and is a function of the bus;
-//! - the devices, each a [`Model`]: [`entropy`], [`block`], [`net`].
+//! - the devices, each a [`Model`]: [`entropy`], [`block`], [`net`], [`console`].
 //!
 //! **Trust.** A guest may write anything anywhere at any time. Every descriptor is copied once and checked in its copy; its
 //! address and length become an offset in the guest's RAM or the device stops ([`Violation`], 2.1.2). No walk is longer
@@ -13,6 +13,7 @@
 //! takes what it finds; so does the thread that brings answers from a service. Neither takes another lock meanwhile.
 
 pub mod block;
+pub mod console;
 pub mod entropy;
 pub mod interrupts;
 pub mod net;

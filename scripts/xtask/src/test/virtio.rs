@@ -1,12 +1,18 @@
 //! Devices on a virtual machine's PCI bus, driven by Linux's own drivers.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
 
-use super::{Lab, QEMU, Test};
+use super::dialogue::{self, PROMPT};
+use super::{BOCHS, Lab, QEMU, Test};
+use crate::bundle;
+use crate::emulator::Boot;
+use crate::session::Ending;
 
 pub const TESTS: &[Test] = &[
     Test::new("virtio::Linux draws random numbers from the machine", entropy),
     Test::new("virtio::what Linux writes to a disk at random comes back", disk).only(QEMU),
+    Test::new("virtio::a shell on a virtio console loses no byte", console).long_on(BOCHS),
 ];
 
 /// PCI, MSI-X and a queue, end to end; a driver that lets go of its device and takes it again.
@@ -49,5 +55,43 @@ fn disk(lab: &Lab) -> Result<()> {
     let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("disk: ")).collect();
     ensure!(lines == ["131072", "root", "0"], outcome.failure(&format!("the output is {text:?}")));
     outcome.says("vm linux: powered off")?;
+    Ok(())
+}
+
+/// Output of more than all buffers on its way hold, and a line of more input than the input's, come whole. What Linux says
+/// before it has a driver, and while it ends, is on the serial port.
+fn console(lab: &Lab) -> Result<()> {
+    const OUTPUT: usize = 48 << 10;
+    let mut system = bundle::load("virtio-console", None)?;
+    system.plan.name.clone_from(&lab.name);
+    let boot = Boot {
+        kernel: lab.programs.file("microhypervisor"),
+        module: Some(bundle::write(&mut system, lab.programs, "")?),
+        linux: None,
+    };
+    let mut session = lab.start(boot, system.memory, Vec::new())?;
+    let typed: String = (0..1000u32).map(|number| char::from(b'a' + (number * number % 23) as u8)).collect();
+    let ask = format!(
+        "tty; head -c {OUTPUT} /dev/urandom | base64 >/tmp/text; echo its check''sum $(sha256sum </tmp/text); \
+         cat /tmp/text; stty -echo; echo now ty''pe; read -r typed; stty echo; \
+         echo typed wi''th $(echo $typed | sha256sum); poweroff\n"
+    );
+    let steps = [(PROMPT, ask.as_str()), ("now type", &format!("{typed}\n"))];
+    let (ending, lines) = dialogue::hold(&mut session, lab.boot_time(), &steps)?;
+    ensure!(ending == Ending::PoweredOff, "the machine did not switch itself off\n{}", session.tail());
+    for line in ["Run /init as init process", "/dev/hvc0", "console [hvc0] enabled", "vm linux: powered off"] {
+        ensure!(lines.iter().any(|found| found.contains(line)), "{line:?} was not shown\n{}", session.tail());
+    }
+    let told = |words: &str| {
+        let found = lines.iter().find_map(|line| line.split_once(words)?.1.split(' ').next().map(str::to_string));
+        found.with_context(|| format!("no {words}\n{}", session.tail()))
+    };
+    let checksum = |text: &str| Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    // Lines of other programs, which may stand between, have blanks.
+    let is_text = |line: &&str| (1..=76).contains(&line.len()) && !line.contains(' ');
+    let shown = lines.iter().map(|line| line.trim_end()).skip_while(|line| !line.starts_with("its checksum "));
+    let text: String = shown.filter(is_text).map(|line| format!("{line}\n")).collect();
+    ensure!(checksum(&text).starts_with(&told("its checksum ")?), "{} bytes arrived\n{}", text.len(), session.tail());
+    ensure!(checksum(&format!("{typed}\n")) == told("typed with ")?, "the input did not arrive\n{}", session.tail());
     Ok(())
 }

@@ -287,6 +287,18 @@ impl Bus {
         wakes
     }
 
+    /// Has a function look at what its service has for it. Returns who has to look because of it.
+    pub fn serve(&self, slot: usize) -> VcpuSet {
+        let mut wakes = VcpuSet::EMPTY;
+        if let Some(slot) = self.slots.get(slot) {
+            slot.with(&mut |function| {
+                function.serve();
+                wakes = function.take_wakes();
+            });
+        }
+        wakes
+    }
+
     /// Resets all functions.
     pub fn reset(&self) {
         for (slot, function) in self.slots.iter().enumerate() {

@@ -50,8 +50,9 @@ impl<S: Source, M: GuestMemory> Model<M> for Entropy<S> {
     fn notify(&mut self, queue: usize, io: &mut Io<'_, M>) -> Result<(), Violation> {
         let Self { source, chain } = self;
         let mut answered = 0;
-        // No more than the queue holds: nothing is given back meanwhile, so that only a driver that lies has more.
-        while answered < io.queues[queue].size() && io.queues[queue].take_or_arm(io.memory, chain)? {
+        // The driver sees nothing come back meanwhile: the queue has no more than its size, and then none, which the device
+        // asks to be notified of. Only a driver that lies has more.
+        while answered <= io.queues[queue].size() && io.queues[queue].take_or_arm(io.memory, chain)? {
             answered += 1;
             let mut bytes = [0; MOST];
             let count = chain.writable.length().min(MOST as u64) as usize;

@@ -85,8 +85,8 @@ impl<N: Network> Net<N> {
 
     /// Frames may have come: gives them to the guest as far as it has buffers. Others stay where they are until it has.
     pub fn receive<M: GuestMemory>(&mut self, io: &mut Io<'_, M>) -> Result<(), Violation> {
-        // No more than the queue holds: nothing is given back meanwhile.
-        for _ in 0..io.queues[RECEIVE].size() {
+        // The driver sees nothing come back meanwhile: the queue has no more than its size, and then none.
+        for _ in 0..=io.queues[RECEIVE].size() {
             let mut chain = match self.waiting.take() {
                 Some(chain) => chain,
                 None => {
@@ -126,7 +126,8 @@ impl<N: Network> Net<N> {
     /// Sends what the guest has for the network.
     fn send<M: GuestMemory>(&mut self, io: &mut Io<'_, M>) -> Result<(), Violation> {
         let mut unheard = 0;
-        for _ in 0..io.queues[SEND].size() {
+        // As for those received.
+        for _ in 0..=io.queues[SEND].size() {
             if !io.queues[SEND].take_or_arm(io.memory, &mut self.chain)? {
                 break;
             }

@@ -48,6 +48,22 @@ fn buffers_are_filled_up_to_a_limit() {
 }
 
 #[test]
+fn a_queue_that_is_full_at_once_is_heard_of_again() {
+    let mut driver = Driver::new(Arc::new(VecMemory::new(0x1_0000)), 0x1000, 8, true, false);
+    let mut queues = [Queue::new(8)];
+    queues[0].addresses = driver.addresses;
+    queues[0].enable(&driver.memory, crate::virtio::feature::COMMON).unwrap();
+    let mut interrupts = Interrupts::new(2, Arc::new(Backplane::new(1)));
+    (0..8).for_each(|_| driver.add(&[], &[(0x8000, 1)]).map(drop).unwrap());
+    assert!(driver.must_notify());
+    let mut io = Io { queues: &mut queues, memory: &driver.memory, interrupts: &mut interrupts };
+    assert_eq!(Entropy::new(Counting(0, true)).notify(0, &mut io), Ok(()));
+    (0..8).for_each(|_| assert!(driver.take_back().is_some()));
+    driver.add(&[], &[(0x8000, 1)]).unwrap();
+    assert!(driver.must_notify());
+}
+
+#[test]
 fn a_source_that_fails_writes_nothing() {
     let (mut driver, _, result) = asked(false);
     assert_eq!(result, Ok(()));

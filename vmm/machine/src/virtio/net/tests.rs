@@ -161,6 +161,25 @@ fn frames_from_the_network_wait_for_buffers() {
 }
 
 #[test]
+fn a_queue_that_is_full_at_once_is_heard_of_again() {
+    let mut bench = Bench::new();
+    for number in 0..8 {
+        bench.comes(&[1; 60]);
+        bench.buffer(number, 1530);
+        bench.drivers[SEND].add(&[(BUFFERS, 72)], &[]).unwrap();
+    }
+    for queue in [RECEIVE, SEND] {
+        assert!(bench.drivers[queue].must_notify());
+        assert_eq!(bench.run(queue), Ok(()));
+        (0..8).for_each(|_| assert!(bench.drivers[queue].take_back().is_some()));
+    }
+    bench.comes(&[1; 60]);
+    bench.buffer(0, 1530);
+    bench.drivers[SEND].add(&[(BUFFERS, 72)], &[]).unwrap();
+    assert_eq!(bench.drivers.each_mut().map(Driver::must_notify), [true; 2]);
+}
+
+#[test]
 fn a_buffer_that_is_too_small_costs_the_frame_alone() {
     let mut bench = Bench::new();
     bench.buffer(0, 72);

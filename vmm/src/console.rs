@@ -17,7 +17,7 @@ use crate::pipe::Pipe;
 use crate::vm;
 
 /// Bytes of output on their way.
-const OUTPUT: usize = 4096;
+const OUTPUT: usize = 1024;
 
 /// What device and threads share.
 pub struct Line {

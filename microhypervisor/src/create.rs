@@ -107,14 +107,10 @@ fn shows_page(guest: bool, cpu: &Cpu) -> bool {
     !guest || matches!(cpu.processor.get(), Some(Processor::Vmx(_)))
 }
 
-/// Creates an EC in `pd` with its pages, its UTCB or virtual-APIC page mapped at page number `page`.
-pub fn host_or_guest(
-    cpu: &'static Cpu,
-    pd: &'static Pd,
-    kind: EcKind,
-    fpu: bool,
-    [page, rsp, event_base]: [u64; 3],
-) -> Found<Ec> {
+/// Creates an EC in `pd` with its pages, its UTCB or virtual-APIC page mapped at the page number that
+/// comes first in `words`, before its stack pointer and the selector of its first event portal.
+pub fn host_or_guest(cpu: &'static Cpu, pd: &'static Pd, kind: EcKind, fpu: bool, words: [u64; 3]) -> Found<Ec> {
+    let [page, rsp, event_base] = words;
     let (Some(&objects), Some(&space)) = (pd.objects.get(), pd.host.get()) else { return Err(Status::Aborted) };
     let account = pd.account();
     object::create(Some(pd), account, |reference| {

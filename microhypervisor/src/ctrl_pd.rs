@@ -164,10 +164,8 @@ impl Request {
         let attributes = self.ec.gpr(8) as u32 & 0x3_ffff;
         let cacheability = if nova { Cacheability::from_bits(attributes) } else { Some(Cacheability::WriteBack) };
         let cacheability = cacheability.ok_or(Status::BadPar)?;
-        self.within(
-            if nova { platform::PLATFORM.get().map_or(0, |platform| platform.physical_pages) } else { from.selectors },
-            to.selectors,
-        )?;
+        let physical = || platform::PLATFORM.get().map_or(0, |platform| platform.physical_pages);
+        self.within(if nova { physical() } else { from.selectors }, to.selectors)?;
         let result = self.each(|done| {
             let (page, seen) = (self.source.wrapping_add(done), from.generation.current());
             let va = self.destination.wrapping_add(done) << 12;

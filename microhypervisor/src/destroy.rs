@@ -47,7 +47,7 @@ enum Phase {
 struct Work {
     phase: Phase,
     /// Counts phases; never 0.
-    version: u64,
+    count: u64,
     /// Number of destructions that are over.
     ended: u64,
     target: u32,
@@ -55,21 +55,13 @@ struct Work {
     /// Mark: what `at` owns was not looked at yet.
     descend: bool,
     /// Sweep: how much of a space is clear.
-    cleared: u64,
+    done: u64,
     /// Of a target that is an EC: generation of its host space in which its page is not mapped any more.
     unmapped: u64,
 }
 
-static WORK: Mutex<Work> = Mutex::new(Work {
-    phase: Phase::Idle,
-    version: 1,
-    ended: 0,
-    target: 0,
-    at: 0,
-    descend: true,
-    cleared: 0,
-    unmapped: 0,
-});
+static WORK: Mutex<Work> =
+    Mutex::new(Work { phase: Phase::Idle, count: 1, ended: 0, target: 0, at: 0, descend: true, done: 0, unmapped: 0 });
 
 /// What an EC wants destroyed, beside what others do.
 #[derive(Clone, Copy)]
@@ -145,7 +137,7 @@ fn end(cpu: &'static Cpu, ec: &'static Ec, status: Status) -> ! {
 
 impl Work {
     fn start(&mut self, target: u32) {
-        (self.target, self.at, self.descend, self.cleared) = (target, target, true, 0);
+        (self.target, self.at, self.descend, self.done) = (target, target, true, 0);
     }
 
     /// Takes a step with the time of `ec`, unless it must wait before, or has nothing more to wait for.
@@ -169,8 +161,8 @@ impl Work {
             Phase::Mark if mark(cpu, ec, self) => Phase::FirstRound,
             Phase::Mark => phase,
             // Whoever has waited for a round that began after the phase did goes on to the next one.
-            Phase::FirstRound | Phase::SecondRound if errand.awaited != self.version => {
-                ec.errand.set(Errand { awaited: self.version, ..errand });
+            Phase::FirstRound | Phase::SecondRound if errand.awaited != self.count => {
+                ec.errand.set(Errand { awaited: self.count, ..errand });
                 return Ok(Next::Round);
             }
             Phase::FirstRound => Phase::SecondRound,
@@ -187,7 +179,7 @@ impl Work {
         ec.errand.set(errand);
         if next != phase {
             self.phase = next;
-            self.version = self.version.saturating_add(1);
+            self.count = self.count.saturating_add(1);
         }
         Ok(Next::Step)
     }
@@ -329,7 +321,7 @@ fn sweep(work: &mut Work) -> Next {
     let index = below.unwrap_or(work.at);
     let above = TABLE.owner(index).unwrap_or(work.target);
     match sweep_one(index, work) {
-        Next::End => work.cleared = 0,
+        Next::End => work.done = 0,
         left => return left,
     }
     if index == work.target {
@@ -346,11 +338,11 @@ fn sweep_one(index: u32, work: &mut Work) -> Next {
     if let Some(target) = content::<Ec>(index) {
         return sweep_ec(index, target, work);
     }
-    let cleared = &mut work.cleared;
-    let all = free::<HostSpace>(index, |space| space.clear(cleared))
-        .or_else(|| free::<GuestSpace>(index, |space| space.0.clear(cleared)))
-        .or_else(|| free::<DmaSpace>(index, |space| space.clear(cleared)))
-        .or_else(|| free::<ObjectSpace>(index, |space| space.clear(cleared)))
+    let done = &mut work.done;
+    let all = free::<HostSpace>(index, |space| space.clear(done))
+        .or_else(|| free::<GuestSpace>(index, |space| space.0.clear(done)))
+        .or_else(|| free::<DmaSpace>(index, |space| space.clear(done)))
+        .or_else(|| free::<ObjectSpace>(index, |space| space.clear(done)))
         .or_else(|| free::<PioSpace>(index, |space| (release(space.bitmap), true).1))
         .or_else(|| free::<MsrSpace>(index, |space| (release(space.bitmap), true).1))
         .or_else(|| free::<Sc>(index, |sc| sc.ec.drop_use()))

@@ -53,10 +53,10 @@
     mov 112(\base), %r14; mov 120(\base), %r15; mov 16(\base), %rdx
 .endm
 
-// RCX = physical address of the portal for which the capability at selector \selector (clobbered) of the EC at RSP is, with
-// permission \permission; else to \miss. Entries: bits 4:0 permissions, 28:5 index of a header of 32 bytes, 63:32
+// RCX = physical address of the object of \kind for which the capability at selector \selector (clobbered) of the EC at RSP
+// is, with permission \permission; else to \miss. Entries: bits 4:0 permissions, 28:5 index of a header of 32 bytes, 63:32
 // generation. Clobbers RAX.
-.macro portal_at selector, selector32, permission, miss
+.macro object_at kind, selector, selector32, permission, miss
     cmp ${selectors_end}, \selector
     jae \miss
     mov \selector, %rax;  shr $9, %rax
@@ -70,7 +70,7 @@
     mov %eax, %ecx;  and $0x1fffffe0, %ecx;  shr $32, %rax
     equal_or \miss, %eax, {headers}+{generation}(%rcx)
     mov {headers} + {content}(%rcx), %ecx
-    xor ${portal}, %ecx                 // leaves the place of the portal, if it is one
+    xor \kind, %ecx                     // leaves the object's place, if it is one of the kind
     clear_or \miss, $0x3f, %cl
 .endm
 
@@ -128,13 +128,13 @@ syscall_entry:
     mov %rcx, {rip}(%rsp);  mov %r11, {rsp}(%rsp)
     cmp ${reply}, %dil
     je is_reply
-    ja slow_unsaved
+    ja is_other
     store_registers %rsp
     mov {cpu}(%rsp), %r15
     equal_or slow, $0, {unusual}(%r15), l
 
     mov %rdi, %r9;  shr $8, %r9
-    portal_at %r9, %r9d, ${may_call}, slow
+    object_at ${portal}, %r9, %r9d, ${may_call}, slow
     idle_callee slow
     mov {counters}(%r15), %rax;  incq {calls}(%rax)
     mov {kernel} + {portal_identifier}(%rcx), %rdi
@@ -158,7 +158,7 @@ sysenter_entry:
     movb $1, {sysenter}(%rsp)
     mov %rdx, {rip}(%rsp);  mov %rcx, {rsp}(%rsp)
 
-    equal_or slow_unsaved, ${reply}, %dil, b
+    equal_or is_no_reply, ${reply}, %dil, b
 is_reply:
     mov {cpu}(%rsp), %r15;  mov {caller}(%rsp), %rdx
     test %rdx, %rdx
@@ -195,7 +195,43 @@ event_reply:
     mov {message}(%rsp), %r14;  mov {control}(%rbx), %rbp;  lea 128(%rdx), %rsp
     jmp *{resume}(%rbx)
 
+// ctrl_sm without Z: of a semaphore that is no interrupt's, and for which nobody waits or has to, only the count changes, see
+// `Sm::word`.
+is_no_reply:
+    jb slow_unsaved
+is_other:
+    cmp ${up}, %dil
+    je 1f
+    equal_or slow_unsaved, ${up} + 16, %dil, b
+1:  mov %rax, (%rsp);  mov %r9, 72(%rsp)
+    user_or slow_other, {rip}(%rsp), %rax
+    mov {cpu}(%rsp), %r9
+    clear_or slow_other, ${a_guest_ran} + {tracing}, {unusual}(%r9), l
+    movzbl %dil, %r11d;  shr $4, %r11d;  inc %r11d  // permission UP, 1, or DOWN, 2; and the least word for it
+    mov %rdi, %r9;  shr $8, %r9
+    object_at ${semaphore}, %r9, %r9d, %r11b, slow_other
+    equal_or semaphore_waits, $-1, {kernel} + {sm_route}(%rcx), l
+    mov {kernel} + {sm_word}(%rcx), %rax;  cmp %r11, %rax
+    jb semaphore_waits
+    lea 3(%rax), %r9;  sub %r11, %r9;  sub %r11, %r9    // one more, or less
+    lock cmpxchg %r9, {kernel} + {sm_word}(%rcx)
+    jne semaphore_waits
+    mov {cpu}(%rsp), %r9;  mov {counters}(%r9), %r9;  incq {calls} + 8 * {up}(%r9)
+    mov {rip}(%rsp), %rcx;  mov 72(%rsp), %r9;  mov (%rsp), %rax;  xor %edi, %edi
+    mov $0x202, %r11d;  mov {rsp}(%rsp), %rsp
+    sysretq
+
+// The semaphore at RCX is an interrupt's, or somebody waits for it, or has to.
+semaphore_waits:
+    mov (%rsp), %rax;  mov 72(%rsp), %r9
+    store_registers %rsp
+    mov %rdi, 56(%rsp);  mov %rsi, 48(%rsp);  lea {kernel}(%rcx), %rsi;  mov %rsp, %rdi;  mov {cpu}(%rsp), %rsp
+    call {ctrl_sm}
+    ud2
+
 // All other calls, and these if anything is in the way. Whoever replies has nothing to save.
+slow_other:
+    mov (%rsp), %rax;  mov 72(%rsp), %r9
 slow_unsaved:
     store_registers %rsp
 slow:
@@ -280,7 +316,7 @@ svm_run:
 guest_event:
     clear_or exit, $~{a_guest_ran}, {unusual}(%r15), l
     mov {event_base}(%rsp), %r9;  add %rbx, %r9
-    portal_at %r9, %r9d, ${may_event}, exit
+    object_at ${portal}, %r9, %r9d, ${may_event}, exit
     idle_callee exit
     mov {kernel} + {portal_mtd}(%rcx), %esi
     clear_or exit, ${not_fast}, %esi

@@ -14,6 +14,7 @@ use core::mem::offset_of;
 use abi::Mtd;
 use abi::capability::{Permissions, SELECTOR_COUNT};
 use abi::event::guest as event;
+use abi::hypercall::flag;
 use abi::observation::counter;
 use abi::utcb::Architectural;
 use kernel_core::slots::{Entry, Header, Kind, Reference};
@@ -23,6 +24,7 @@ use crate::ec::{Continuation, Ec};
 use crate::guest::GuestState;
 use crate::object::HEADER_MEMORY;
 use crate::portal::Pt;
+use crate::semaphore::Sm;
 use crate::space::GuestSpace;
 use crate::svm::spec::{EVENTS, Vmcb, code};
 use crate::vcpu::Gprs;
@@ -40,6 +42,9 @@ core::arch::global_asm!(
     space = const offset_of!(Cpu, space), counters = const offset_of!(Cpu, counters),
     poised = const offset_of!(Cpu, poised), guest_cr2 = const offset_of!(Cpu, guest_cr2),
     a_guest_ran = const 0xff << (8 * offset_of!(Unusual, guest)),
+    tracing = const 0xff_u64 << (8 * offset_of!(Unusual, tracing)), up = const abi::Hypercall::CtrlSm as u8,
+    sm_word = const offset_of!(Sm, word), sm_route = const offset_of!(Sm, route),
+    semaphore = const Header::live_content(Kind::Sm, 0),
     portal_enters = const offset_of!(Pt, enters), portal_ip = const offset_of!(Pt, ip),
     portal_identifier = const offset_of!(Pt, identifier), portal_mtd = const offset_of!(Pt, mtd),
     control = const offset_of!(GuestState, block.va), control_physical = const offset_of!(GuestState, block.pa),
@@ -81,7 +86,7 @@ core::arch::global_asm!(
     stack_top = const crate::cpu::CpuBlock::STACK_TOP, io_exit = const code::IO, vmx_events = const vmx::PLAIN_EVENTS,
     nested_fault = const code::NESTED_FAULT, event_page_fault = const event::PAGE_FAULT,
     event_rdmsr = const event::RDMSR, exit_codes = const EVENTS.len(),
-    hypercall = sym crate::hypercall::hypercall, headers = sym HEADER_MEMORY,
+    ctrl_sm = sym crate::semaphore::control, hypercall = sym crate::hypercall::hypercall, headers = sym HEADER_MEMORY,
     spaces_ended = sym crate::guest::SPACES_ENDED, make_live = sym crate::guest::make_live,
     leave = sym crate::guest::leave, save_rest = sym crate::guest::save_state, exit_events = sym EVENTS,
     vcpu_exit = sym crate::guest::vcpu_exit,
@@ -91,7 +96,9 @@ core::arch::global_asm!(
 const _: () = {
     assert!(size_of::<Header>() == 32 && SELECTOR_COUNT <= 512 * 512);
     assert!(abi::Hypercall::IpcCall as u8 == 0 && abi::Hypercall::IpcReply as u8 == 1);
-    assert!(abi::USER_END == 1 << 47);
+    assert!(
+        abi::USER_END == 1 << 47 && flag::SM_DOWN == 1 && Permissions::UP.bits() == 1 && Permissions::DOWN.bits() == 2
+    );
     let entry = Entry::new(Reference { index: 3, generation: 7 }, Permissions::CALL).to_raw();
     assert!(entry == 7 << 32 | 3 << 5 | Permissions::CALL.bits() as u64);
 };

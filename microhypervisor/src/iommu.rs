@@ -37,7 +37,7 @@ const FIRST_SLOT: usize = 32;
 /// Milliseconds that a unit has for a command.
 const PATIENCE: u64 = 50;
 /// Most DMA spaces.
-const DOMAINS: u32 = 1024;
+const DOMAINS: usize = 1024;
 
 /// Registers of a unit, at this address.
 struct Registers(u64);
@@ -74,15 +74,11 @@ struct State {
     /// Table of interrupts; 0 if they are not remapped.
     interrupts: u64,
     /// A domain is in use, by number. 0 belongs to the hardware.
-    domains: [bool; DOMAINS as usize],
+    domains: [bool; DOMAINS],
 }
 
-static STATE: Mutex<State> = Mutex::new(State {
-    units: [const { None }; UNITS_MAX],
-    root: 0,
-    interrupts: 0,
-    domains: [false; DOMAINS as usize],
-});
+static STATE: Mutex<State> =
+    Mutex::new(State { units: [const { None }; UNITS_MAX], root: 0, interrupts: 0, domains: [false; DOMAINS] });
 /// What all units can do.
 static ABILITIES: Once<Abilities> = Once::new();
 static ON: AtomicBool = AtomicBool::new(false);
@@ -264,7 +260,7 @@ pub fn create(owner: Option<&Pd>, pd: &'static Pd) -> Found<DmaSpace> {
         let abilities = *ABILITIES.get().ok_or(Status::BadFtr)?;
         let format = abilities.depth().checked_sub(3).and_then(|levels| DMA.get(levels as usize));
         let mut state = STATE.lock();
-        let mut domains = (0..abilities.domains().min(DOMAINS) as u16).zip(&mut state.domains).skip(1);
+        let mut domains = (0..abilities.domains().min(DOMAINS as u32) as u16).zip(&mut state.domains).skip(1);
         let (domain, used) = domains.find(|(_, used)| !**used).ok_or(Status::MemObj)?;
         let selectors = 1 << (9 * u64::from(abilities.depth()));
         let memory = Memory::new(pd, format.ok_or(Status::BadFtr)?, abilities.leaf(), selectors, domain)?;

@@ -99,12 +99,8 @@ fn go_on_with_more(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         Continuation::ResumeCtrlPd => ctrl_pd::resume(cpu, ec),
         Continuation::ResumeDestroy => destroy::resume(cpu, ec),
         Continuation::FreeTables => ctrl_pd::free_tables(cpu, ec),
-        Continuation::AwaitReply
-        | Continuation::AwaitEventReply
-        | Continuation::Blocked
-        | Continuation::AwaitRound
-        | Continuation::Idle
-        | Continuation::Dead => sched::resume_current(cpu),
+        // It waits, or is no more.
+        _ => sched::resume_current(cpu),
     }
 }
 

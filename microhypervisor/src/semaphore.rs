@@ -5,10 +5,12 @@
 //!
 //! Lock order: a semaphore's lock is innermost.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use abi::Status;
+use abi::hypercall::flag;
+use abi::observation::counter;
 use abi::utcb::gpr;
+use abi::{Hypercall, Status};
 use kernel_core::ready::Fifo;
 use spin::{Mutex, MutexGuard};
 
@@ -18,7 +20,6 @@ use crate::object::{self, by_id};
 use crate::{rounds, run, sched, timer};
 
 struct State {
-    counter: u64,
     queue: Fifo,
     /// It is being destroyed: nobody may begin to wait.
     closed: bool,
@@ -27,10 +28,13 @@ struct State {
 /// A semaphore. An interrupt semaphore is upped by its interrupt.
 #[repr(C, align(64))]
 pub struct Sm {
+    /// While nobody waits the count plus one, of the largest thus 0: the fast path changes it, but not from or to 0. While
+    /// somebody waits 0, which changes under the lock only.
+    pub word: AtomicU64,
     state: Mutex<State>,
     /// The interrupt of an interrupt semaphore.
     pub interrupt: Option<u32>,
-    /// CPU to which its interrupt is routed.
+    /// CPU to which its interrupt is routed; [`u32::MAX`] if there is no interrupt.
     pub route: AtomicU32,
 }
 
@@ -41,21 +45,40 @@ impl Sm {
     /// A semaphore with an initial counter, of an interrupt or none.
     pub const fn new(counter: u64, interrupt: Option<u32>) -> Self {
         Self {
-            state: Mutex::new(State { counter, queue: Fifo::empty(), closed: false }),
+            word: AtomicU64::new(counter.wrapping_add(1)),
+            state: Mutex::new(State { queue: Fifo::empty(), closed: false }),
             interrupt,
-            route: AtomicU32::new(0),
+            route: AtomicU32::new(if interrupt.is_some() { 0 } else { u32::MAX }),
         }
     }
 
     /// Releases the EC that waits longest, or counts.
     pub fn up(&self, cpu: &Cpu) -> Result<(), Status> {
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         if state.queue.front().is_some() {
-            release(cpu, state);
+            self.release(cpu, state);
             return Ok(());
         }
-        state.counter = state.counter.checked_add(1).ok_or(Status::Overflow)?;
-        Ok(())
+        let more = |word: u64| (word != 0).then_some(word.wrapping_add(1));
+        self.word.fetch_update(Ordering::Release, Ordering::Relaxed, more).map(drop).map_err(|_| Status::Overflow)
+    }
+
+    /// Takes `ec` out of the queue; false if it is not there.
+    fn remove(&self, ec: &Ec) -> bool {
+        let mut state = self.state.lock();
+        let found = state.queue.remove(&EcLinks, object::id(ec));
+        if found {
+            self.settle(&state);
+        }
+        found
+    }
+
+    /// Somebody waits no longer: if nobody does, the count is 0.
+    #[inline(always)]
+    fn settle(&self, state: &State) {
+        if state.queue.front().is_none() {
+            self.word.store(1, Ordering::Release);
+        }
     }
 
     /// Whether somebody waits.
@@ -69,6 +92,7 @@ impl Sm {
         state.closed = true;
         let first = state.queue.pop_front(&EcLinks);
         if let Some(id) = first {
+            self.settle(&state);
             rounds::post_ec(by_id::<Ec>(id), rounds::mail::ABORT);
         }
         first.is_some()
@@ -82,22 +106,18 @@ impl Sm {
             }
             crate::interrupt::unmask_level(gsi);
         }
-        let mut state = self.state.lock();
-        if state.closed {
-            return Err(Status::Aborted);
-        }
-        if state.counter > 0 {
-            state.counter = if zero { 0 } else { state.counter.saturating_sub(1) };
-            return Ok(());
-        }
-        self.wait(cpu, ec, state)
-    }
-
-    #[inline(never)]
-    fn wait(&'static self, cpu: &'static Cpu, ec: &'static Ec, mut state: MutexGuard<State>) -> Result<(), Status> {
-        let timeout = ec.gpr(gpr::RSI);
-        if timeout != 0 && timeout <= crate::cpu::now() {
-            return Err(Status::Timeout);
+        let (timeout, mut state) = (ec.gpr(gpr::RSI), self.state.lock());
+        let may_wait = !state.closed && (timeout == 0 || timeout > crate::cpu::now());
+        let none_wait = state.queue.front().is_none();
+        let counts = |word: u64| word > 1 || word == 0 && none_wait;
+        let less = |word: u64| match counts(word) {
+            true => Some(if zero { 1 } else { word.wrapping_sub(1) }),
+            false => may_wait.then_some(0),
+        };
+        match self.word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less) {
+            Ok(word) if counts(word) => return Ok(()),
+            Err(_) => return Err(if state.closed { Status::Aborted } else { Status::Timeout }),
+            _ => {}
         }
         // From here on another CPU can wake it; the message is read only after it has parked.
         state.queue.push_back(&EcLinks, object::id(ec));
@@ -110,19 +130,28 @@ impl Sm {
         }
         sched::park(cpu, ec)
     }
+
+    /// Takes the EC that waits longest out of the queue, and wakes it.
+    #[inline(never)]
+    fn release(&self, cpu: &Cpu, mut state: MutexGuard<State>) {
+        let first = state.queue.pop_front(&EcLinks);
+        self.settle(&state);
+        drop(state);
+        let Some(ec) = first.map(by_id::<Ec>) else { return };
+        if core::ptr::eq(ec.cpu, cpu) {
+            wake(cpu, ec, Status::Success);
+        } else {
+            rounds::post_ec(ec, rounds::mail::WAKE);
+        }
+    }
 }
 
-/// Takes the EC that waits longest out of a semaphore's queue, and wakes it.
-#[inline(never)]
-fn release(cpu: &Cpu, mut state: MutexGuard<State>) {
-    let first = state.queue.pop_front(&EcLinks);
-    drop(state);
-    let Some(ec) = first.map(by_id::<Ec>) else { return };
-    if core::ptr::eq(ec.cpu, cpu) {
-        wake(cpu, ec, Status::Success);
-    } else {
-        rounds::post_ec(ec, rounds::mail::WAKE);
-    }
+/// ctrl_sm without Z of `ec`, whose registers hold it, when the fast path has found `sm`.
+pub extern "C" fn control(ec: &'static Ec, sm: &'static Sm) -> ! {
+    ec.cpu.counters.count(counter::HYPERCALL + Hypercall::CtrlSm as usize);
+    ec.continuation.set(Continuation::ReturnHypercall);
+    let down = ec.gpr(gpr::RDI) as u8 >> 4 & flag::SM_DOWN != 0;
+    run::end(ec.cpu, ec, if down { sm.down(ec.cpu, ec, false) } else { sm.up(ec.cpu) })
 }
 
 /// `ec`, which waited, returns from its hypercall with `status`.
@@ -141,7 +170,7 @@ pub fn forget(cpu: &Cpu, ec: &Ec) {
         cpu.timeouts.get().remove(&EcTimeouts, object::id(ec));
     }
     if let Some(sm) = ec.waits_on.take() {
-        sm.state.lock().queue.remove(&EcLinks, object::id(ec));
+        sm.remove(ec);
     }
 }
 
@@ -154,8 +183,7 @@ pub fn woken(cpu: &Cpu, ec: &Ec, status: Status) {
 
 /// The timeout of `ec` has passed; the timeout queue has dropped it already. An up on another CPU that came first wins.
 pub fn timed_out(cpu: &Cpu, ec: &Ec) {
-    let waits = |sm: &Sm| sm.state.lock().queue.remove(&EcLinks, object::id(ec));
-    if ec.waits_on.get().is_some_and(waits) {
+    if ec.waits_on.get().is_some_and(|sm| sm.remove(ec)) {
         wake(cpu, ec, Status::Timeout);
     }
 }

@@ -32,21 +32,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Empty page tables of `pd`, with `selectors` selectors and leaves up to level `largest`, of DMA space `domain` or 0.
-    pub fn new(
-        pd: &'static Pd,
-        format: &'static Format,
-        largest: u8,
-        selectors: u64,
-        domain: u16,
-    ) -> Result<Self, Status> {
+    /// Empty page tables of `pd`, for `pages` selectors, with leaves up to level `leaf`, of DMA space `domain` or 0.
+    pub fn new(pd: &'static Pd, format: &'static Format, leaf: u8, pages: u64, domain: u16) -> Result<Self, Status> {
         let root = pd.account().draft(0)?.keep().physical();
-        let tree = Space::new(
-            format,
-            root,
-            largest.min(crate::platform::PLATFORM.get().map_or(1, |platform| platform.largest_page)),
-        );
-        Ok(Self { tree, lock: Mutex::new(Retired::none()), pd, selectors, domain, generation: Generation::first() })
+        let leaf = leaf.min(crate::platform::PLATFORM.get().map_or(1, |platform| platform.largest_page));
+        let (tree, lock) = (Space::new(format, root, leaf), Mutex::new(Retired::none()));
+        Ok(Self { tree, lock, pd, selectors: pages, domain, generation: Generation::first() })
     }
 
     /// Physical address of the root table.

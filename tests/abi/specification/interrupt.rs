@@ -179,6 +179,9 @@ fn routed() -> Outcome {
         }
     })?;
     thread.done.wait()?;
+    // Whatever it has counted meanwhile.
+    lab::time::sleep(20)?;
+    equal!(sm.down_until(now() + ms(5)), BAD_CPU);
     equal!(assign_int(sm.0, flag::INT_MASKED, root::cpu(), 0).0, SUCCESS);
     // What was signalled before may be there still.
     drain(sm);

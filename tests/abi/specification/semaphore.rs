@@ -99,6 +99,11 @@ fn overflow() -> Outcome {
     equal!(sm.up(), SUCCESS);
     equal!(sm.up(), OVRFLOW);
     equal!(sm.down(), SUCCESS);
+    let sm = Semaphore::new(u64::MAX - 2)?;
+    for status in [SUCCESS, SUCCESS, OVRFLOW, OVRFLOW] {
+        equal!(sm.up(), status);
+    }
+    equal!(sm.down_until(PAST), SUCCESS);
     Ok(())
 }
 
@@ -223,6 +228,11 @@ fn timeout_leaves() -> Outcome {
     equal!(sm.up(), SUCCESS);
     lab::time::sleep(1)?;
     equal!(log.all(), [0x101, 0, 0x200]);
+    // Whether they were released or had a timeout: who waited leaves nothing.
+    equal!(drain(sm), 0);
+    equal!(sm.down_until(now() + ms(2)), TIMEOUT);
+    equal!(sm.up(), SUCCESS);
+    equal!(drain(sm), 1);
     Ok(())
 }
 

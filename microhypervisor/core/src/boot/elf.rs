@@ -54,10 +54,8 @@ impl RootElf {
         require(u16_at(16)? == ET_EXEC, Malformed(&["", "not an executable with fixed addresses (ET_EXEC)"], 0))?;
         require(u16_at(18)? == EM_X86_64, Malformed(&["", "not for x86-64"], 0))?;
         let (entry, table, count) = (u64_at(24)?, u64_at(32)?, u16_at(56)?);
-        require(
-            count == 0 || u64::from(u16_at(54)?) == PROGRAM_HEADER,
-            Malformed(&["", "program headers of unknown size"], 0),
-        )?;
+        let known = count == 0 || u64::from(u16_at(54)?) == PROGRAM_HEADER;
+        require(known, Malformed(&["", "program headers of unknown size"], 0))?;
 
         let mut elf = Self { entry, segments: List::empty() };
         for index in 0..count {
@@ -67,10 +65,8 @@ impl RootElf {
                 let disjoint = |other: &Segment| {
                     segment.va + segment.pages * PAGE <= other.va || other.va + other.pages * PAGE <= segment.va
                 };
-                require(
-                    elf.segments().iter().all(disjoint),
-                    Malformed(&["segment ", " shares pages with another one"], index.into()),
-                )?;
+                let shares = Malformed(&["segment ", " shares pages with another one"], index.into());
+                require(elf.segments().iter().all(disjoint), shares)?;
                 require(elf.segments.push(segment), Malformed(&["", "more than 16 loadable segments"], 0))?;
             }
         }
@@ -78,10 +74,8 @@ impl RootElf {
             segment.permissions.contains(Permissions::EXECUTE_USER)
                 && entry.checked_sub(segment.va).is_some_and(|offset| offset < segment.pages * PAGE)
         };
-        require(
-            elf.segments().iter().any(runs),
-            Malformed(&["the entry point ", " is not in an executable segment"], entry),
-        )?;
+        let outside = Malformed(&["the entry point ", " is not in an executable segment"], entry);
+        require(elf.segments().iter().any(runs), outside)?;
         Ok(elf)
     }
 
@@ -103,19 +97,12 @@ fn segment<M: PhysicalMemory>(file: &Window<M>, header: &Window<M>, index: u16) 
     if file_size != size {
         return Err(Malformed(&["segment ", " has different sizes in file and memory"], index.into()));
     }
-    let pa = file
-        .part(offset, size)
-        .ok_or(Malformed(&["truncated: the file ends inside segment ", ""], index.into()))?
-        .start;
-    let end = va
-        .checked_add(size)
-        .filter(|&end| end <= ROOT_UTCB_ADDRESS)
-        .ok_or(Malformed(&["segment ", " lies outside the addresses of programs"], index.into()))?;
+    let wrong = |words| Malformed(words, index.into());
+    let pa = file.part(offset, size).ok_or(wrong(&["truncated: the file ends inside segment ", ""]))?.start;
+    let end = va.checked_add(size).filter(|&end| end <= ROOT_UTCB_ADDRESS);
+    let end = end.ok_or(wrong(&["segment ", " lies outside the addresses of programs"]))?;
     if va % PAGE != pa % PAGE {
-        return Err(Malformed(
-            &["segment ", " is not where the file's load address needs it within a page"],
-            index.into(),
-        ));
+        return Err(wrong(&["segment ", " is not where the file's load address needs it within a page"]));
     }
     let permissions = [Permissions::EXECUTE_USER, Permissions::WRITE, Permissions::READ];
     let permissions = permissions.into_iter().enumerate().filter(|(bit, _)| flags & 1 << bit != 0);

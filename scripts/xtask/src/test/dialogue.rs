@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use super::Lab;
 use crate::emulator::{Boot, Emulator, Machine};
 use crate::session::{Ending, Event, Next, Session};
-use crate::workspace;
+use crate::{bundle, workspace};
 
 /// The shell's prompt.
 pub const PROMPT: &str = "~ # ";
@@ -17,6 +17,18 @@ pub const PROMPT: &str = "~ # ";
 pub type Step<'a> = (&'a str, &'a str);
 
 impl Lab<'_> {
+    /// Starts a machine with this system of the project's, under the test's name.
+    pub fn session(&self, system: &str) -> Result<Session> {
+        let mut system = bundle::load(system, None)?;
+        system.plan.name.clone_from(&self.name);
+        let boot = Boot {
+            kernel: self.programs.file("microhypervisor"),
+            module: Some(bundle::write(&mut system, self.programs, "")?),
+            linux: None,
+        };
+        self.start(boot, system.memory, Vec::new())
+    }
+
     /// Starts a machine with one CPU; `further` is for the emulator.
     pub fn start(&self, boot: Boot, memory: u32, further: Vec<String>) -> Result<Session> {
         self.start_with(boot, memory, 1, further)

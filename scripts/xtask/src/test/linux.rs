@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 use super::boot::Outcome;
 use super::dialogue::{self, PROMPT};
 use super::{BOCHS, Lab, QEMU, Test, clock};
+use crate::emulator::Emulator;
 use crate::emulator::bochs::CPU_FOR_LINUX;
-use crate::emulator::{Boot, Emulator};
 use crate::session::Ending;
 use crate::system::Size;
 use crate::{bench, bundle, workspace};
@@ -122,14 +122,7 @@ fn endings(lab: &Lab) -> Result<()> {
 /// The plan's default for a guest that resets itself: its monitor starts it again, as often as it likes. Then it switches
 /// itself off, which ends the machine.
 fn restart(lab: &Lab) -> Result<()> {
-    let mut system = bundle::load("linux", None)?;
-    system.plan.name.clone_from(&lab.name);
-    let boot = Boot {
-        kernel: lab.programs.file("microhypervisor"),
-        module: Some(bundle::write(&mut system, lab.programs, "")?),
-        linux: None,
-    };
-    let mut session = lab.start(boot, system.memory, Vec::new())?;
+    let mut session = lab.session("linux")?;
     let again = "the guest reset its machine: starting it again";
     let steps = [
         (PROMPT, "touch /tmp/written-once; reboot\n"),

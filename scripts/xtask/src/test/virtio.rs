@@ -5,8 +5,6 @@ use sha2::{Digest, Sha256};
 
 use super::dialogue::{self, PROMPT};
 use super::{BOCHS, Lab, QEMU, Test};
-use crate::bundle;
-use crate::emulator::Boot;
 use crate::session::Ending;
 
 pub const TESTS: &[Test] = &[
@@ -63,14 +61,7 @@ fn disk(lab: &Lab) -> Result<()> {
 /// again.
 fn console(lab: &Lab) -> Result<()> {
     const OUTPUT: usize = 48 << 10;
-    let mut system = bundle::load("virtio-console", None)?;
-    system.plan.name.clone_from(&lab.name);
-    let boot = Boot {
-        kernel: lab.programs.file("microhypervisor"),
-        module: Some(bundle::write(&mut system, lab.programs, "")?),
-        linux: None,
-    };
-    let mut session = lab.start(boot, system.memory, Vec::new())?;
+    let mut session = lab.session("virtio-console")?;
     let typed: String = (0..1000u32).map(|number| char::from(b'a' + (number * number % 23) as u8)).collect();
     let ask = format!(
         "tty; head -c {OUTPUT} /dev/urandom | base64 >/tmp/text; echo its check''sum $(sha256sum </tmp/text); \

@@ -6,7 +6,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use std::collections::BTreeMap;
 
-use super::queue::{Addresses, passes};
+use super::interrupts::Interrupts;
+use super::queue::{Addresses, Queue, passes};
+use super::{Io, Model, Violation, feature};
+use crate::backplane::Backplane;
 use crate::memory::{GuestMemory, VecMemory};
 
 /// A buffer: guest-physical address, length.
@@ -131,5 +134,60 @@ impl Driver {
     /// Chains with the device.
     pub fn outstanding(&self) -> usize {
         self.held.len()
+    }
+}
+
+/// Where a [`Bench`]'s buffers for the device begin, and how far they are apart.
+pub const BUFFERS: u64 = 0x8000;
+/// See above.
+pub const STEP: u64 = 0x1000;
+
+/// A device whose first queue is for what it receives, with its driver: two queues of 8 entries.
+pub struct Bench<D> {
+    /// The driver's sides.
+    pub drivers: [Driver; 2],
+    /// The device's sides.
+    pub queues: [Queue; 2],
+    /// Interrupts of the device.
+    pub interrupts: Interrupts,
+    /// The device.
+    pub device: D,
+}
+
+impl<D: Model<Arc<VecMemory>>> Bench<D> {
+    /// A bench with `device`.
+    pub fn with(device: D) -> Self {
+        let memory = Arc::new(VecMemory::new(0x4_0000));
+        let drivers = [0x1000, 0x2000].map(|base| Driver::new(memory.clone(), base, 8, true, false));
+        let queues = [0, 1].map(|index: usize| {
+            let mut queue = Queue::new(8);
+            queue.addresses = drivers[index].addresses;
+            queue.enable(&memory, feature::COMMON).unwrap();
+            queue
+        });
+        Self { drivers, queues, interrupts: Interrupts::new(3, Arc::new(Backplane::new(1))), device }
+    }
+
+    /// Has the device do something with its queues.
+    pub fn act<R>(&mut self, act: impl FnOnce(&mut D, &mut Io<'_, Arc<VecMemory>>) -> R) -> R {
+        let Self { drivers, queues, interrupts, device } = self;
+        act(device, &mut Io { queues, memory: &drivers[0].memory, interrupts })
+    }
+
+    /// The driver notifies the device of `queue`.
+    pub fn run(&mut self, queue: usize) -> Result<(), Violation> {
+        self.act(|device, io| device.notify(queue, io))
+    }
+
+    /// Gives the device buffer `number`.
+    pub fn buffer(&mut self, number: u64, length: u32) {
+        self.drivers[0].add(&[], &[(BUFFERS + number * STEP, length)]).unwrap();
+    }
+
+    /// What is in it.
+    pub fn read(&self, number: u64, length: usize) -> Vec<u8> {
+        let mut bytes = alloc::vec![0; length];
+        self.drivers[0].memory.read(BUFFERS + number * STEP, &mut bytes).unwrap();
+        bytes
     }
 }

@@ -1,11 +1,9 @@
 extern crate std;
 
 use super::*;
-use crate::backplane::Backplane;
 use crate::memory::VecMemory;
-use crate::virtio::driver::Driver;
+use crate::virtio::driver::{self, BUFFERS, Driver, STEP};
 use crate::virtio::feature;
-use crate::virtio::interrupts::Interrupts;
 use crate::virtio::queue::Queue;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -44,46 +42,21 @@ impl Terminal for Screen {
     }
 }
 
-/// A device with its driver: queues of 8 entries.
-struct Bench {
-    drivers: [Driver; 2],
-    queues: [Queue; 2],
-    interrupts: Interrupts,
-    console: Console<Screen>,
-}
-
-const BUFFERS: u64 = 0x8000;
-const STEP: u64 = 0x1000;
+type Bench = driver::Bench<Console<Screen>>;
 
 impl Bench {
     fn new(room: usize) -> Self {
-        let memory = Arc::new(VecMemory::new(0x4_0000));
-        let driver = |base| Driver::new(memory.clone(), base, 8, true, false);
-        let drivers = [driver(0x1000), driver(0x2000)];
-        let queues = [0, 1].map(|index: usize| {
-            let mut queue = Queue::new(8);
-            queue.addresses = drivers[index].addresses;
-            queue.enable(&memory, feature::COMMON).unwrap();
-            queue
-        });
         let mut console = Console::new(Screen { room, ..Screen::default() });
         Model::<Arc<VecMemory>>::start(&mut console, feature::VERSION_1);
-        Self { drivers, queues, interrupts: Interrupts::new(3, Arc::new(Backplane::new(1))), console }
-    }
-
-    fn run(&mut self, queue: usize) -> Result<(), Violation> {
-        let Self { drivers, queues, interrupts, console } = self;
-        console.notify(queue, &mut Io { queues, memory: &drivers[0].memory, interrupts })
+        Self::with(console)
     }
 
     fn serve(&mut self, ready: bool) {
-        let Self { drivers, queues, interrupts, console } = self;
-        let io = &mut Io { queues, memory: &drivers[0].memory, interrupts };
-        assert_eq!(console.serve(ready, io), Ok(false));
+        assert_eq!(self.act(|console, io| console.serve(ready, io)), Ok(false));
     }
 
     fn screen(&mut self) -> &mut Screen {
-        &mut self.console.terminal
+        &mut self.device.terminal
     }
 
     /// The guest writes `text`, in two pieces.
@@ -92,16 +65,6 @@ impl Bench {
         let half = text.len() as u32 / 2;
         let pieces = [(at, half), (at + u64::from(half), text.len() as u32 - half)];
         self.drivers[TRANSMIT].add(&pieces, &[]).unwrap();
-    }
-
-    fn buffer(&mut self, number: u64, length: u32) {
-        self.drivers[RECEIVE].add(&[], &[(BUFFERS + number * STEP, length)]).unwrap();
-    }
-
-    fn read(&self, number: u64, length: usize) -> Vec<u8> {
-        let mut bytes = alloc::vec![0; length];
-        self.drivers[RECEIVE].memory.read(BUFFERS + number * STEP, &mut bytes).unwrap();
-        bytes
     }
 }
 
@@ -230,8 +193,8 @@ fn a_reset_forgets_buffers_and_ends_attendance() {
     bench.writes(BUFFERS + STEP, b"a text");
     bench.buffer(0, 8);
     assert_eq!((bench.run(TRANSMIT), bench.run(RECEIVE)), (Ok(()), Ok(())));
-    assert!(bench.console.waiting.is_some() && bench.console.stalled.is_some());
-    Model::<Arc<VecMemory>>::reset(&mut bench.console);
+    assert!(bench.device.waiting.is_some() && bench.device.stalled.is_some());
+    Model::<Arc<VecMemory>>::reset(&mut bench.device);
     bench.queues.iter_mut().for_each(Queue::reset);
     bench.screen().room = 100;
     bench.screen().typed.extend(b"secret");
@@ -332,9 +295,10 @@ proptest! {
         }
         for (turn, queue) in notified.into_iter().enumerate() {
             bench.drivers[0].memory.write(bench.drivers[queue % 2].addresses.available + 2, &[turn as u8 * 3, 0]).unwrap();
-            let Bench { drivers, queues, interrupts, console } = &mut bench;
-            let io = &mut Io { queues, memory: &drivers[0].memory, interrupts };
-            let _ = if queue < 2 { console.notify(queue, io) } else { console.serve(true, io).map(drop) };
+            let _ = match queue {
+                0 | 1 => bench.run(queue),
+                _ => bench.act(|console, io| console.serve(true, io)).map(drop),
+            };
         }
     }
 }

@@ -1,12 +1,8 @@
 extern crate std;
 
 use super::*;
-use crate::backplane::Backplane;
 use crate::memory::VecMemory;
-use crate::virtio::driver::Driver;
-use crate::virtio::feature;
-use crate::virtio::interrupts::Interrupts;
-use crate::virtio::queue::Queue;
+use crate::virtio::driver::{self, BUFFERS, Driver, STEP};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -40,35 +36,11 @@ impl Network for Wire {
     }
 }
 
-/// A device with its driver: queues of 8 entries.
-struct Bench {
-    drivers: [Driver; 2],
-    queues: [Queue; 2],
-    interrupts: Interrupts,
-    net: Net<Wire>,
-}
-
-const BUFFERS: u64 = 0x8000;
-const STEP: u64 = 0x1000;
+type Bench = driver::Bench<Net<Wire>>;
 
 impl Bench {
     fn new() -> Self {
-        let memory = Arc::new(VecMemory::new(0x4_0000));
-        let driver = |base| Driver::new(memory.clone(), base, 8, true, false);
-        let drivers = [driver(0x1000), driver(0x2000)];
-        let queues = [0, 1].map(|index: usize| {
-            let mut queue = Queue::new(8);
-            queue.addresses = drivers[index].addresses;
-            queue.enable(&memory, feature::COMMON).unwrap();
-            queue
-        });
-        let net = Net::new(Wire { room: 100, ..Wire::default() }, [2, 0, 0, 0, 0, 9]);
-        Self { drivers, queues, interrupts: Interrupts::new(3, Arc::new(Backplane::new(1))), net }
-    }
-
-    fn run(&mut self, queue: usize) -> Result<(), Violation> {
-        let Self { drivers, queues, interrupts, net } = self;
-        net.notify(queue, &mut Io { queues, memory: &drivers[0].memory, interrupts })
+        Self::with(Net::new(Wire { room: 100, ..Wire::default() }, [2, 0, 0, 0, 0, 9]))
     }
 
     /// The guest sends `frame` in two pieces, the header with it.
@@ -79,18 +51,8 @@ impl Bench {
         self.drivers[SEND].add(&[(at, first), (at + u64::from(first), second)], &[]).unwrap();
     }
 
-    fn buffer(&mut self, number: u64, length: u32) {
-        self.drivers[RECEIVE].add(&[], &[(BUFFERS + number * STEP, length)]).unwrap();
-    }
-
-    fn read(&self, number: u64, length: usize) -> Vec<u8> {
-        let mut bytes = alloc::vec![0; length];
-        self.drivers[RECEIVE].memory.read(BUFFERS + number * STEP, &mut bytes).unwrap();
-        bytes
-    }
-
     fn comes(&mut self, frame: &[u8]) {
-        self.net.network().coming.push_back(frame.to_vec());
+        self.device.network().coming.push_back(frame.to_vec());
     }
 }
 
@@ -102,10 +64,10 @@ fn frames_of_the_guest_go_out_without_their_headers() {
         bench.guest_sends(&alloc::vec![length as u8; length], BUFFERS + length as u64 * 8);
     }
     assert_eq!(bench.run(SEND), Ok(()));
-    let wire = bench.net.network();
+    let wire = bench.device.network();
     assert_eq!(wire.sent, [alloc::vec![14; 14], alloc::vec![60; 60], alloc::vec![1518u32 as u8; 1518]]);
     assert_eq!(wire.flushes, 1, "one for all");
-    assert_eq!(bench.net.counters, Counters { sent: 3, ..Counters::default() });
+    assert_eq!(bench.device.counters, Counters { sent: 3, ..Counters::default() });
     for _ in 0..3 {
         assert!(bench.drivers[SEND].take_back().is_some_and(|(_, written)| written == 0));
     }
@@ -117,20 +79,20 @@ fn frames_of_the_guest_go_out_without_their_headers() {
 #[test]
 fn what_is_no_frame_or_finds_no_room_is_counted() {
     let mut bench = Bench::new();
-    bench.net.network().room = 1;
+    bench.device.network().room = 1;
     for length in [0, 13, 1519] {
         bench.guest_sends(&alloc::vec![7; length], BUFFERS + length as u64 * 8);
     }
     bench.drivers[SEND].add(&[(BUFFERS, 11)], &[]).unwrap();
     assert_eq!(bench.run(SEND), Ok(()));
-    assert_eq!(bench.net.counters, Counters { malformed: 4, ..Counters::default() });
+    assert_eq!(bench.device.counters, Counters { malformed: 4, ..Counters::default() });
     while bench.drivers[SEND].take_back().is_some() {}
     assert_eq!(bench.drivers[SEND].outstanding(), 0, "the guest has its buffers again");
     bench.guest_sends(&[1; 60], BUFFERS);
     bench.guest_sends(&[2; 60], BUFFERS + STEP);
     assert_eq!(bench.run(SEND), Ok(()));
-    assert_eq!(bench.net.network().sent, [[1; 60]]);
-    assert_eq!(bench.net.counters, Counters { sent: 1, dropped: 1, malformed: 4, ..Counters::default() });
+    assert_eq!(bench.device.network().sent, [[1; 60]]);
+    assert_eq!(bench.device.counters, Counters { sent: 1, dropped: 1, malformed: 4, ..Counters::default() });
 }
 
 #[test]
@@ -157,7 +119,7 @@ fn frames_from_the_network_wait_for_buffers() {
     assert_eq!(bench.run(RECEIVE), Ok(()));
     assert_eq!(bench.read(2, 1530), [&RECEIVED[..], &[3; 1518]].concat());
     assert_eq!(bench.read(3, 26), [&RECEIVED[..], &[4; 14]].concat());
-    assert_eq!(bench.net.counters, Counters { received: 4, ..Counters::default() });
+    assert_eq!(bench.device.counters, Counters { received: 4, ..Counters::default() });
 }
 
 #[test]
@@ -186,7 +148,7 @@ fn a_buffer_that_is_too_small_costs_the_frame_alone() {
     bench.comes(&[1; 61]);
     bench.comes(&[2; 60]);
     assert_eq!(bench.run(RECEIVE), Ok(()));
-    assert_eq!(bench.net.counters, Counters { received: 1, dropped: 1, ..Counters::default() });
+    assert_eq!(bench.device.counters, Counters { received: 1, dropped: 1, ..Counters::default() });
     assert_eq!(bench.read(0, 72), [&RECEIVED[..], &[2; 60]].concat());
 }
 
@@ -195,13 +157,13 @@ fn a_reset_forgets_the_buffer_in_hand() {
     let mut bench = Bench::new();
     bench.buffer(0, 1530);
     assert_eq!(bench.run(RECEIVE), Ok(()));
-    assert!(bench.net.waiting.is_some());
-    Model::<Arc<VecMemory>>::reset(&mut bench.net);
+    assert!(bench.device.waiting.is_some());
+    Model::<Arc<VecMemory>>::reset(&mut bench.device);
     bench.queues[RECEIVE].reset();
     bench.comes(&[1; 60]);
     assert_eq!(bench.run(RECEIVE), Ok(()));
     assert_eq!(bench.read(0, 72), [0; 72]);
-    assert_eq!(bench.net.network().coming.len(), 1, "it waits for the driver");
+    assert_eq!(bench.device.network().coming.len(), 1, "it waits for the driver");
 }
 
 #[test]

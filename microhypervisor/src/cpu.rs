@@ -69,11 +69,14 @@ impl Unusual {
         }
     }
 
-    /// Whether there are none.
+    /// The state of a guest, as a mask of [`Self::bits`].
+    pub const GUEST: u32 = 0xff << (8 * core::mem::offset_of!(Self, guest));
+
+    /// All of them; 0 if there are none.
     #[inline(always)]
-    pub fn is_none(&self) -> bool {
+    pub fn bits(&self) -> u32 {
         // SAFETY: four bytes, aligned as such; this CPU alone writes the cells.
-        unsafe { AtomicU32::from_ptr(core::ptr::from_ref(self).cast_mut().cast()) }.load(Ordering::Relaxed) == 0
+        unsafe { AtomicU32::from_ptr(core::ptr::from_ref(self).cast_mut().cast()) }.load(Ordering::Relaxed)
     }
 }
 
@@ -197,7 +200,7 @@ impl CpuBlock {
     /// Loads this CPU's descriptor tables.
     pub fn load_descriptors(&'static self) {
         let ist = self.ist.0.get() as u64;
-        // Of seven four are used.
+        // Of the seven that a task state segment names four are used.
         let tops = [1, 2, 3, 4, 0, 0, 0].map(|n| ist + (n * size_of::<InterruptStack>()) as u64);
         let gdt = (place(self.cpu.number) as usize + Self::GDT) as *mut Gdt;
         // SAFETY: called once, by the CPU that owns the block; the window is mapped by then.

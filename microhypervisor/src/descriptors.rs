@@ -114,8 +114,7 @@ pub fn fill_idt(stub: impl Fn(usize) -> usize, ist: impl Fn(usize) -> u8) {
     }
 }
 
-/// Loads the tables of CPU `cpu`. `top` is the stack for entries from user mode, `ist` the tops of the
-/// interrupt stacks.
+/// Loads the tables of CPU `cpu`. `top` is the stack for entries from user mode, `ist` the tops of the interrupt stacks.
 ///
 /// The limit is the one that VMX exits set: programs can name what follows the table.
 ///
@@ -129,7 +128,8 @@ pub unsafe fn load(cpu: usize, gdt: *mut Gdt, top: u64, ist: [u64; 7]) {
     state.interrupt_stack_table = ist.map(VirtAddr::new_truncate);
     state.iomap_base = bitmap as u16;
     let register = |limit, base| DescriptorTablePointer { limit, base: VirtAddr::new_truncate(base) };
-    // SAFETY: the window is mapped, the segment there this CPU's; the tables are complete and live for ever; the code segment keeps its selector and attributes.
+    // SAFETY: the window is mapped, and the segment there this CPU's; the tables are complete and live for ever; the code
+    // segment keeps its selector and attributes.
     unsafe {
         (address as *mut TaskStateSegment).write(state);
         tables::lgdt(&register(0xffff, gdt as u64));

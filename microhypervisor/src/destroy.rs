@@ -13,8 +13,6 @@
 //! an EC that goes in between leaves nothing undone. The tree of what owns what changes below a dying protection domain
 //! only by its own destruction.
 
-use core::sync::atomic::Ordering;
-
 use abi::Status;
 use abi::capability::Permissions;
 use abi::utcb::gpr;
@@ -22,7 +20,7 @@ use spin::Mutex;
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
-use crate::guest::{self, GuestState};
+use crate::guest::GuestState;
 use crate::iommu::DmaSpace;
 use crate::memory::{Frame, release, release_small};
 use crate::object::{self, Object, TABLE, content};
@@ -47,7 +45,7 @@ enum Phase {
 struct Work {
     phase: Phase,
     /// Counts phases; never 0.
-    count: u64,
+    phases: u64,
     /// Number of destructions that are over.
     ended: u64,
     target: u32,
@@ -55,13 +53,21 @@ struct Work {
     /// Mark: what `at` owns was not looked at yet.
     descend: bool,
     /// Sweep: how much of a space is clear.
-    done: u64,
+    cleared: u64,
     /// Of a target that is an EC: generation of its host space in which its page is not mapped any more.
     unmapped: u64,
 }
 
-static WORK: Mutex<Work> =
-    Mutex::new(Work { phase: Phase::Idle, count: 1, ended: 0, target: 0, at: 0, descend: true, done: 0, unmapped: 0 });
+static WORK: Mutex<Work> = Mutex::new(Work {
+    phase: Phase::Idle,
+    phases: 1,
+    ended: 0,
+    target: 0,
+    at: 0,
+    descend: true,
+    cleared: 0,
+    unmapped: 0,
+});
 
 /// What an EC wants destroyed, beside what others do.
 #[derive(Clone, Copy)]
@@ -137,7 +143,7 @@ fn end(cpu: &'static Cpu, ec: &'static Ec, status: Status) -> ! {
 
 impl Work {
     fn start(&mut self, target: u32) {
-        (self.target, self.at, self.descend, self.done) = (target, target, true, 0);
+        (self.target, self.at, self.descend, self.cleared) = (target, target, true, 0);
     }
 
     /// Takes a step with the time of `ec`, unless it must wait before, or has nothing more to wait for.
@@ -161,8 +167,8 @@ impl Work {
             Phase::Mark if mark(cpu, ec, self) => Phase::FirstRound,
             Phase::Mark => phase,
             // Whoever has waited for a round that began after the phase did goes on to the next one.
-            Phase::FirstRound | Phase::SecondRound if errand.awaited != self.count => {
-                ec.errand.set(Errand { awaited: self.count, ..errand });
+            Phase::FirstRound | Phase::SecondRound if errand.awaited != self.phases => {
+                ec.errand.set(Errand { awaited: self.phases, ..errand });
                 return Ok(Next::Round);
             }
             Phase::FirstRound => Phase::SecondRound,
@@ -179,7 +185,7 @@ impl Work {
         ec.errand.set(errand);
         if next != phase {
             self.phase = next;
-            self.count = self.count.saturating_add(1);
+            self.phases = self.phases.saturating_add(1);
         }
         Ok(Next::Step)
     }
@@ -286,9 +292,6 @@ fn mark_one(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> bool {
         rounds::post_sc(sc, mail::STOP);
     } else if let Some(sm) = content::<Sm>(index) {
         return !sm.abort_one();
-    } else if content::<Pt>(index).is_none() {
-        // vCPUs may be using the space.
-        guest::SPACES_ENDED.fetch_add(1, Ordering::Release);
     }
     true
 }
@@ -321,7 +324,7 @@ fn sweep(work: &mut Work) -> Next {
     let index = below.unwrap_or(work.at);
     let above = TABLE.owner(index).unwrap_or(work.target);
     match sweep_one(index, work) {
-        Next::End => work.done = 0,
+        Next::End => work.cleared = 0,
         left => return left,
     }
     if index == work.target {
@@ -338,11 +341,11 @@ fn sweep_one(index: u32, work: &mut Work) -> Next {
     if let Some(target) = content::<Ec>(index) {
         return sweep_ec(index, target, work);
     }
-    let done = &mut work.done;
-    let all = free::<HostSpace>(index, |space| space.clear(done))
-        .or_else(|| free::<GuestSpace>(index, |space| space.0.clear(done)))
-        .or_else(|| free::<DmaSpace>(index, |space| space.clear(done)))
-        .or_else(|| free::<ObjectSpace>(index, |space| space.clear(done)))
+    let cleared = &mut work.cleared;
+    let all = free::<HostSpace>(index, |space| space.clear(cleared))
+        .or_else(|| free::<GuestSpace>(index, |space| space.0.clear(cleared)))
+        .or_else(|| free::<DmaSpace>(index, |space| space.clear(cleared)))
+        .or_else(|| free::<ObjectSpace>(index, |space| space.clear(cleared)))
         .or_else(|| free::<PioSpace>(index, |space| (release(space.bitmap), true).1))
         .or_else(|| free::<MsrSpace>(index, |space| (release(space.bitmap), true).1))
         .or_else(|| free::<Sc>(index, |sc| sc.ec.drop_use()))

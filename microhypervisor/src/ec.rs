@@ -18,7 +18,7 @@ use kernel_core::timeout::{TimeoutNode, TimeoutNodes};
 use crate::cpu::{Cpu, Owned};
 use crate::destroy::Errand;
 use crate::guest::GuestState;
-use crate::memory::Frame;
+use crate::memory::{Frame, StaticFrame};
 use crate::object::{Ref, by_id};
 use crate::pd::Pd;
 use crate::sched::Sc;
@@ -99,6 +99,26 @@ pub struct Binding {
     pub guest: Option<&'static GuestState>,
 }
 
+/// Who called a local thread, if anybody did. The fast path follows it before it knows, and finds somebody who waits for nothing.
+#[repr(transparent)]
+pub struct Caller(Cell<*const Ec>);
+
+/// Nobody: as much of an EC as the fast path looks at.
+pub static NOBODY: StaticFrame = StaticFrame::zeroed();
+
+impl Caller {
+    /// The caller.
+    pub fn get(&self) -> Option<&'static Ec> {
+        // SAFETY: anybody else is an EC that waits, for as long as it does.
+        (!core::ptr::addr_eq(self.0.get(), NOBODY.get())).then(|| unsafe { &*self.0.get() })
+    }
+
+    /// Changes it.
+    pub fn set(&self, caller: Option<&'static Ec>) {
+        self.0.set(caller.map_or(NOBODY.get().cast(), core::ptr::from_ref));
+    }
+}
+
 /// An execution context. The first 192 bytes are written by the entry stubs in `entry.S`.
 #[repr(C, align(64))]
 pub struct Ec {
@@ -123,12 +143,13 @@ pub struct Ec {
     pub continuation: Cell<Continuation>,
     /// A recall is pending. The fast path looks at both at once.
     pub recall: AtomicBool,
+    /// It has entered the kernel by SYSENTER. The fast path looks at these four bytes at once, too.
+    pub sysenter: Cell<bool>,
+    always_0: u8,
     /// The event that it sends.
     pub event: Cell<u16>,
-    /// It has entered the kernel by SYSENTER.
-    pub sysenter: Cell<bool>,
     /// Who called this local thread and waits for its reply.
-    pub caller: Cell<Option<&'static Ec>>,
+    pub caller: Caller,
     /// The local thread whose reply this EC waits for.
     pub callee: Cell<Option<&'static Ec>>,
     /// Its capabilities, message words and page tables: what `binding` leads to, close at hand for the fast path.
@@ -137,6 +158,8 @@ pub struct Ec {
     pub message: *mut u64,
     /// See above.
     pub tables: u64,
+    /// The handler that the fast path found last, see `fast.S`: nobody else's.
+    pub last_found: Owned<[u64; 6]>,
     /// The busy local thread that it helps until it can call it.
     pub helps: Cell<Option<Ref<Ec>>>,
     /// Header of the scheduling context that was bound to it, plus one; while that is created [`u32::MAX`].
@@ -186,6 +209,7 @@ const _: () = {
     assert!(offset_of!(Ec, stack) == crate::vcpu::STACK_OFFSET);
     assert!(offset_of!(Ec, vector) == 136 && offset_of!(Ec, rip) == 152 && offset_of!(Ec, rsp) == 176);
     assert!(offset_of!(Ec, continuation) == FRAME_END && offset_of!(Ec, recall) == FRAME_END + 1);
+    assert!(offset_of!(Ec, sysenter) == FRAME_END + 2 && offset_of!(Ec, always_0) == FRAME_END + 3);
     assert!(offset_of!(Ec, tables) < FRAME_END + 64);
     assert!(size_of::<Ec>() <= 1024);
 };
@@ -215,13 +239,15 @@ impl Ec {
             ss: Cell::new(crate::descriptors::USER_SS as u64),
             continuation: Cell::new(continuation),
             recall: AtomicBool::new(false),
-            event: Cell::new(0),
             sysenter: Cell::new(false),
-            caller: Cell::new(None),
+            always_0: 0,
+            event: Cell::new(0),
+            caller: Caller(Cell::new(NOBODY.get().cast())),
             callee: Cell::new(None),
             selectors: binding.objects.selectors(),
             message: binding.utcb.pointer().cast(),
             tables: binding.space.root(),
+            last_found: Owned::new([u64::MAX, u64::MAX >> 1, 0, 0, 0, 0]),
             helps: Cell::new(None),
             orphan: Sc::inherited(binding.reference, binding.cpu),
             share: Cell::new(None),

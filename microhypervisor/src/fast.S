@@ -1,6 +1,13 @@
 // SYSCALL, SYSENTER, and calls and replies when nothing is in the way: see fast.rs.
 
 .section .text, "ax", @progbits
+.globl syscall_entry, sysenter_entry, return_from_hypercall, svm_enter, svm_resume, svm_run, svm_event, vmx_event, vmx_event_for_syscall, vmx_enter, vmx_resume, vmx_exit
+
+// What an EC found last: the call (RDI) or event and, of SVM, the exit code that alone says so; the count of changes before it
+// looked, or 0; address of the portal, its message descriptor, address of its EC. At first nothing that can come.
+.set found_key, {last_found};          .set found_code, {last_found} + 8;  .set found_changes, {last_found} + 16
+.set found_portal, {last_found} + 24;  .set found_mtd, {last_found} + 32;  .set found_handler, {last_found} + 40
+.set no_code, 0x7fffffffffffffff
 
 // To \miss unless two operands are equal, or unless no bit is set in both.
 .macro equal_or miss, one, other, size
@@ -10,6 +17,15 @@
 .macro clear_or miss, one, other, size
     test\size \one, \other
     jnz \miss
+.endm
+// To \target if they are, or if none is.
+.macro if_equal target, one, other, size
+    cmp\size \one, \other
+    je \target
+.endm
+.macro if_clear target, one, other, size
+    test\size \one, \other
+    jz \target
 .endm
 
 .macro clear registers:vararg
@@ -31,8 +47,7 @@
 
 // To \skip if the message descriptor in RSI does not name \state.
 .macro without state, skip
-    test $\state, %esi
-    jz \skip
+    if_clear \skip, $\state, %esi
 .endm
 
 // To \miss unless \address is one of user space, so that a return there cannot fault in the kernel. Clobbers \scratch.
@@ -74,15 +89,13 @@
     clear_or \miss, $0x3f, %cl
 .endm
 
-// RDX = EC of the portal at RCX, which is idle on the CPU at R15, without a recall; R8 = where it enters, a user address, as
-// SYSRET wants it; else to \miss. Clobbers RAX.
-.macro idle_callee miss
-    mov {kernel} + {portal_enters}(%rcx), %eax;  mov {kernel} + {portal_enters} + 4(%rcx), %edx;  shl $5, %eax
-    equal_or \miss, %edx, {headers}+{generation}(%rax)
-    mov {headers} + {content}(%rax), %edx;  and $~0x3f, %edx;  add ${kernel}, %rdx
-    equal_or \miss, %r15, {cpu}(%rdx)
-    equal_or \miss, ${idle}, {state}(%rdx), w
-    mov {kernel} + {portal_ip}(%rcx), %r8
+// RCX = the portal that the EC at RSP found last, RDX = its EC; R8 = where it enters, a user address. If something has changed
+// since, goes to \look, which finds it and goes on at \known. Clobbers RAX.
+.macro handler known, look
+    same_or \look, {table} + {changes}, found_changes(%rsp)
+    mov found_portal(%rsp), %rcx;  mov found_handler(%rsp), %rdx
+\known:
+    mov {portal_ip}(%rcx), %r8
 .endm
 
 // The EC at RSP waits, with continuation \waits, until the EC at RDX has served it.
@@ -91,31 +104,39 @@
     movb \waits, {state}(%rsp);  movb ${busy}, {state}(%rdx)
 .endm
 
-// All of a guest's general registers but RAX and RSP: the first eight from RDI, the others from R15.
-.macro load_guest
-    mov 64(%r15), %r8;   mov 72(%r15), %r9;   mov 80(%r15), %r10;  mov 88(%r15), %r11
-    mov 96(%r15), %r12;  mov 104(%r15), %r13; mov 112(%r15), %r14; mov 120(%r15), %r15
-    mov 8(%rdi), %rcx;   mov 16(%rdi), %rdx;  mov 24(%rdi), %rbx;  mov 40(%rdi), %rbp
-    mov 48(%rdi), %rsi;  mov 56(%rdi), %rdi
+// All of a guest's general registers but RAX and RSP: the first eight from \low, RDI or RDX, the others from \high, R15 or RDX.
+.macro load_guest low, high
+    mov 64(\high), %r8;   mov 72(\high), %r9;   mov 80(\high), %r10;  mov 88(\high), %r11
+    mov 96(\high), %r12;  mov 104(\high), %r13; mov 112(\high), %r14; mov 120(\high), %r15
+    mov 8(\low), %rcx;    mov 24(\low), %rbx;   mov 40(\low), %rbp;   mov 48(\low), %rsi
+    .ifc \low, %rdi
+    mov 16(%rdi), %rdx;  mov 56(%rdi), %rdi
+    .else
+    mov 56(%rdx), %rdi;  mov 16(%rdx), %rdx
+    .endif
+.endm
+
+// The handler at RSP is idle again, and the guest EC at RDX runs next on the CPU at R15; R14 = the message. Clobbers RAX.
+.macro event_served
+    mov {counters}(%r15), %rax;  incq {calls} + 8(%rax);  incq {entries}(%rax)
+    movb ${idle}, {state}(%rsp);  movq ${nobody}, {caller}(%rsp);  movq $0, {callee}(%rdx)
+    mov %rdx, {current}(%r15);  mov {message}(%rsp), %r14
 .endm
 
 // Copies the message of the EC at RSP to the EC at RDX, whose page tables are loaded: it runs next on the CPU at R15.
 // RSI, the message descriptor, becomes the number of words beyond the first. Clobbers RAX, R9, R10, RBP, RCX.
 .macro pass_on
     mov {message}(%rsp), %rax;  mov {message}(%rdx), %r9
-    and $0x1ff, %esi
-    jnz 3f
+    and $0x1ff, %esi;  jnz 3f
 2:  mov (%rax), %rax;  mov %rax, (%r9)
     mov %rdx, {current}(%r15)
     mov {tables}(%rdx), %rax
-    cmp %rax, {space}(%r15)
-    je 1f
+    if_equal 1f, %rax, {space}(%r15)
     mov %rax, {space}(%r15);  mov %rax, %cr3
     .subsection 1
 3:  mov %rdi, %r10;  mov %esi, %ebp;  mov %esi, %ecx;  lea 8(%rax), %rsi;  lea 8(%r9), %rdi
     rep movsq
-    mov %ebp, %esi;  mov %r10, %rdi
-    jmp 2b
+    mov %ebp, %esi;  mov %r10, %rdi;  jmp 2b
     .previous
 1:
 .endm
@@ -123,21 +144,19 @@
 // Each CPU enters through a stub of its own (see smp.rs), which puts the user's RSP into R11 (its content, RFLAGS, is
 // 0x202 on return by contract) and the current EC into RSP.
 .balign 64
-.globl syscall_entry
 syscall_entry:
     mov %rcx, {rip}(%rsp);  mov %r11, {rsp}(%rsp)
-    cmp ${reply}, %dil
-    je is_reply
+    if_equal is_reply, ${reply}, %dil, b
     ja is_other
     store_registers %rsp
     mov {cpu}(%rsp), %r15
     equal_or slow, $0, {unusual}(%r15), l
 
-    mov %rdi, %r9;  shr $8, %r9
-    object_at ${portal}, %r9, %r9d, ${may_call}, slow
-    idle_callee slow
+    equal_or find_callee, %rdi, found_key(%rsp)
+    handler known_callee, find_callee
+    equal_or slow, ${idle}, {state}(%rdx), w
     mov {counters}(%r15), %rax;  incq {calls}(%rax)
-    mov {kernel} + {portal_identifier}(%rcx), %rdi
+    mov {portal_identifier}(%rcx), %rdi
     hand_over ${await_reply}
     pass_on
 
@@ -151,7 +170,6 @@ enter_portal:
 // SYSCALL: those that would open user memory, turn string instructions round, or spoil an IRET; and TF, for which a #DB
 // comes before the first instruction (see `kernel_interrupt`). The current EC enters this way from now on.
 .balign 16
-.globl sysenter_entry
 sysenter_entry:
     push $2;  popfq
     mov (%rsp), %rsp
@@ -159,17 +177,26 @@ sysenter_entry:
     mov %rdx, {rip}(%rsp);  mov %rcx, {rsp}(%rsp)
 
     equal_or is_no_reply, ${reply}, %dil, b
+    mov {cpu}(%rsp), %r15;  mov {caller}(%rsp), %rdx
+    equal_or is_reply, ${await_event_reply}, {state}(%rdx), w
+    equal_or event_reply, ${mtd_rip}, %esi
+    equal_or event_reply, ${a_guest_alone}, {unusual}(%r15), l
+    mov {guest}(%rdx), %rbx
+    equal_or slow, {poised}(%r15), %rbx
+    event_served
+    mov ${vmcs_rip}, %eax; vmwrite {utcb_rip}(%r14), %rax
+    mov (%rdx), %rax
+    load_guest %rdx, %rdx
+    vmresume;  jmp vmx_refused
 is_reply:
     mov {cpu}(%rsp), %r15;  mov {caller}(%rsp), %rdx
-    test %rdx, %rdx
-    jz slow
-    equal_or event_reply, ${await_reply}, {state}(%rdx), w
+    equal_or is_event_reply, ${await_reply}, {state}(%rdx), w
     equal_or slow, $0, {unusual}(%r15), l
     mov {rip}(%rdx), %r8
     user_or slow, %r8, %rax
 
     mov {counters}(%r15), %rax;  incq {calls} + 8(%rax)
-    movb ${idle}, {state}(%rsp);  movq $0, {caller}(%rsp);  movq $0, {callee}(%rdx)
+    movb ${idle}, {state}(%rsp);  movq ${nobody}, {caller}(%rsp);  movq $0, {callee}(%rdx)
     pass_on
     mov %r8, %rcx;  xor %edi, %edi      // SUCCESS
 leave:
@@ -177,22 +204,16 @@ leave:
     load_registers %rdx
     sysretq
 
-    // The reply to an event. Of a guest: it is entered again, with new general registers and RIP if the reply says so.
+    // The reply to an event. Of a guest: it is entered again, with new general registers and RIP if the reply says so. If it is
+    // poised still it was the fast path that passed the event on.
+is_event_reply:
+    equal_or slow, ${await_event_reply}, {state}(%rdx), w
 event_reply:
     clear_or slow, $~{a_guest_ran}, {unusual}(%r15), l
-    equal_or slow, ${await_event_reply}, {state}(%rdx), w
     mov {guest}(%rdx), %rbx
     equal_or slow, {poised}(%r15), %rbx
     clear_or slow, ${not_fast_reply}, %esi
-    same_or slow, {spaces_ended}, {ended}(%rbx)
-    mov {guest_space}(%rbx), %rcx;  mov {space_generation}(%rcx), %rax
-    equal_or slow, %rax, {seen}(%rbx)
-    same_or slow, {tables}(%rdx), {space}(%r15)
-    mov {counters}(%r15), %rax;  incq {calls} + 8(%rax)
-    incq {entries}(%rax)
-    movb ${idle}, {state}(%rsp);  movq $0, {caller}(%rsp);  movq $0, {callee}(%rdx)
-    mov %rdx, {current}(%r15)
-    mov {message}(%rsp), %r14;  mov {control}(%rbx), %rbp;  lea 128(%rdx), %rsp
+    event_served
     jmp *{resume}(%rbx)
 
 // ctrl_sm without Z: of a semaphore that is no interrupt's, and for which nobody waits or has to, only the count changes, see
@@ -200,9 +221,8 @@ event_reply:
 is_no_reply:
     jb slow_unsaved
 is_other:
-    cmp ${up}, %dil
-    je 1f
-    equal_or slow_unsaved, ${up} + 16, %dil, b
+    if_equal 1f, ${up}, %dil, b
+    equal_or slow_unsaved, ${down}, %dil, b
 1:  mov %rax, (%rsp);  mov %r9, 72(%rsp)
     user_or slow_other, {rip}(%rsp), %rax
     mov {cpu}(%rsp), %r9
@@ -226,8 +246,7 @@ semaphore_waits:
     mov (%rsp), %rax;  mov 72(%rsp), %r9
     store_registers %rsp
     mov %rdi, 56(%rsp);  mov %rsi, 48(%rsp);  lea {kernel}(%rcx), %rsi;  mov %rsp, %rdi;  mov {cpu}(%rsp), %rsp
-    call {ctrl_sm}
-    ud2
+    call {ctrl_sm};  ud2
 
 // All other calls, and these if anything is in the way. Whoever replies has nothing to save.
 slow_other:
@@ -236,27 +255,22 @@ slow_unsaved:
     store_registers %rsp
 slow:
     mov %rdi, 56(%rsp);  mov %rsi, 48(%rsp);  mov %rsp, %rdi;  mov {cpu}(%rsp), %rsp
-    call {hypercall}
-    ud2
+    call {hypercall};  ud2
 
 // Back to user mode after a hypercall: RDI = EC.
 .balign 16
-.globl return_from_hypercall
 return_from_hypercall:
     mov %rdi, %rdx;  mov 48(%rdx), %rsi;  mov 56(%rdx), %rdi
-    mov {rip}(%rdx), %rcx               // canonical and in user space: checked by the caller
-    jmp leave
+    mov {rip}(%rdx), %rcx;  jmp leave   // RCX is canonical and in user space: checked by the caller
 
 // Enters a guest from Rust: RDI = its EC, RSI = physical address of its control block.
-.globl svm_enter
 svm_enter:
-    lea 128(%rdi), %rsp;  mov %rsi, %rax;  mov %rdi, %r15
-    jmp svm_load
+    lea 128(%rdi), %rsp;  mov %rsi, %rax;  mov %rdi, %r15;  jmp svm_load
 
-// SVM: enters the guest whose control block is at RBP, with RIP and general registers from the message at R14 as far as RSI
-// says so, else from the EC at RDX, at whose registers' end RSP is. RBX = what the guest has beyond an EC.
-.globl svm_resume
+// SVM: enters the guest of the EC at RDX, with RIP and general registers from the message at R14 as far as RSI says so, else from
+// the EC. RBX = what the guest has beyond an EC.
 svm_resume:
+    mov {control}(%rbx), %rbp;  lea 128(%rdx), %rsp
     without {mtd_rip}, 1f
     mov {utcb_rip}(%r14), %rax;  mov %rax, {vmcb_rip}(%rbp)
 1:  mov %rdx, %rdi;  mov %rdx, %r15
@@ -268,101 +282,71 @@ svm_resume:
 1:  mov (%rdi), %rax;  mov %rax, {vmcb_rax}(%rbp)
     mov {control_physical}(%rbx), %rax
 svm_load:
-    load_guest
+    load_guest %rdi, %r15
 
 // Runs the guest of the control block at physical address RAX; RSP = the end of the EC's general registers, whose entry 4
 // holds the physical address of the block with the host's FS, GS, TR, LDTR and syscall MSRs. GIF is clear while any of the
 // guest's state is in the registers. IF is set meanwhile: with virtual interrupt masking it is the host's IF at VMRUN that
 // lets physical interrupts end the guest's run. The task priority is zero anyway: QEMU can lose an interrupt that comes
 // during an exit, until this makes it look again (docs/emulators.md).
-.globl svm_run
 svm_run:
-    clgi
-    sti
-    vmload %rax
+    clgi;  sti;  vmload %rax
     vmrun %rax
-    vmsave %rax
-    mov 32 - 128(%rsp), %rax
-    vmload %rax
-    cli
-    stgi
+    vmsave %rax;  mov 32 - 128(%rsp), %rax;  vmload %rax;  cli;  stgi
     push_all r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rax, rbx, rdx, rcx, rax
     xor %eax, %eax;  mov %rax, %cr8
 
     // The guest of the EC at RSP stopped.
-    mov {cpu}(%rsp), %r15;  mov {guest}(%rsp), %rax
-    equal_or exit, {poised}(%r15), %rax
-    mov {control}(%rax), %rbp
-    clear_or exit, $0x80, {vmcb_interrupted}+3(%rbp), b
-    mov {vmcb_rax}(%rbp), %rax;  mov %rax, (%rsp)
-    mov {vmcb_exit_code}(%rbp), %rax
-    cmp ${exit_codes}, %rax
-    jae 1f
-    movzbl {exit_events}(%rax), %ebx
-    test %ebx, %ebx
-    jz exit
-    cmp ${event_rdmsr}, %ebx
-    je 2f
-    .subsection 1
-1:  mov ${event_page_fault}, %ebx
-    cmp ${nested_fault}, %rax
-    je guest_event
-    jmp exit
-2:  add {vmcb_exit_info}(%rbp), %ebx    // a WRMSR
-    jmp guest_event
-    .previous
+    mov {cpu}(%rsp), %r15;  mov {guest}(%rsp), %r12
+    equal_or exit, {poised}(%r15), %r12
+    mov {control}(%r12), %r11
+    clear_or exit, $0x80, {vmcb_interrupted}+3(%r11), b
+    mov {vmcb_rax}(%r11), %rax;  mov %rax, (%rsp)
+    mov {vmcb_exit_code}(%r11), %r8;  mov found_key(%rsp), %r13
+    equal_or svm_reason, %r8, found_code(%rsp)
 
-// Event EBX of the guest EC at RSP goes to its handler, if that is idle and nothing else is in the way.
+// Event R13 of the guest EC at RSP, which had a handler before, goes there, if it is idle and nothing else is in the way. The
+// guest's RBX, RBP, R9 and R10 are where they were.
 guest_event:
-    clear_or exit, $~{a_guest_ran}, {unusual}(%r15), l
-    mov {event_base}(%rsp), %r9;  add %rbx, %r9
-    object_at ${portal}, %r9, %r9d, ${may_event}, exit
-    idle_callee exit
-    mov {kernel} + {portal_mtd}(%rcx), %esi
-    clear_or exit, ${not_fast}, %esi
-    same_or exit, {tables}(%rdx), {space}(%r15)
-    mov {guest}(%rsp), %r12
+    handler known_handler, find_handler
+    mov found_mtd(%rsp), %esi
     jmp *{pass_event}(%r12)
 
-// Event EBX of the EC at RSP is sent to the EC at RDX through the portal at RCX: RDI = identifier, R14 = its message.
+// Event R13 of the EC at RSP is sent to the EC at RDX through the portal at RCX: RDI = identifier, R14 = its message.
 .macro send_event
-    mov {counters}(%r15), %rax;  incq {events}(%rax, %rbx, 8)
+    mov {counters}(%r15), %rax;  incq {events}(%rax, %r13, 8)
     hand_over ${await_event_reply}
     mov %rdx, {current}(%r15)
-    mov {kernel} + {portal_identifier}(%rcx), %rdi;  mov {message}(%rdx), %r14
+    mov {portal_identifier}(%rcx), %rdi;  mov {message}(%rdx), %r14
 .endm
 
-// SVM. The control block is at RBP. What a monitor asks for to answer CPUID, a port or device memory is told here.
-.globl svm_event
+// SVM. The control block is at R11. What a monitor asks for to answer CPUID, a port or device memory is told here.
 svm_event:
+    equal_or exit, ${idle}, {state}(%rdx), w
     send_event
-    without {mtd_rip}, 1f
-    mov {vmcb_rip}(%rbp), %rax;  mov %rax, {utcb_rip}(%r14);  mov {vmcb_next_rip}(%rbp), %r9
-    cmpl ${io_exit}, {vmcb_exit_code}(%rbp)
-    cmove {vmcb_exit_info} + 8(%rbp), %r9
-    sub %rax, %r9;  cmp $15, %r9
-    jbe 2f
-    xor %r9d, %r9d                      // the length is not known
-2:  mov %r9, {utcb_length}(%r14)        // and no information
-1:  test $~{mtd_rip}, %esi
-    jz enter_portal
-    mov {vmcb_rsp}(%rbp), %r9
-    mov $~({mtd_rip} + {mtd_gpr_0_7} + {mtd_gpr_8_15} + {mtd_cr} + {mtd_efer}), %r10d
+    mov {vmcb_rip}(%r11), %rax;  mov %rax, {utcb_rip}(%r14);  mov {vmcb_next_rip}(%r11), %rcx
+    cmpl ${io_exit}, {vmcb_exit_code}(%r11)
+    cmove {vmcb_exit_info} + 8(%r11), %rcx
+    sub %rax, %rcx;  cmp $15, %rcx;  jbe 2f
+    xor %ecx, %ecx                      // the length is not known
+2:  mov %rcx, {utcb_length}(%r14)       // and no information
+    if_clear enter_portal, $~{mtd_rip}, %esi
+    mov $~({mtd_rip} + {mtd_gpr_0_7} + {mtd_gpr_8_15} + {mtd_cr} + {mtd_efer}), %r15d
     without {mtd_qual}, 1f
-    cmpl ${io_exit}, {vmcb_exit_code}(%rbp)
-    jne 1f
+    equal_or 1f, ${io_exit}, {vmcb_exit_code}(%r11), l
     // As `io_qualification`: port; string and REP; input; size less one.
-    mov {vmcb_exit_info}(%rbp), %eax;  mov %eax, %ebx;  mov %eax, %ecx;  shr $4, %ecx
-    and $7, %ecx;  dec %ecx;  and $12, %ebx;  lea (%rcx, %rbx, 4), %ebx
-    mov %eax, %ecx;  and $1, %ecx;  lea (%rbx, %rcx, 8), %ebx;  and $0xffff0000, %eax;  or %eax, %ebx
+    mov {vmcb_exit_info}(%r11), %eax;  mov %eax, %r13d;  mov %eax, %ecx;  shr $4, %ecx
+    and $7, %ecx;  dec %ecx;  and $12, %r13d;  lea (%rcx, %r13, 4), %r13d
+    mov %eax, %ecx;  and $1, %ecx;  lea (%r13, %rcx, 8), %r13d;  and $0xffff0000, %eax;  or %eax, %r13d
     xor %eax, %eax;  mov %rax, {utcb_qualification} + 8(%r14);  mov %rax, {utcb_qualification} + 16(%r14)
-    mov %rbx, {utcb_qualification}(%r14);  btr ${mtd_qual_bit}, %r10d
+    mov %r13, {utcb_qualification}(%r14);  btr ${mtd_qual_bit}, %r15d
 1:  without {mtd_cr}, 1f
-    mov {vmcb_cr4}(%rbp), %rax;  mov %rax, {utcb_cr4}(%r14);  mov {vmcb_cr3}(%rbp), %rax;  mov %rax, {utcb_cr3}(%r14)
-    mov {vmcb_cr0}(%rbp), %rax;  mov %rax, {utcb_cr0}(%r14);  mov {vmcb_cr2}(%rbp), %rax;  mov %rax, {utcb_cr2}(%r14)
-    mov {vmcb_tpr}(%rbp), %eax;  and $15, %eax;  mov %rax, {utcb_cr8}(%r14)
-1:  without {mtd_efer}, message
-    mov {vmcb_efer}(%rbp), %rax;  and $~{efer_svme}, %rax;  mov %rax, {utcb_efer}(%r14)
+    mov {vmcb_cr4}(%r11), %rax;  mov %rax, {utcb_cr4}(%r14);  mov {vmcb_cr3}(%r11), %rax;  mov %rax, {utcb_cr3}(%r14)
+    mov {vmcb_cr0}(%r11), %rax;  mov %rax, {utcb_cr0}(%r14);  mov {vmcb_cr2}(%r11), %rax;  mov %rax, {utcb_cr2}(%r14)
+    mov {vmcb_tpr}(%r11), %eax;  and $15, %eax;  mov %rax, {utcb_cr8}(%r14)
+1:  without {mtd_efer}, 1f
+    mov {vmcb_efer}(%r11), %rax;  and $~{efer_svme}, %rax;  mov %rax, {utcb_efer}(%r14)
+1:  mov {vmcb_rsp}(%r11), %rcx
 
 .macro copy_registers offsets:vararg
     .irp offset, \offsets
@@ -370,62 +354,50 @@ svm_event:
     .endr
 .endm
 
-// The message at R14 gets general registers, with RSP from R9, and what of the descriptor in RSI is in R10 as well.
+// The message at R14 gets general registers, with RSP from RCX, and what of the descriptor in RSI is in R15 as well.
 message:
     without {mtd_gpr_0_7}, 1f
-    mov %r9, 32(%r14)
-    copy_registers 0, 8, 16, 24, 40, 48, 56
+    mov %rcx, 32(%r14);  mov %rbx, 24(%r14);  mov %rbp, 40(%r14)
+    copy_registers 0, 8, 16, 48, 56
 1:  without {mtd_gpr_8_15}, 1f
-    copy_registers 64, 72, 80, 88, 96, 104, 112, 120
-1:  clear_or 5f, %r10d, %esi, l
+    mov %r9, 72(%r14);  mov %r10, 80(%r14)
+    copy_registers 64, 88, 96, 104, 112, 120
+1:  clear_or more_to_tell, %r15d, %esi, l
 to_portal:
-    cmpb $0, {syscall_off}(%r12)
-    je enter_portal
+    if_equal enter_portal, $0, {syscall_off}(%r12), b
     mov {rsp}(%rdx), %rcx;  mov %r8, %rdx
     clear eax, ebx, ebp, r8d, r9d, r10d, r11d, r12d, r13d, r14d, r15d
     sti                                 // takes effect behind the next instruction
     sysexitq
-    .subsection 1
-5:  mov %rsp, %r13;  mov %r15, %rsp;  push %rdi;  push %rsi;  push %rdx;  push %r8
-    mov %r13, %rdi;  and %r10d, %esi
-    call {save_rest}
-    pop %r8;  pop %rdx;  pop %rsi;  pop %rdi
-    jmp to_portal
-    .previous
 
 // VMX. A handler that enters by SYSENTER leaves the guest's SYSCALL where it is. The host's is off after the exit, as the
 // VMCS says: if that is not yet, or no longer, what the handler needs, the slow path mends it.
-.globl vmx_event
 vmx_event:
-    movzbl {sysenter}(%rdx), %eax
-    equal_or exit, %al, {syscall_off}(%r12), b
-    user_or exit, {rsp}(%rdx), %r9
-    send_event
-    cmpb $0, {syscall_off}(%r12)
-    je 4f
-3:  without {mtd_rip}, 1f
+    equal_or exit, ${idle_by_sysenter}, {state}(%rdx), l
+    user_or exit, {rsp}(%rdx), %rax
+3:  send_event
     mov ${vmcs_rip}, %eax; vmread %rax, {utcb_rip}(%r14)
-    mov ${vmcs_length}, %eax; vmread %rax, %rbx
+    mov ${vmcs_length}, %eax; vmread %rax, %r13
     mov ${vmcs_information}, %eax; vmread %rax, %rcx
-    mov %ebx, {utcb_length}(%r14);  mov %ecx, {utcb_information}(%r14)
-1:  test $~{mtd_rip}, %esi
-    jz to_portal
+    mov %r13d, {utcb_length}(%r14);  mov %ecx, {utcb_information}(%r14)
+    if_clear to_portal, $~{mtd_rip}, %esi
     without {mtd_qual}, 1f
     mov ${vmcs_qualification}, %eax; vmread %rax, {utcb_qualification}(%r14)
     mov ${vmcs_linear}, %eax; vmread %rax, {utcb_qualification} + 8(%r14)
     mov ${vmcs_physical}, %eax; vmread %rax, {utcb_qualification} + 16(%r14)
 1:  without {mtd_gpr_0_7}, 1f
-    mov ${vmcs_rsp}, %eax; vmread %rax, %r9
-1:  mov $~({mtd_rip} + {mtd_qual} + {mtd_gpr_0_7} + {mtd_gpr_8_15}), %r10d
+    mov ${vmcs_rsp}, %eax; vmread %rax, %rcx
+1:  mov $~({mtd_rip} + {mtd_qual} + {mtd_gpr_0_7} + {mtd_gpr_8_15}), %r15d
     jmp message
-    .subsection 1
-    // The handler enters by SYSCALL: it needs its own.
-4:  mov %rsp, %r13;  mov %r15, %rsp;  push %rdi;  push %rsi;  push %rdx;  push %r8
-    mov %r15, %rdi
+
+// A handler that enters by SYSCALL needs its own.
+vmx_event_for_syscall:
+    equal_or exit, ${idle}, {state}(%rdx), l
+    mov %r15, %rsp;  mov %r15, %rdi
     call {leave}
-    pop %r8;  pop %rdx;  pop %rsi;  pop %rdi;  mov %r13, %rsp
+    mov {current}(%r15), %rsp;  mov found_portal(%rsp), %rcx;  mov found_handler(%rsp), %rdx
+    mov {portal_ip}(%rcx), %r8;  mov found_mtd(%rsp), %esi;  mov 72(%rsp), %r9;  mov 80(%rsp), %r10
     jmp 3b
-    .previous
 
 // The general registers of the guest that stopped, at whose end RSP is. Entry 4 gets \refused.
 .macro save_guest refused
@@ -435,26 +407,17 @@ vmx_event:
 .endm
 
 // Enters a guest from Rust: RDI = its EC, RSI = 0 the first time. RSP stays: exits have their own.
-.globl vmx_enter
 vmx_enter:
-    mov %rdi, %r15
-    test %rsi, %rsi
-    jmp vmx_load
+    mov %rdi, %r15;  mov %rdi, %rsp
+    test %rsi, %rsi;  jmp vmx_load
 
 // VMX: enters a guest again, as above. If a host program needed its own state meanwhile Rust loads the guest's.
-.globl vmx_resume
 vmx_resume:
-    testl ${a_guest_ran}, {unusual}(%r15)
-    jz 2f
-    .subsection 1
-2:  mov %rdx, %r12;  mov %esi, %r13d;  mov %rdx, %rdi;  mov %r15, %rsp
-    call {make_live}
-    mov %r12, %rdx;  mov %r13d, %esi
-    jmp 3f
-    .previous
-3:  without {mtd_rip}, 1f
+    if_clear make_live, ${a_guest_ran}, {unusual}(%r15), l
+is_live:
+    without {mtd_rip}, 1f
     mov ${vmcs_rip}, %eax; vmwrite {utcb_rip}(%r14), %rax
-1:  mov %r15, %rsp;  mov %rdx, %rdi;  mov %rdx, %r15
+1:  mov %rdx, %rdi;  mov %rdx, %r15
     test ${mtd_gpr_8_15}, %sil
     cmovnz %r14, %r15
     without {mtd_gpr_0_7}, 1f
@@ -463,33 +426,84 @@ vmx_resume:
 1:  test %esp, %esp                     // it was launched
 vmx_load:
     mov (%rdi), %rax
-    load_guest                          // the flag survives
+    load_guest %rdi, %r15               // the flag survives
     jz 1f
-    vmresume
-    jmp vmx_refused
+    vmresume;  jmp vmx_refused
 1:  vmlaunch
 
-// The CPU did not enter the guest of the current EC. RSP = somewhere on the CPU's stack.
+// The CPU did not enter the guest of its current EC. RSP = an EC of the CPU.
 vmx_refused:
-    and ${block_mask}, %rsp;  mov {stack_top}(%rsp), %rsp;  lea 128(%rsp), %rsp
+    mov {cpu}(%rsp), %rsp;  mov {current}(%rsp), %rsp;  lea 128(%rsp), %rsp
     save_guest $1
     jmp exit
 
 // After an exit. Programs may change CR2, so it is kept now.
-.globl vmx_exit
 vmx_exit:
     save_guest $0
-    mov {cpu}(%rsp), %r15;  mov {guest}(%rsp), %rax
+    mov {cpu}(%rsp), %r15;  mov {guest}(%rsp), %r12
     mov %cr2, %rcx;  mov %rcx, {guest_cr2}(%r15)
-    equal_or exit, {poised}(%r15), %rax
-    mov ${vmcs_reason}, %ecx;  vmread %rcx, %rbx
+    equal_or exit, {poised}(%r15), %r12
+    mov ${vmcs_reason}, %ecx;  vmread %rcx, %r13
+    if_equal guest_event, %r13, found_key(%rsp)
     movabs ${vmx_events}, %rax
-    cmp $63, %ebx
-    ja exit
-    bt %rbx, %rax
-    jc guest_event
+    cmp $63, %r13d;  ja exit
+    bt %r13, %rax;   jc find_handler
 
 exit:
     mov %rsp, %rdi;  mov {cpu}(%rsp), %rsp
-    call {vcpu_exit}
-    ud2
+    call {vcpu_exit};  ud2
+
+// The callee of this call is not known.
+find_callee:
+    mov %rdi, %r9;  mov %rdi, %r13;  shr $8, %r9;  mov ${may_call}, %r10d;  jmp find
+callee_found:
+    mov %r14, found_changes(%rsp);  jmp known_callee
+
+// Keeps the exit code with the handler, unless it does not tell the event alone.
+svm_reason:
+    mov ${event_page_fault}, %r13d
+    if_equal find_handler, ${nested_fault}, %r8
+    cmp ${exit_codes}, %r8;  jae exit
+    movzbl {exit_events}(%r8), %r13d
+    if_clear exit, %r13d, %r13d, l
+    equal_or find_handler, ${event_rdmsr}, %r13d, l
+    mov $no_code, %r8;  add {vmcb_exit_info}(%r11), %r13d    // a WRMSR
+    if_equal guest_event, %r13, found_key(%rsp)
+
+// Event R13 of the guest EC at RSP, whose handler is not known. It must have asked for what can be told here, and be in the EC's own
+// host space, whose page tables are loaded while the guest runs.
+find_handler:
+    mov {event_base}(%rsp), %r9;  add %r13, %r9;  mov ${may_event}, %r10d
+
+// RCX = portal for the selector in R9 and the permission in R10B, RDX = its EC, which is on the CPU at R15, both kept for R13 and
+// R8. Clobbers RAX, R14.
+find:
+    mov {table} + {changes}, %r14;  movq $0, found_changes(%rsp)
+    object_at ${portal}, %r9, %r9d, %r10b, 1f
+    mov {kernel} + {portal_enters}(%rcx), %eax;  mov {kernel} + {portal_enters} + 4(%rcx), %edx;  shl $5, %eax
+    equal_or 1f, %edx, {headers}+{generation}(%rax)
+    mov {headers} + {content}(%rax), %edx;  and $~0x3f, %edx;  add ${kernel}, %rdx;  add ${kernel}, %rcx
+    equal_or 1f, %r15, {cpu}(%rdx)
+    mov {portal_mtd}(%rcx), %r9d;  mov %r13, found_key(%rsp);  mov %r8, found_code(%rsp)
+    mov %rcx, found_portal(%rsp);  mov %r9, found_mtd(%rsp);  mov %rdx, found_handler(%rsp)
+    if_equal callee_found, ${may_call}, %r10b, b
+    xor ${mtd_rip}, %r9d
+    clear_or exit, ${not_fast}, %r9d
+    same_or exit, {tables}(%rdx), {tables}(%rsp)
+    mov %r14, found_changes(%rsp);  mov 72(%rsp), %r9;  mov 80(%rsp), %r10
+    jmp known_handler
+1:  if_equal slow, ${may_call}, %r10b, b
+    jmp exit
+
+// The message gets what Rust has to get.
+more_to_tell:
+    mov %rsp, %r13;  mov {cpu}(%rsp), %rsp;  push %rdi;  push %rsi;  push %rdx;  push %r8
+    mov %r13, %rdi;  and %r15d, %esi
+    call {save_rest}
+    pop %r8;  pop %rdx;  pop %rsi;  pop %rdi;  jmp to_portal
+
+// The state of the guest of the EC at RDX was taken out of the registers.
+make_live:
+    mov %rdx, %r12;  mov %esi, %r13d;  mov %rdx, %rdi;  mov %r15, %rsp
+    call {make_live}
+    mov %r12, %rdx;  mov %r13d, %esi;  mov found_handler(%rdx), %rsp;  jmp is_live

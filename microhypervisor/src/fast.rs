@@ -9,85 +9,74 @@
 //! for the layout of EC, portal and header. The caller's registers are kept. The callee begins with what it is told, and
 //! zeros.
 
-use core::mem::offset_of;
+use core::mem::offset_of as at;
 
 use abi::Mtd;
 use abi::capability::{Permissions, SELECTOR_COUNT};
 use abi::event::guest as event;
 use abi::hypercall::flag;
 use abi::observation::counter;
-use abi::utcb::Architectural;
-use kernel_core::slots::{Entry, Header, Kind, Reference};
+use abi::utcb::Architectural as Utcb;
+use kernel_core::slots::{Entry, Header, HeaderTable, Kind, Reference};
 
 use crate::cpu::{Cpu, Unusual};
 use crate::ec::{Continuation, Ec};
 use crate::guest::GuestState;
-use crate::object::HEADER_MEMORY;
+use crate::object::{HEADER_MEMORY, TABLE};
 use crate::portal::Pt;
 use crate::semaphore::Sm;
-use crate::space::GuestSpace;
 use crate::svm::spec::{EVENTS, Vmcb, code};
 use crate::vcpu::Gprs;
 use crate::vmx::spec as vmx;
 
 core::arch::global_asm!(
     include_str!("fast.S"),
-    cpu = const offset_of!(Ec, stack), rip = const offset_of!(Ec, rip), rsp = const offset_of!(Ec, rsp),
-    state = const offset_of!(Ec, continuation), caller = const offset_of!(Ec, caller),
-    callee = const offset_of!(Ec, callee), selectors = const offset_of!(Ec, selectors),
-    message = const offset_of!(Ec, message), tables = const offset_of!(Ec, tables),
-    event_base = const offset_of!(Ec, binding.event_base), guest = const offset_of!(Ec, binding.guest),
-    sysenter = const offset_of!(Ec, sysenter),
-    current = const offset_of!(Cpu, current), unusual = const offset_of!(Cpu, unusual),
-    space = const offset_of!(Cpu, space), counters = const offset_of!(Cpu, counters),
-    poised = const offset_of!(Cpu, poised), guest_cr2 = const offset_of!(Cpu, guest_cr2),
-    a_guest_ran = const 0xff << (8 * offset_of!(Unusual, guest)),
-    tracing = const 0xff_u64 << (8 * offset_of!(Unusual, tracing)), up = const abi::Hypercall::CtrlSm as u8,
-    sm_word = const offset_of!(Sm, word), sm_route = const offset_of!(Sm, route),
-    semaphore = const Header::live_content(Kind::Sm, 0),
-    portal_enters = const offset_of!(Pt, enters), portal_ip = const offset_of!(Pt, ip),
-    portal_identifier = const offset_of!(Pt, identifier), portal_mtd = const offset_of!(Pt, mtd),
-    control = const offset_of!(GuestState, block.va), control_physical = const offset_of!(GuestState, block.pa),
-    ended = const offset_of!(GuestState, ended), guest_space = const offset_of!(GuestState, space),
-    seen = const offset_of!(GuestState, generation), resume = const offset_of!(GuestState, resume),
-    syscall_off = const offset_of!(GuestState, syscall_off), pass_event = const offset_of!(GuestState, pass_event),
-    vmcb_next_rip = const offset_of!(Vmcb, next_rip),
-    vmcb_interrupted = const offset_of!(Vmcb, interrupted), vmcb_exit_code = const offset_of!(Vmcb, exit_code),
-    vmcb_rip = const offset_of!(Vmcb, rip), vmcb_rsp = const offset_of!(Vmcb, rsp),
-    vmcb_rax = const offset_of!(Vmcb, rax), vmcb_exit_info = const offset_of!(Vmcb, exit_info),
-    vmcb_cr0 = const offset_of!(Vmcb, cr0), vmcb_cr2 = const offset_of!(Vmcb, cr2),
-    vmcb_cr3 = const offset_of!(Vmcb, cr3), vmcb_cr4 = const offset_of!(Vmcb, cr4),
-    vmcb_tpr = const offset_of!(Vmcb, virtual_interrupt), vmcb_efer = const offset_of!(Vmcb, efer),
-    utcb_cr0 = const offset_of!(Architectural, cr0), utcb_cr2 = const offset_of!(Architectural, cr2),
-    utcb_cr3 = const offset_of!(Architectural, cr3), utcb_cr4 = const offset_of!(Architectural, cr4),
-    utcb_cr8 = const offset_of!(Architectural, cr8), utcb_efer = const offset_of!(Architectural, efer),
-    mtd_cr = const Mtd::CR.bits(), mtd_efer = const Mtd::EFER.bits(),
+    cpu = const at!(Ec, stack), rip = const at!(Ec, rip), rsp = const at!(Ec, rsp),
+    state = const at!(Ec, continuation), caller = const at!(Ec, caller), callee = const at!(Ec, callee),
+    selectors = const at!(Ec, selectors), message = const at!(Ec, message), tables = const at!(Ec, tables),
+    event_base = const at!(Ec, binding.event_base), guest = const at!(Ec, binding.guest),
+    sysenter = const at!(Ec, sysenter), last_found = const at!(Ec, last_found), table = sym TABLE,
+    nobody = sym crate::ec::NOBODY, changes = const at!(HeaderTable<'static>, changes),
+    current = const at!(Cpu, current), unusual = const at!(Cpu, unusual), space = const at!(Cpu, space),
+    counters = const at!(Cpu, counters), poised = const at!(Cpu, poised), guest_cr2 = const at!(Cpu, guest_cr2),
+    a_guest_ran = const Unusual::GUEST, a_guest_alone = const 1 << Unusual::GUEST.trailing_zeros(),
+    tracing = const 0xff_u64 << (8 * at!(Unusual, tracing)), up = const abi::Hypercall::CtrlSm as u8,
+    down = const abi::Hypercall::CtrlSm as u8 | flag::SM_DOWN << 4, sm_word = const at!(Sm, word),
+    sm_route = const at!(Sm, route), semaphore = const Header::live_content(Kind::Sm, 0),
+    portal_enters = const at!(Pt, enters), portal_ip = const at!(Pt, ip),
+    portal_identifier = const at!(Pt, identifier), portal_mtd = const at!(Pt, mtd),
+    control = const at!(GuestState, block.va), control_physical = const at!(GuestState, block.pa),
+    resume = const at!(GuestState, resume), syscall_off = const at!(GuestState, syscall_off),
+    pass_event = const at!(GuestState, pass_event), vmcb_next_rip = const at!(Vmcb, next_rip),
+    vmcb_interrupted = const at!(Vmcb, interrupted), vmcb_exit_code = const at!(Vmcb, exit_code),
+    vmcb_rip = const at!(Vmcb, rip), vmcb_rsp = const at!(Vmcb, rsp), vmcb_rax = const at!(Vmcb, rax),
+    vmcb_exit_info = const at!(Vmcb, exit_info), vmcb_cr0 = const at!(Vmcb, cr0), vmcb_cr2 = const at!(Vmcb, cr2),
+    vmcb_cr3 = const at!(Vmcb, cr3), vmcb_cr4 = const at!(Vmcb, cr4), vmcb_tpr = const at!(Vmcb, virtual_interrupt),
+    vmcb_efer = const at!(Vmcb, efer), utcb_cr0 = const at!(Utcb, cr0), utcb_cr2 = const at!(Utcb, cr2),
+    utcb_cr3 = const at!(Utcb, cr3), utcb_cr4 = const at!(Utcb, cr4), utcb_cr8 = const at!(Utcb, cr8),
+    utcb_efer = const at!(Utcb, efer), mtd_cr = const Mtd::CR.bits(), mtd_efer = const Mtd::EFER.bits(),
     mtd_qual_bit = const Mtd::QUAL.bits().trailing_zeros(), efer_svme = const crate::vcpu::register::EFER_SVME,
-    utcb_qualification = const offset_of!(Architectural, qualification),
-    utcb_length = const offset_of!(Architectural, instruction_length),
-    utcb_information = const offset_of!(Architectural, instruction_info),
-    utcb_rip = const offset_of!(Architectural, rip),
+    utcb_qualification = const at!(Utcb, qualification), utcb_length = const at!(Utcb, instruction_length),
+    utcb_information = const at!(Utcb, instruction_info), utcb_rip = const at!(Utcb, rip),
     vmcs_qualification = const vmx::field::QUALIFICATION, vmcs_linear = const vmx::field::LINEAR_ADDRESS,
     vmcs_physical = const vmx::field::PHYSICAL_ADDRESS, vmcs_rip = const vmx::field::RIP,
     vmcs_rsp = const vmx::field::RSP, vmcs_length = const vmx::field::INSTRUCTION_LENGTH,
     vmcs_information = const vmx::field::INSTRUCTION_INFO, vmcs_reason = const vmx::field::REASON,
-    mtd_qual = const Mtd::QUAL.bits(), not_fast = const Mtd::TSC.union(Mtd::KERNEL_GS).bits(),
+    mtd_qual = const Mtd::QUAL.bits(), not_fast = const Mtd::RIP.union(Mtd::TSC).union(Mtd::KERNEL_GS).bits(),
     not_fast_reply = const !Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).bits(), mtd_rip = const Mtd::RIP.bits(),
     mtd_gpr_0_7 = const Mtd::GPR_0_7.bits(), mtd_gpr_8_15 = const Mtd::GPR_8_15.bits(),
-    calls = const 8 * (counter::HYPERCALL + abi::Hypercall::IpcCall as usize), entries = const 8 * counter::GUEST_ENTRY,
-    events = const 8 * counter::GUEST_EVENT,
+    calls = const 8 * (counter::HYPERCALL + abi::Hypercall::IpcCall as usize),
+    entries = const 8 * counter::GUEST_ENTRY, events = const 8 * counter::GUEST_EVENT,
     await_event_reply = const Continuation::AwaitEventReply as u16, idle = const Continuation::Idle as u16,
-    busy = const Continuation::ReturnHypercall as u8, await_reply = const Continuation::AwaitReply as u16,
-    kernel = const crate::memory::KERNEL as i64, selectors_end = const SELECTOR_COUNT,
-    may_call = const Permissions::CALL.bits(), reply = const abi::Hypercall::IpcReply as u8,
-    generation = const Header::GENERATION, content = const Header::CONTENT,
-    portal = const Header::live_content(Kind::Pt, 0), may_event = const Permissions::EVENT.bits(),
-    space_generation = const GuestSpace::GENERATION, block_mask = const -(crate::cpu::BLOCK as i64),
-    stack_top = const crate::cpu::CpuBlock::STACK_TOP, io_exit = const code::IO, vmx_events = const vmx::PLAIN_EVENTS,
+    idle_by_sysenter = const Continuation::Idle as u32 | 1 << 16, busy = const Continuation::ReturnHypercall as u8,
+    await_reply = const Continuation::AwaitReply as u16, kernel = const crate::memory::KERNEL as i64,
+    selectors_end = const SELECTOR_COUNT, may_call = const Permissions::CALL.bits(),
+    reply = const abi::Hypercall::IpcReply as u8, generation = const Header::GENERATION,
+    content = const Header::CONTENT, portal = const Header::live_content(Kind::Pt, 0),
+    may_event = const Permissions::EVENT.bits(), io_exit = const code::IO, vmx_events = const vmx::PLAIN_EVENTS,
     nested_fault = const code::NESTED_FAULT, event_page_fault = const event::PAGE_FAULT,
-    event_rdmsr = const event::RDMSR, exit_codes = const EVENTS.len(),
-    ctrl_sm = sym crate::semaphore::control, hypercall = sym crate::hypercall::hypercall, headers = sym HEADER_MEMORY,
-    spaces_ended = sym crate::guest::SPACES_ENDED, make_live = sym crate::guest::make_live,
+    event_rdmsr = const event::RDMSR, exit_codes = const EVENTS.len(), ctrl_sm = sym crate::semaphore::control,
+    hypercall = sym crate::hypercall::hypercall, headers = sym HEADER_MEMORY, make_live = sym crate::guest::make_live,
     leave = sym crate::guest::leave, save_rest = sym crate::guest::save_state, exit_events = sym EVENTS,
     vcpu_exit = sym crate::guest::vcpu_exit,
     options(att_syntax)
@@ -119,8 +108,10 @@ unsafe extern "C" {
     pub fn vmx_resume() -> !;
     /// Where exits go.
     pub fn vmx_exit() -> !;
-    /// Passes an event of a guest on to its handler.
+    /// Passes an event of a guest on to its handler, which enters by SYSENTER.
     pub fn vmx_event() -> !;
+    /// Passes an event of a guest on to its handler, which enters by SYSCALL.
+    pub fn vmx_event_for_syscall() -> !;
     /// Passes an event of a guest on to its handler.
     pub fn svm_event() -> !;
     /// Where SYSCALL enters, through the stubs.

@@ -4,16 +4,16 @@
 //! Unsafe: enters the guest.
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use abi::Mtd;
 use abi::capability::Permissions;
 use abi::observation::counter;
 use abi::utcb::Architectural;
 
-use crate::cpu::{Cpu, Owned};
+use crate::cpu::{Cpu, Owned, Unusual};
 use crate::ec::{Continuation, Ec};
-use crate::object::Ref;
+use crate::object::{Ref, TABLE};
 use crate::space::{GuestSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::svm::Svm;
 use crate::vcpu::{Exit, Gprs, PhysPage, Processor, VirtualCpu};
@@ -25,9 +25,6 @@ enum Vcpu {
     Vmx(Vmx),
     Svm(Svm),
 }
-
-/// Counts whatever vCPUs may use but find gone: each looks again before its next entry.
-pub static SPACES_ENDED: AtomicU64 = AtomicU64::new(0);
 
 /// The spaces that a vCPU uses.
 #[derive(Clone, Copy)]
@@ -48,16 +45,16 @@ pub struct GuestState {
     /// Where the fast path enters the guest again.
     pub resume: unsafe extern "C" fn() -> !,
     /// How it passes on an event.
-    pub pass_event: unsafe extern "C" fn() -> !,
+    pub pass_event: Cell<unsafe extern "C" fn() -> !>,
     /// Its exits turn SYSCALL off, for a handler that enters by SYSENTER (VMX).
     pub syscall_off: Cell<bool>,
     assigned: Cell<Option<Assigned>>,
     /// The guest space, if it is there.
-    pub space: Cell<Option<&'static GuestSpace>>,
-    /// Value of [`SPACES_ENDED`] when it last looked whether its spaces are there.
-    pub ended: Cell<u64>,
-    /// Generation of the guest space at the last entry.
-    pub generation: Cell<u64>,
+    space: Cell<Option<&'static GuestSpace>>,
+    /// [`Changes`](kernel_core::slots::Changes) when it last looked whether its spaces are there.
+    changes: Cell<u64>,
+    /// Generation of the guest space when it was entered last by [`enter`].
+    generation: Cell<u64>,
     vcpu: Owned<Vcpu>,
 }
 
@@ -70,18 +67,18 @@ impl GuestState {
             Processor::Svm(processor) => Vcpu::Svm(Svm::new(processor, block, rsp)),
         };
         let (resume, pass_event): (unsafe extern "C" fn() -> !, unsafe extern "C" fn() -> !) = match vcpu {
-            Vcpu::Vmx(_) => (fast::vmx_resume, fast::vmx_event),
+            Vcpu::Vmx(_) => (fast::vmx_resume, fast::vmx_event_for_syscall),
             Vcpu::Svm(_) => (fast::svm_resume, fast::svm_event),
         };
         Self {
             block,
             resume,
-            pass_event,
+            pass_event: Cell::new(pass_event),
             syscall_off: Cell::new(false),
             vcpu: Owned::new(vcpu),
             assigned: Cell::new(None),
             space: Cell::new(None),
-            ended: Cell::new(0),
+            changes: Cell::new(0),
             generation: Cell::new(0),
         }
     }
@@ -110,6 +107,7 @@ impl GuestState {
         let _ = (guest.retain(), pio.retain(), msr.retain());
         self.drop_spaces();
         self.assigned.set(Some(Assigned { guest, pio, msr }));
+        self.generation.set(0);
         self.look_again();
     }
 
@@ -124,8 +122,7 @@ impl GuestState {
 
     /// Looks the assigned spaces up; without all of them there is none.
     fn look_again(&self) {
-        self.ended.set(SPACES_ENDED.load(Ordering::Acquire));
-        self.generation.set(0);
+        self.changes.set(TABLE.changes.0.load(Ordering::Acquire));
         let found = |spaces: Assigned| Some((spaces.guest.get()?, spaces.pio.get()?, spaces.msr.get()?));
         let spaces = self.assigned.get().and_then(found);
         self.space.set(spaces.map(|(guest, ..)| guest));
@@ -149,7 +146,7 @@ impl GuestState {
 /// Enters the guest of `ec`.
 pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     let Some(guest) = ec.guest else { portal::kill(cpu, ec, format_args!("not a vCPU")) };
-    if guest.ended.get() != SPACES_ENDED.load(Ordering::Acquire) {
+    if guest.changes.get() != TABLE.changes.0.load(Ordering::Acquire) {
         guest.look_again();
     }
     let Some(space) = guest.space.get() else {
@@ -167,11 +164,11 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         cpu.counters.count(counter::GUEST_FLUSH);
         vcpu.common().flush();
     }
-    cpu.poised.set(if vcpu.is_plain() { guest } else { NOBODY });
     if cpu.guest.get().is_some_and(|last| !core::ptr::eq(last, guest)) {
         leave(cpu);
     }
     occupy(cpu, guest);
+    cpu.poised.set(if vcpu.is_plain() && cpu.unusual.bits() & !Unusual::GUEST == 0 { guest } else { NOBODY });
     // SAFETY: the EC's first field are its registers; the host space is loaded, the spaces are assigned and live as long
     // as the EC.
     let event = unsafe { vcpu.enter(core::ptr::from_ref(ec).cast_mut().cast::<Gprs>(), cpu.deadline.get()) };
@@ -201,6 +198,7 @@ pub fn expect(cpu: &Cpu, guest: &GuestState, handler: &Ec) {
     if guest.syscall_off.replace(off) != off
         && let Vcpu::Vmx(vcpu) = guest.vcpu.get()
     {
+        guest.pass_event.set(if off { fast::vmx_event } else { fast::vmx_event_for_syscall });
         vcpu.set_syscall_off(off);
     }
 }

@@ -11,6 +11,7 @@ use abi::utcb::gpr;
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
+use crate::object::TABLE;
 use crate::observation::{set_tracing, trace};
 use crate::pd::Pd;
 use crate::portal::Pt;
@@ -88,6 +89,7 @@ fn ctrl_pt(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     let (pt, _) = ec.selectors.get::<Pt>(call.selector, Permissions::CTRL)?;
     pt.identifier.store(ec.gpr(gpr::RSI), Ordering::Relaxed);
     pt.mtd.store(ec.gpr(gpr::RDX) as u32, Ordering::Relaxed);
+    TABLE.changes.0.fetch_add(1, Ordering::AcqRel);
     Ok(())
 }
 

@@ -131,11 +131,12 @@ pub fn reply(cpu: &'static Cpu, callee: &'static Ec) -> ! {
         kill(cpu, callee, format_args!("ipc_reply by an EC that is not a local thread"));
     }
     callee.continuation.set(Continuation::Idle);
-    let Some(caller) = callee.caller.take() else {
+    let Some(caller) = callee.caller.get() else {
         sched::disinherit(cpu, callee);
         sched::resume_current(cpu)
     };
     let mtd = callee.gpr(gpr::RSI) as u32;
+    callee.caller.set(None);
     caller.callee.set(None);
     if caller.continuation.get() == Continuation::AwaitReply {
         let mtd = mtd & 0x1ff;
@@ -199,7 +200,8 @@ pub fn unwind(cpu: &Cpu, ec: &'static Ec) {
         // It and its scheduling context are inactive now.
         TABLE.suspect(dead.reference.index());
         TABLE.suspect(dead.bound.load(Ordering::Relaxed).wrapping_sub(1));
-        let Some(caller) = dead.caller.take() else { return };
+        let Some(caller) = dead.caller.get() else { return };
+        dead.caller.set(None);
         caller.callee.set(None);
         if caller.continuation.get() == Continuation::AwaitReply {
             return run::finish(caller, Status::Aborted);

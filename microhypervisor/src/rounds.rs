@@ -20,6 +20,7 @@ use kernel_core::shootdown::{Requests, Round, Taken};
 
 use crate::cpu::{CPUS_MAX, Cpu, Owned, count};
 use crate::ec::{Continuation, Ec, EcLinks};
+use crate::guest::NOBODY;
 use crate::object::{self, by_id};
 use crate::observation::trace;
 use crate::sched::Sc;
@@ -101,9 +102,10 @@ fn launch(cpu: &Cpu) {
     }
 }
 
-/// This CPU drops its translations of the current host space. Those of guests go before the next entry, see
-/// `Memory::generation`.
+/// This CPU drops its translations of the current host space. Before the next entry of a guest it looks whether those of the
+/// guest must go, see `Memory::generation`, and whether its spaces have.
 pub fn flush(cpu: &Cpu) {
+    cpu.poised.set(NOBODY);
     // SAFETY: the tables are loaded already; loading them again drops stale translations.
     unsafe { registers::set_cr3(cpu.space.root()) };
 }

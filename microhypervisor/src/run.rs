@@ -60,7 +60,7 @@ extern "C" fn go_on(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     // All that `prepare_user` does is to tell who runs, and the trace is off.
     let returns = || ec.continuation.get() == Continuation::ReturnHypercall && !ec.recall.load(Ordering::Relaxed);
     let same = || cpu.space.root() == ec.tables && !core::ptr::eq(cpu.fpu_owner.get(), ec);
-    if !(returns() && same() && cpu.unusual.is_none() && ec.rip.get() < USER_END) {
+    if !(returns() && same() && cpu.unusual.bits() == 0 && ec.rip.get() < USER_END) {
         go_on_with_more(cpu, ec)
     }
     if !core::ptr::eq(cpu.current.replace(ec), ec) {

@@ -110,6 +110,7 @@ impl ObjectSpace {
         let entry = if object::TABLE.retain(entry.reference()) { entry } else { Entry::NULL };
         let old = Entry(slot.load(Ordering::Relaxed));
         slot.store(entry.to_raw(), Ordering::Release);
+        object::TABLE.changes.0.fetch_add(1, Ordering::AcqRel);
         object::TABLE.drop_use(old.reference());
         Ok(())
     }

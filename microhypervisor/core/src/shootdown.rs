@@ -24,9 +24,6 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Offset of the current generation (u64).
-    pub const CURRENT: usize = core::mem::offset_of!(Self, current);
-
     /// Of a space that no CPU has used yet. No generation is 0, so that 0 can stand for "never seen".
     pub const fn first() -> Self {
         Self { current: AtomicU64::new(1), completed: AtomicU64::new(1) }

@@ -199,12 +199,24 @@ pub struct HeaderTable<'a> {
     fresh: AtomicU32,
     /// The first header whose object lost its last use, plus one, or [`NIL`].
     abandoned: AtomicU32,
+    /// Counts what may make an entry mean less than before: references that become stale, entries that are replaced.
+    pub changes: Changes,
 }
+
+/// A count that is written seldom and read often, in a cache line of its own.
+#[repr(align(64))]
+pub struct Changes(pub AtomicU64);
 
 impl<'a> HeaderTable<'a> {
     /// A table of headers that were never used; those beyond [`HEADERS_MAX`] are left out.
     pub const fn new(headers: &'a [Header]) -> Self {
-        Self { headers, free: AtomicU64::new(NIL as u64), fresh: AtomicU32::new(0), abandoned: AtomicU32::new(NIL) }
+        Self {
+            headers,
+            free: AtomicU64::new(NIL as u64),
+            fresh: AtomicU32::new(0),
+            abandoned: AtomicU32::new(NIL),
+            changes: Changes(AtomicU64::new(1)),
+        }
     }
 
     /// The header with index `index`.
@@ -285,6 +297,7 @@ impl<'a> HeaderTable<'a> {
         let ended = header.life.fetch_update(Release, Relaxed, next).is_ok();
         if ended {
             header.content.store(content & !STATE | ENDED, Release);
+            self.changes.0.fetch_add(1, AcqRel);
         }
         ended
     }

@@ -183,9 +183,6 @@ impl HostSpace {
 pub struct GuestSpace(pub Memory);
 
 impl GuestSpace {
-    /// Offset of the generation that the space has now (u64).
-    pub const GENERATION: usize = core::mem::offset_of!(Self, 0.generation) + Generation::CURRENT;
-
     /// An empty guest space of `pd` in the format of the processor.
     pub fn new(pd: &'static Pd) -> Result<Self, Status> {
         let processor = crate::cpu::BOOT_CPU.cpu.processor.get().ok_or(Status::BadFtr)?;

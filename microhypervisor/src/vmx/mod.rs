@@ -234,11 +234,11 @@ impl Vmx {
     /// Makes the CPU ready to run user programs: syscall MSRs are the host's again, and on if exits left them off. TR keeps
     /// the limit that the exit gave it, 0x67. Cheap if nothing has to be done.
     pub fn restore_host(&mut self, syscall_off: bool) {
-        self.park_fast();
         if syscall_off {
-            // SAFETY: what it was before the first exit; SYSCALL is the host's again.
+            // SAFETY: what it was before the first exit; SYSCALL is the host's again before a program runs.
             unsafe { wrmsr(EFER, self.cpu.efer) };
         }
+        self.park_fast();
     }
 
     /// Undoes that for the vCPU that ran last: puts all state into the registers that is not there.

@@ -1,17 +1,20 @@
 //! Everything that was created can be given back, to the last frame.
 
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use lab::hypercall::{self, Delegation, NewEc, create, create_pd, create_pt, create_sc, create_sm, ctrl_pd, flag};
+use lab::event::Then;
+use lab::guest::{self, Guest};
+use lab::guest_code;
+use lab::hypercall::{self, Delegation, NewEc, create, create_pd, create_pt, create_sc, create_sm, ctrl_pd, flag, ipc_call};
 use lab::portal::Local;
 use lab::report::{Outcome, Stop, must};
 use lab::semaphore::Semaphore;
 use lab::spec::{
-    ABORTED, BAD_CAP, BAD_PAR, SUCCESS, Selector, event, feature, field, hip as page, mtd, perm, scd,
+    ABORTED, BAD_CAP, BAD_PAR, SUCCESS, Selector, event, feature, field, hip as page, mtd, perm, scd, words,
 };
 use lab::thread::Parameters;
-use lab::{check, entry, equal, memory, root, selectors, tests, thread, time};
+use lab::{check, entry, equal, memory, number, root, selectors, tests, thread, time};
 
 use crate::operations::{balance, destroy, move_allowance};
 
@@ -20,6 +23,8 @@ tests! {
     "reclaim::who waits on a semaphore that goes is aborted" => waiter,
     "reclaim::an allowance comes back" => allowance,
     "reclaim::what refers to a destroyed object reads as null" => stale,
+    "reclaim::a guest whose space goes runs no more" => guest_space,
+    "reclaim::a portal that was called is gone with its thread, and alone" => called,
     "reclaim::a destruction that waits for another one takes what it was asked to" => two,
     "reclaim::who waits for a destruction and loses its time holds up nobody" => timeless,
     "reclaim::what a call has taken out of a space that ends meanwhile comes back" => interrupted,
@@ -102,6 +107,47 @@ fn allowance() -> Outcome {
     check!(balance(inner).0 < 10);
     equal!(destroy(pd, root::pd()), SUCCESS);
     equal!(free(), before);
+    Ok(())
+}
+
+fn guest_space() -> Outcome {
+    let (count, space) = (number(0), number(0));
+    let parameters = guest::Parameters { cpu: root::cpu(), rip: guest_code::cpuid().start, mtd: mtd::RIP, flags: 0 };
+    let guest = Guest::new(
+        parameters,
+        |_| 0,
+        move |_| {
+            if count.fetch_add(1, Relaxed) == 3 {
+                destroy(space.load(Relaxed), root::pd());
+            }
+            Then::Reply(0)
+        },
+    )?;
+    space.store(guest.gst, Relaxed);
+    guest.start()?;
+    time::until(|| count.load(Relaxed) == 4)?;
+    time::pause(20)?;
+    time::settle()?;
+    equal!(count.load(Relaxed), 4);
+    Ok(())
+}
+
+fn called() -> Outcome {
+    for thread in [true, false] {
+        let count = number(0);
+        let local = Local::new()?;
+        let pt = local.portal(move |_| {
+            count.fetch_add(1, Relaxed);
+            0
+        })?;
+        for _ in 0..2 {
+            equal!(ipc_call(pt, words(1), 0).0, SUCCESS);
+        }
+        equal!(destroy(if thread { local.ec } else { pt }, root::pd()), SUCCESS);
+        let status = ipc_call(pt, words(1), 0).0;
+        check!(status == if thread { ABORTED } else { BAD_CAP }, "{status:?} with the thread gone: {thread}");
+        equal!(count.load(Relaxed), 2);
+    }
     Ok(())
 }
 

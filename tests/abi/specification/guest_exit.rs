@@ -4,9 +4,12 @@
 use lab::event::{Event, Seen, Then};
 use lab::guest::{self, DATA, Guest, NOTHING, Parameters, STACK, run, startup, vmx};
 use lab::guest_code::{self as code, Code};
-use lab::hypercall::{ctrl_ec, flag};
-use lab::report::{Outcome, Stop, failed};
-use lab::spec::{SUCCESS, field, injection, mtd};
+use lab::capability::copy;
+use lab::domain::Domain;
+use lab::hypercall::{ctrl_ec, ctrl_pt, flag};
+use lab::portal::{Local, Message};
+use lab::report::{Outcome, Stop, failed, must};
+use lab::spec::{SUCCESS, field, injection, mtd, perm};
 use lab::time::{pause, settle, until};
 use lab::utcb::Utcb;
 use lab::{check, equal, number, root, selector, tests};
@@ -32,12 +35,15 @@ tests! {
     "guest exit::RECALL" => recalled,
     "guest exit::RECALL of a guest whose handler waits" => recalled_in_handler,
     "guest exit::a guest without a portal for its exit dies" => no_portal,
+    "guest exit::each goes to the portal that is there then, with the state that it names then" => handlers,
+    "guest exit::a handler may be in another PD" => foreign,
     "guest exit::a guest without spaces does not run" => no_spaces,
     "guest exit::a guest with the FPU flag has an FPU" => fpu,
 }
 
 const STATE: u32 = mtd::GPR_0_7 | mtd::RIP | mtd::QUAL;
 const HLT: u16 = 0xc;
+const CPUID: u64 = 0xa;
 
 /// Runs `code`; its first event must be `number`, at the instruction that matters. Then goes on behind it, where HLT is.
 #[track_caller]
@@ -415,6 +421,63 @@ fn no_portal() -> Outcome {
     guest.start()?;
     settle()?;
     equal!(count.load(Relaxed), 0);
+    Ok(())
+}
+
+/// A guest exits again and again for the same reason: three times to one portal, then to another one, which asks for more
+/// after three times, and is taken away after six.
+fn handlers() -> Outcome {
+    const MARK: u64 = 0x5a5a_a5a5_1234_4321;
+    let (first, second, told, events, identifier) = (number(0), number(0), number(0), number(0), number(0));
+    let (local, other) = (Local::on(root::cpu())?, selector());
+    let body = move |message: &Message| {
+        let count = second.fetch_add(1, Relaxed) + 1;
+        told.fetch_add(u64::from(count > 1 && message.utcb.get(field::RAX) != MARK), Relaxed);
+        message.utcb.set(field::RAX, MARK);
+        if count == 3 {
+            ctrl_pt(other, identifier.load(Relaxed), mtd::RIP | mtd::GPR_0_7);
+        }
+        if count == 6 {
+            copy(other, events.load(Relaxed) + CPUID, 0);
+        }
+        0
+    };
+    identifier.store(local.portal_at(other, mtd::RIP, body)?, Relaxed);
+    let parameters = Parameters { cpu: root::cpu(), rip: code::cpuid().start, mtd: STATE, flags: 0 };
+    let guest = Guest::new(
+        parameters,
+        |_| 0,
+        move |_| {
+            if first.fetch_add(1, Relaxed) == 2 {
+                copy(other, events.load(Relaxed) + CPUID, perm::EVENT);
+            }
+            Then::Reply(0)
+        },
+    )?;
+    events.store(guest.events, Relaxed);
+    guest.start()?;
+    // A handler may have to wait for other CPUs before it replies.
+    until(|| second.load(Relaxed) == 6)?;
+    pause(20)?;
+    settle()?;
+    equal!([first, second, told].map(|number| number.load(Relaxed)), [3, 6, 3]);
+    Ok(())
+}
+
+fn foreign() -> Outcome {
+    let (count, other) = (number(0), selector());
+    let local = Local::within(Domain::new()?.pd, root::cpu())?;
+    let body = move |message: &Message| {
+        let right = message.utcb.get(field::RIP) == code::cpuid().at;
+        if right && count.fetch_add(1, Relaxed) < 5 { 0 } else { mtd::POISON }
+    };
+    local.portal_at(other, mtd::RIP, body)?;
+    let parameters = Parameters { cpu: root::cpu(), rip: code::cpuid().start, mtd: STATE, flags: 0 };
+    let guest = Guest::new(parameters, |_| 0, |_| Then::End)?;
+    must(copy(other, guest.events + CPUID, perm::EVENT))?;
+    guest.start()?;
+    settle()?;
+    equal!(count.load(Relaxed), 6);
     Ok(())
 }
 

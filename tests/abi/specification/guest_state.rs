@@ -501,13 +501,17 @@ fn assign() -> Outcome {
 }
 
 fn taken_away() -> Outcome {
-    let code = code::read_data_twice();
+    let (code, count) = (code::read_data_twice(), number(0));
     let guest = Guest::new(
         Parameters { cpu: root::cpu(), rip: code.start, mtd: mtd::RIP | mtd::QUAL | mtd::GPR_0_7, flags: 0 },
         |_| 0,
-        |event| {
+        move |event| {
             if event.number != 0x0a {
                 return Then::End;
+            }
+            // A kernel may have other ways for exits that follow each other.
+            if count.fetch_add(1, Relaxed) < 3 {
+                return Then::Reply(0);
             }
             // Read once; this is taken away from below it.
             let gst = event.utcb.get(field::RSI);
@@ -522,8 +526,8 @@ fn taken_away() -> Outcome {
     guest.poke(DATA + 8, guest.gst);
     guest.start()?;
     let seen = guest.wait()?;
-    equal!((seen.len(), seen[1].number), (2, 0x30));
-    equal!(seen[1].state.get(field::QUALIFICATION_3) & !0xfff, DATA);
+    equal!((seen.len(), seen[4].number), (5, 0x30));
+    equal!(seen[4].state.get(field::QUALIFICATION_3) & !0xfff, DATA);
     Ok(())
 }
 

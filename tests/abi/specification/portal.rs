@@ -1,11 +1,11 @@
 //! Portals: create_pt and ctrl_pt (2.4, 5.3.4, 5.4.4).
 
-use lab::capability::{Kind, idle_thread, needs, only_kind};
+use lab::capability::{Kind, copy, drop, idle_thread, needs, only_kind};
 use lab::hypercall::{NewEc, create_ec, create_pt, ctrl_pt, ipc_call};
 use lab::memory::{self, page_address, stack};
 use lab::report::{Outcome, Stop, must};
 use lab::registers::{Record, bare_portal_address};
-use lab::spec::{BAD_CAP, SUCCESS, Selector, words};
+use lab::spec::{BAD_CAP, SUCCESS, Selector, perm, words};
 use lab::{check, equal, root, selector, tests};
 
 tests! {
@@ -13,6 +13,7 @@ tests! {
     "portal::the callee begins at the portal's address, with identifier and descriptor" => entry,
     "portal::the callee begins with the stack pointer of its creation" => stack_pointer,
     "portal::ctrl_pt changes the identifier for the next calls" => identifier,
+    "portal::a call goes to what is at its selector then" => replaced,
     "portal::two portals of an EC have identifiers of their own" => two,
     "portal::ctrl_pt needs a PT with permission CTRL" => control,
     "portal::ipc_call needs a PT with permission CALL" => call,
@@ -83,6 +84,32 @@ fn identifier() -> Outcome {
     Ok(())
 }
 
+fn replaced() -> Outcome {
+    let (pt, record) = bound()?;
+    let (ec, other_record) = noting()?;
+    let other = selector();
+    must(create_pt(other, root::pd(), ec, bare_portal_address()))?;
+    must(ctrl_pt(pt, 1, 0))?;
+    must(ctrl_pt(other, 2, 0))?;
+    for _ in 0..2 {
+        equal!(ipc_call(pt, words(1), 0).0, SUCCESS);
+    }
+    equal!(noted(record).pid, 1);
+    for _ in 0..2 {
+        must(copy(other, pt, perm::CALL))?;
+        equal!(ipc_call(pt, words(1), 0).0, SUCCESS);
+        equal!(noted(other_record).pid, 2);
+        memory::poke(other_record, 0);
+        must(copy(other, pt, perm::CTRL))?;
+        equal!(ipc_call(pt, words(1), 0).0, BAD_CAP);
+    }
+    must(copy(other, pt, perm::CALL))?;
+    equal!(ipc_call(pt, words(1), 0).0, SUCCESS);
+    drop(pt)?;
+    equal!(ipc_call(pt, words(1), 0).0, BAD_CAP);
+    Ok(())
+}
+
 fn two() -> Outcome {
     let (ec, record) = noting()?;
     let portals = [selector(), selector()];
@@ -100,7 +127,7 @@ fn two() -> Outcome {
 fn control() -> Outcome {
     only_kind(&[Kind::Pt], |pt| ctrl_pt(pt, 1, 0))?;
     let (pt, record) = bound()?;
-    needs(pt, lab::spec::perm::CTRL, |pt| ctrl_pt(pt, 9, 0))?;
+    needs(pt, perm::CTRL, |pt| ctrl_pt(pt, 9, 0))?;
     equal!(ipc_call(pt, words(1), 0).0, SUCCESS);
     equal!(noted(record).pid, 9);
     Ok(())
@@ -108,7 +135,7 @@ fn control() -> Outcome {
 
 fn call() -> Outcome {
     only_kind(&[Kind::Pt], |pt| ipc_call(pt, words(1), 0).0)?;
-    needs(bound()?.0, lab::spec::perm::CALL, |pt| ipc_call(pt, words(1), 0).0)
+    needs(bound()?.0, perm::CALL, |pt| ipc_call(pt, words(1), 0).0)
 }
 
 fn only_local() -> Outcome {

@@ -84,11 +84,13 @@ impl Local {
         Ok(pt)
     }
 
-    /// A portal to it at selector `pt` with descriptor `mtd`.
+    /// A portal to it at selector `pt` with descriptor `mtd`; its identifier.
     #[track_caller]
-    pub fn portal_at(&self, pt: Selector, mtd: u32, body: impl Fn(&Message) -> u32 + 'static) -> Result<(), Stop> {
+    pub fn portal_at(&self, pt: Selector, mtd: u32, body: impl Fn(&Message) -> u32 + 'static) -> Result<u64, Stop> {
         let handler = shared(Handler { utcb: self.utcb, body: Box::new(body) });
         must(hypercall::create_pt(pt, root::pd(), self.ec, portal_address()))?;
-        must(hypercall::ctrl_pt(pt, core::ptr::from_ref(handler) as u64, mtd))
+        let identifier = core::ptr::from_ref(handler) as u64;
+        must(hypercall::ctrl_pt(pt, identifier, mtd))?;
+        Ok(identifier)
     }
 }

@@ -132,7 +132,8 @@ fn install_startup(handler: &Local, pt: Selector) -> Outcome {
         message.utcb.set(field::RSP, sp - 8);
         message.utcb.set(field::RIP, body as *const () as u64);
         mtd::GPR_0_7 | mtd::RIP
-    })
+    })?;
+    Ok(())
 }
 
 /// STARTUP of one execution context: it begins with `body` and a reference to `argument`.
@@ -148,7 +149,8 @@ pub(crate) fn install_startup_of<T: 'static>(
         message.utcb.set(field::RDI, argument);
         message.utcb.set(field::RIP, body as *const () as u64);
         mtd::GPR_0_7 | mtd::RIP
-    })
+    })?;
+    Ok(())
 }
 
 extern "C" fn body(start: &Start) -> ! {

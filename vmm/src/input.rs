@@ -9,14 +9,14 @@ use crate::pipe::Pipe;
 
 /// Bytes of console input on their way.
 pub const CAPACITY: usize = 256;
-/// How long the input thread waits when the guest takes nothing, in milliseconds.
+/// How long to wait when the guest takes nothing, in milliseconds.
 const RETRY_MS: u64 = 10;
 
 /// What is on its way to the serial port.
 pub type Input = Pipe<CAPACITY>;
 
-/// The input thread: `give` takes as much as it can and returns how much that is. Ends with the ring: a broken or closed
-/// one ends the input, not the machine.
+/// What the main thread does: `give` takes as much as it can and returns how much that is. Ends with the ring: a broken
+/// or closed one ends the input, not the machine.
 pub fn pass(mut ring: Receiver, give: impl Fn(&[u8]) -> usize) {
     let mut buffer = [0; CAPACITY];
     while ring.wait(0) == Ok(true) {

@@ -5,7 +5,7 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::convert::Infallible;
 
-use abi::event::{GUEST_ARCH, GUEST_NOVA, STARTUP};
+use abi::event::{GUEST_ARCH, GUEST_NOVA, STARTUP, guest};
 use abi::utcb::Architectural;
 use abi::{Mtd, Selector};
 use machine::report::Cause;
@@ -56,10 +56,16 @@ struct Restarted;
 impl Service for Monitor {
     fn serve(&mut self, pid: u64, mtd: u32, mut utcb: Utcb) -> u32 {
         let (number, have, state) = (pid as u16, Mtd::from_bits_retain(mtd), utcb.architectural());
-        match self.vcpu.quick(number, have, state, &self.machine.memory) {
-            Some(reply) => reply.bits(),
+        match self.vcpu.quick(number, have, state, &self.machine.memory, time::now) {
+            Some(reply) if !self.vcpu.left_something() => reply.bits(),
+            Some(reply) => self.resume(reply).bits(),
             None => self.serve_event(number, have, state).bits(),
         }
+    }
+
+    #[inline(always)]
+    fn is_quick(pid: u64) -> bool {
+        pid as u16 == guest::IO
     }
 
     // What else is to be done does not come unannounced: whoever has something recalls the vCPU.

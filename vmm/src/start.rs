@@ -39,33 +39,6 @@ use crate::output::{self, Output};
 use crate::vm::{self, Devices, Machine, Parts, Spaces};
 use crate::{devices, input};
 
-/// This program's selectors.
-mod layout {
-    use super::{Selector, selector};
-    /// Guest, PIO and MSR space.
-    pub const SPACES: Selector = selector::FREE;
-
-    /// The EC of a vCPU's handler.
-    pub const fn handler(vcpu: usize) -> Selector {
-        selector::FREE + 0x10 + vcpu as Selector
-    }
-
-    /// A vCPU.
-    pub const fn vcpu(vcpu: usize) -> Selector {
-        selector::FREE + 0x40 + vcpu as Selector
-    }
-
-    /// A vCPU's scheduling context.
-    pub const fn time(vcpu: usize) -> Selector {
-        selector::FREE + 0x80 + vcpu as Selector
-    }
-
-    /// A vCPU's event portals: more than there are events, and no more than a table of capabilities holds.
-    pub const fn portals(vcpu: usize) -> Selector {
-        selector::FREE + 0x200 * (vcpu as Selector + 1)
-    }
-}
-
 /// Scheduling of the vCPU: below all host threads, so that drivers and consoles go first; equal among machines.
 const PRIORITY: u8 = 30;
 /// Scheduling of the threads that interrupt vCPUs.
@@ -74,7 +47,13 @@ const THREADS: Scd = Scd { budget: 10, priority: 80, cos: 0 };
 /// Builds the machine and starts it. A machine that cannot be built is reported, not a fault of this program.
 pub fn run() {
     match build() {
-        Ok(machine) => machine.report_end(),
+        // The main thread is the input's: each thread costs the kernel memory.
+        Ok(machine) => {
+            if let Some(ring) = Receiver::open("input") {
+                input::pass(ring, |bytes| machine.give_input(bytes));
+            }
+            runtime::sync::park()
+        }
         Err(error) => {
             log!("{error}");
             parent::vm_ended(Ended::BadConfig, &error);
@@ -115,7 +94,10 @@ fn build() -> Result<&'static Machine, String> {
         line,
         backplane,
         bus,
-        vcpus: (0..config.vcpus as usize).map(layout::vcpu).collect(),
+        vcpus: (0..config.vcpus)
+            .map(|_| thread::selectors(1))
+            .collect::<Result<_, _>>()
+            .map_err(kernel("a selector"))?,
         config,
         now,
     };
@@ -123,14 +105,11 @@ fn build() -> Result<&'static Machine, String> {
     for index in 0..machine.seats.len() {
         create_vcpu(machine, index, &board_config)?;
     }
-    if let Some(ring) = Receiver::open("input") {
-        let pass = move || input::pass(ring, |bytes| machine.give_input(bytes));
-        thread::spawn(THREADS, pass).map_err(kernel("a thread"))?;
-    }
     devices::serve(machine, THREADS).map_err(kernel("a thread"))?;
     let scd = Scd { budget: machine.config.slice, priority: PRIORITY, cos: 0 };
-    for (index, seat) in machine.seats.iter().enumerate() {
-        syscall::create_sc(layout::time(index), selector::PROTECTION_DOMAIN, seat.vcpu(), scd)
+    for seat in &machine.seats {
+        let time = thread::selectors(1).map_err(kernel("a selector"))?;
+        syscall::create_sc(time, selector::PROTECTION_DOMAIN, seat.vcpu(), scd)
             .map_err(kernel("a virtual CPU's scheduling context"))?;
     }
     Ok(machine)
@@ -147,9 +126,10 @@ fn create_vcpu(machine: &'static Machine, index: usize, board: &Config) -> Resul
         announce(machine, vcpu.vendor(), hardware);
     }
     let mtds: Vec<(u16, Mtd)> = (0..EVENTS).map(|number| (number, vcpu.portal_mtd(number))).collect();
-    let portals = layout::portals(index);
+    let selectors = |count| thread::selectors(count).map_err(kernel("a selector"));
+    let portals = selectors(portal_offset(EVENTS - 1).map_or(0, |last| last + 1))?;
     let monitor = Monitor::new(machine, index, vcpu, portals);
-    let server = Server::of_guest(layout::handler(index), cpu, monitor).map_err(kernel("a handler"))?;
+    let server = Server::of_guest(selectors(1)?, cpu, monitor).map_err(kernel("a handler"))?;
     for (number, mtd) in mtds {
         // Only events that exist: the others would cost the kernel memory.
         if (0x40..GUEST_ARCH).contains(&number) && event_name(number).is_empty() {
@@ -213,10 +193,14 @@ fn announce(machine: &Machine, vendor: Vendor, hardware: Hardware) {
 }
 
 fn create_spaces(memory: &HostMemory) -> Result<Spaces, String> {
-    let spaces = Spaces { guest: layout::SPACES, pio: layout::SPACES + 1, msr: layout::SPACES + 2 };
+    let msr = thread::selectors(1).map_err(kernel("a selector"))?;
+    // This program has no ports, so that its own space serves the guest.
+    let spaces = Spaces { guest: selector::GUEST_SPACE, pio: selector::PIO_SPACE, msr };
+    if manifest().ports.iter().any(|range| range.count != 0) {
+        return Err("a monitor has no ports".into());
+    }
     let pd = selector::PROTECTION_DOMAIN;
     syscall::create_pd(spaces.guest, CreatePd::GuestSpace, pd).map_err(kernel("a guest space"))?;
-    syscall::create_pd(spaces.pio, CreatePd::PioSpace, pd).map_err(kernel("a PIO space"))?;
     syscall::create_pd(spaces.msr, CreatePd::MsrSpace, pd).map_err(kernel("an MSR space"))?;
 
     let ram = memory.ram();

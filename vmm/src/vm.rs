@@ -1,6 +1,5 @@
 //! What the vCPUs of one virtual machine share.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -86,8 +85,6 @@ pub struct Machine {
     lost: AtomicUsize,
     /// STC value at the start of the guest.
     started: AtomicU64,
-    end: Mutex<Option<(Ended, String)>>,
-    ended: Semaphore,
 }
 
 /// A lock with a semaphore of its own.
@@ -141,8 +138,6 @@ impl Machine {
             totals: mutex(Totals::default())?,
             lost: AtomicUsize::new(0),
             started: AtomicU64::new(now),
-            end: mutex(None)?,
-            ended: Semaphore::new(0)?,
         })
     }
 
@@ -202,19 +197,9 @@ impl Machine {
         self.lost.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Ends the machine; all other vCPUs are parked for ever. The main thread tells the root task.
+    /// Ends the machine; all other vCPUs are parked for ever.
     pub fn end(&self, how: Ended, explanation: &str) -> ! {
-        *self.end.lock() = Some((how, explanation.into()));
-        self.ended.up();
-        runtime::sync::park()
-    }
-
-    /// The main thread: waits for the machine's end and tells the root task of it.
-    pub fn report_end(&self) -> ! {
-        let _ = self.ended.down();
-        if let Some((how, explanation)) = self.end.lock().take() {
-            parent::vm_ended(how, &explanation);
-        }
+        parent::vm_ended(how, explanation);
         runtime::sync::park()
     }
 }

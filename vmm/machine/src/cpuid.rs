@@ -104,13 +104,31 @@ struct Component {
 struct Leaf {
     number: u32,
     answer: Registers,
+    /// Bits that are clear in the number of the subleaf that the answer is for.
+    subleaf: u32,
+    /// What CR4.OSXSAVE adds to its ECX.
+    osxsave: u32,
 }
+
+/// An answer that was given, of a leaf that has subleaves or is not in the table.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(32))]
+struct Given {
+    leaf: u32,
+    subleaf: u32,
+    answer: Registers,
+}
+
+/// Answers that are kept.
+const GIVEN: usize = 16;
 
 /// The guest's CPUID.
 #[derive(Clone, Debug)]
 pub struct Cpuid {
     /// Each leaf with its answer, at its [`slot`].
     leaves: [Leaf; SLOTS],
+    /// Answers as they were given of late, until [`Cpuid::forget`]. One of leaf 0, which is in the table, is none.
+    given: [Given; GIVEN],
     vendor: Vendor,
     place: Place,
     xcr0: u64,
@@ -126,7 +144,12 @@ const SLOTS: usize = 128;
 
 /// The place of a leaf; those with answers have one each.
 const fn slot(leaf: u32) -> usize {
-    (leaf >> 30 << 5 | leaf & 0x1f) as usize
+    (leaf.rotate_left(2) & 0x7f) as usize
+}
+
+/// The place of an answer that is kept.
+const fn given_slot(leaf: u32, subleaf: u32) -> usize {
+    (leaf ^ subleaf) as usize % GIVEN
 }
 
 impl Cpuid {
@@ -148,6 +171,7 @@ impl Cpuid {
         let mut this = Self {
             // None of them is where it belongs: leaf 0 is at slot 0.
             leaves: [Leaf::default(); SLOTS],
+            given: [Given::default(); GIVEN],
             vendor,
             place,
             xcr0: 1,
@@ -186,28 +210,38 @@ impl Cpuid {
     }
 
     fn put(&mut self, leaf: u32, registers: Registers) {
-        self.leaves[slot(leaf)] = Leaf { number: leaf, answer: registers };
+        let subleaf = if leaf == 7 { u32::MAX } else { 0 };
+        let osxsave = if leaf == 1 { OSXSAVE } else { 0 };
+        self.leaves[slot(leaf)] = Leaf { number: leaf, answer: registers, subleaf, osxsave };
     }
 
     fn leaf(&self, leaf: u32) -> Registers {
-        let Leaf { number, answer } = self.leaves[slot(leaf)];
+        let Leaf { number, answer, .. } = self.leaves[slot(leaf)];
         if number == leaf { answer } else { [0; 4] }
     }
 
-    /// The answer where it depends on next to nothing but the leaf, and bits that are to be added to its ECX; None where it
-    /// depends on more, or where nothing is known.
+    /// The answer where it depends on next to nothing but the leaf, or was given before, and bits that are to be added to
+    /// its ECX; None where it depends on more, or nothing is known.
     #[inline(always)]
     pub fn plain(&self, leaf: u32, subleaf: u32, cr4: u64) -> Option<(&Registers, u32)> {
-        let Leaf { number, answer } = &self.leaves[slot(leaf)];
-        if *number != leaf {
-            return None;
+        let Leaf { number, answer, subleaf: clear, osxsave } = &self.leaves[slot(leaf)];
+        if *number == leaf && subleaf & clear == 0 {
+            return Some((answer, from_cr4(cr4) & osxsave));
         }
-        // Of the leaves in the table, 1 depends on CR4, and 7 on the subleaf.
-        match leaf {
-            1 => Some((answer, osxsave(cr4))),
-            7 if subleaf != 0 => None,
-            _ => Some((answer, 0)),
-        }
+        let given = &self.given[given_slot(leaf, subleaf)];
+        (given.leaf == leaf && given.subleaf == subleaf).then_some((&given.answer, 0))
+    }
+
+    /// As [`Cpuid::query`], for what [`Cpuid::plain`] does not tell: it will, until XCR0 changes.
+    pub fn give(&mut self, leaf: u32, subleaf: u32, cr4: u64, xcr0: u64) -> Registers {
+        let answer = self.query(leaf, subleaf, cr4, xcr0);
+        self.given[given_slot(leaf, subleaf)] = Given { leaf, subleaf, answer };
+        answer
+    }
+
+    /// XCR0 has changed, on which answers depend.
+    pub fn forget(&mut self) {
+        self.given = [Given::default(); GIVEN];
     }
 
     fn hypervisor_leaves(&mut self, clocks: Clocks) {
@@ -344,7 +378,14 @@ impl Cpuid {
 /// What leaf 1 tells in ECX of CR4.
 #[inline]
 const fn osxsave(cr4: u64) -> u32 {
-    if cr4 & crate::walk::cr4::OSXSAVE != 0 { OSXSAVE } else { 0 }
+    from_cr4(cr4) & OSXSAVE
+}
+
+/// CR4's bits, OSXSAVE among them, where ECX of leaf 1 has that.
+#[inline(always)]
+const fn from_cr4(cr4: u64) -> u32 {
+    const { assert!(crate::walk::cr4::OSXSAVE << 9 == OSXSAVE as u64) };
+    (cr4 << 9) as u32
 }
 
 /// Leaves 0xb and 0x1f: one thread to a core, all cores in one package.

@@ -70,15 +70,17 @@ const fn is_prefix(byte: u8, bitness: u32) -> bool {
         || (bitness == 64 && byte & 0xf0 == 0x40)
 }
 
-/// Length of the CPUID that caused an exit in long mode, if it has no prefixes. Needs RIP, CR, EFER, and not the code
-/// segment, which costs more than all the rest: should a program of 32 bits have a segment that does not begin at 0, other
-/// bytes are looked at; it would have to put just these there, and a prefix before its CPUID, to be deceived, by itself.
+/// Whether `code` begins with the instruction of two bytes that caused an exit in long mode: CPUID, RDMSR, WRMSR, without
+/// prefixes.
 #[inline(always)]
-pub fn cpuid_length(state: &Architectural, read: impl Fn(u64) -> Option<u64>) -> Option<u32> {
-    const OPCODE: u64 = 0xa20f;
-    let gpa = Paging::of(state).executed_by(&read, state.rip)?;
-    let crosses = gpa & 0xfff > 0xff8;
-    (!crosses && read(gpa)? & 0xffff == OPCODE).then_some(2)
+pub fn is_bare(number: u16, code: u64) -> bool {
+    let opcode = match number {
+        event::CPUID => 0xa20f,
+        event::RDMSR => 0x320f,
+        event::WRMSR => 0x300f,
+        _ => return false,
+    };
+    code & 0xffff == opcode
 }
 
 /// First byte of the instruction that caused an exit in 64-bit mode.

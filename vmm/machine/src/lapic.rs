@@ -11,6 +11,8 @@ pub mod registers;
 pub mod timer;
 pub mod vectors;
 
+pub use access::{MSR_EOI, MSR_TSC_DEADLINE};
+
 use crate::backplane::{Mail, Route};
 use crate::interrupt::{Delivery, Destination, Message};
 use registers::*;

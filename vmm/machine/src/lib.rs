@@ -32,6 +32,7 @@ pub mod rtc;
 pub mod serial;
 pub mod site;
 pub mod statistics;
+pub mod trail;
 pub mod vcpu;
 pub mod virtio;
 pub mod walk;

@@ -196,7 +196,7 @@ impl Sites {
     }
 
     /// The instruction at the instruction pointer, if it was kept and is still there. Needs RIP, CR, EFER, but not the code
-    /// segment: see [`crate::decode::cpuid_length`].
+    /// segment, as [`crate::vcpu::Vcpu::quick_cpuid`].
     #[inline]
     pub fn find(&self, state: &Architectural, memory: &impl GuestMemory) -> Option<&Move> {
         let site = self.0[Self::slot(state.rip)].as_ref().filter(|site| site.rip == state.rip)?;

@@ -36,6 +36,7 @@ use crate::pci::bus::Bus;
 use crate::report::{Cause, History};
 use crate::site::Sites;
 use crate::statistics::Statistics;
+use crate::trail::Trails;
 
 pub use interrupts::set_controls;
 
@@ -184,7 +185,7 @@ pub struct Vcpu<P> {
     clock: (Clock, Config),
     sites: Sites,
     lengths_told: bool,
-    cpuid_mtd: Mtd,
+    trails: Trails,
     xcr0: u64,
     deadline: u64,
     /// The deadline may be another one than [`Vcpu::take_deadline`] gave.
@@ -224,7 +225,7 @@ impl<P: Platform> Vcpu<P> {
             clock: (clock, *config),
             sites: Sites::default(),
             lengths_told: hardware.lengths_told,
-            cpuid_mtd: quick::cpuid_mtd(hardware.lengths_told),
+            trails: Trails::default(),
             xcr0: 1,
             deadline: u64::MAX,
             rearm: true,
@@ -245,7 +246,7 @@ impl<P: Platform> Vcpu<P> {
         self.power_on();
         self.msrs.reset();
         self.kvmclock = KvmClock::new(self.clock.0, self.clock.1.wall_clock, now);
-        self.xcr0 = 1;
+        self.set_xcr0(1);
         self.window_requested = false;
         self.awaited_class = 0;
         self.statistics = Statistics::default();
@@ -293,8 +294,9 @@ impl<P: Platform> Vcpu<P> {
     pub fn portal_mtd(&self, number: u16) -> Mtd {
         let decode = if self.lengths_told { Mtd::RIP } else { DECODE };
         match number {
-            guest::CPUID => self.cpuid_mtd,
-            guest::RDMSR | guest::WRMSR | guest::XSETBV | guest::VMCALL | guest::RDTSC => Mtd::GPR_0_7 | decode,
+            guest::CPUID => quick::cpuid_mtd(self.lengths_told),
+            guest::RDMSR | guest::WRMSR => quick::msr_mtd(self.lengths_told),
+            guest::XSETBV | guest::VMCALL | guest::RDTSC => Mtd::GPR_0_7 | decode,
             guest::IO => quick::PORT,
             guest::PAGE_FAULT => mmio::MEMORY,
             guest::HLT => Mtd::RFLAGS | Mtd::STA | Mtd::CR | decode,
@@ -353,6 +355,11 @@ impl<P: Platform> Vcpu<P> {
         next
     }
 
+    fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
+        self.cpuid.forget();
+    }
+
     fn refresh_deadline(&mut self, now: u64) {
         self.rearm = true;
         self.deadline = self.lapic.next_deadline().unwrap_or(u64::MAX);
@@ -399,7 +406,7 @@ impl<P: Platform> Vcpu<P> {
                 if state.gpr[gpr::RCX] as u32 != 0 || !self.cpuid.accepts_xcr0(value) {
                     return self.raise(GENERAL_PROTECTION, Some(0), state, Mtd::empty());
                 }
-                self.xcr0 = value;
+                self.set_xcr0(value);
                 (state.xcr0, state.xss) = (value, 0);
                 self.complete(number, have, state, memory, Mtd::XSAVE)
             }

@@ -50,11 +50,23 @@ const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// An entry of a table of long mode, if it is present. A function of its own, as it is to be in line wherever it is used.
+/// Entries on the way to a small page in long mode.
+pub const LEVELS: usize = 4;
+
+/// An entry on the way to a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Step {
+    /// Its guest-physical address.
+    pub at: u64,
+    /// What it holds.
+    pub entry: u64,
+}
+
+/// An entry, if it is present. A function of its own, as it is to be in line wherever it is used.
 #[inline(always)]
-fn present_entry(read: impl Fn(u64) -> Option<u64>, table: u64, index: u64) -> Option<u64> {
-    let entry = read((table & ADDRESS) + index * 8)?;
-    (entry & PRESENT != 0).then_some(entry)
+fn present_step(memory: &impl GuestMemory, at: u64) -> Option<Step> {
+    let entry = memory.read_u64(at).ok()?;
+    (entry & PRESENT != 0).then_some(Step { at, entry })
 }
 
 /// What an access wants.
@@ -103,6 +115,12 @@ impl Paging {
         }
     }
 
+    /// Whether the tables are those of long mode. Needs CR, EFER.
+    #[inline(always)]
+    pub fn is_long(state: &Architectural) -> bool {
+        state.cr0 & cr0::PG != 0 && state.efer & efer::LMA != 0
+    }
+
     /// Translates one linear address for an access. Sets accessed and dirty flags as the CPU would.
     pub fn translate(&self, memory: &impl GuestMemory, linear: u64, access: Access) -> Result<u64, PageFault> {
         if self.cr0 & cr0::PG == 0 {
@@ -132,30 +150,31 @@ impl Paging {
     /// that only addresses are looked at. None in other modes, and where tables are not in RAM.
     #[inline]
     pub fn executed(&self, memory: &impl GuestMemory, linear: u64) -> Option<u64> {
-        self.executed_by(|gpa| memory.read_u64(gpa).ok(), linear)
+        self.way(memory, linear).map(|(gpa, _)| gpa)
     }
 
-    /// The same by any way to read eight bytes of RAM.
+    /// The same with the entries on the way, of a large page the last one more than once.
     #[inline(always)]
-    pub fn executed_by(&self, read: impl Fn(u64) -> Option<u64>, linear: u64) -> Option<u64> {
+    pub fn way(&self, memory: &impl GuestMemory, linear: u64) -> Option<(u64, [Step; LEVELS])> {
         if self.cr0 & cr0::PG == 0 || self.efer & efer::LMA == 0 {
             return None;
         }
-        let entry = |table, shift: u32| present_entry(&read, table, linear >> shift & 511);
-        let page = |entry: u64, shift: u32| {
+        let step = |table: u64, shift: u32| present_step(memory, (table & ADDRESS) + (linear >> shift & 511) * 8);
+        let page = |last: Step, shift: u32| {
             let mask = (1 << shift) - 1;
-            Some(entry & ADDRESS & !mask | linear & mask)
+            last.entry & ADDRESS & !mask | linear & mask
         };
-        let table = entry(self.cr3, 39)?;
-        let table = entry(table, 30)?;
-        if table & LARGE != 0 {
-            return page(table, 30);
+        let a = step(self.cr3, 39)?;
+        let b = step(a.entry, 30)?;
+        if b.entry & LARGE != 0 {
+            return Some((page(b, 30), [a, b, b, b]));
         }
-        let table = entry(table, 21)?;
-        if table & LARGE != 0 {
-            return page(table, 21);
+        let c = step(b.entry, 21)?;
+        if c.entry & LARGE != 0 {
+            return Some((page(c, 21), [a, b, c, c]));
         }
-        page(entry(table, 12)?, 12)
+        let d = step(c.entry, 12)?;
+        Some((page(d, 12), [a, b, c, d]))
     }
 
     fn fault(&self, address: u64, access: Access, present: bool) -> PageFault {

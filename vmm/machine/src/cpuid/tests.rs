@@ -1,5 +1,6 @@
 use super::*;
 use crate::cpuid::policy::Register::{Ebx, Ecx, Edx};
+use proptest::prelude::*;
 
 const ALONE: Place = Place { index: 0, count: 1 };
 const CLOCKS: Clocks = Clocks { tsc: 2_400_000_000, crystal: 1_200_000_000, crystal_shift: 1 };
@@ -146,5 +147,28 @@ fn amd_with_caches(leaf: u32, subleaf: u32) -> Registers {
         0x8000_0000 => [0x8000_001f, 0, 0, 0],
         0x8000_001d => intel(4, subleaf),
         _ => amd(leaf, subleaf),
+    }
+}
+
+proptest! {
+    /// What is told at once is what is told otherwise, whatever was asked before.
+    #[test]
+    fn at_once_or_not(asked in prop::collection::vec((0u32..0x22, 0u32..4, 0u32..9, any::<u64>(), any::<bool>()), 1..200)) {
+        for host in [intel as fn(u32, u32) -> Registers, amd] {
+            let (mut cpuid, mut xcr0) = (Cpuid::new(&host, CLOCKS, ALONE), 1);
+            for &(leaf, base, subleaf, cr4, other) in &asked {
+                let leaf = base << 30 | leaf;
+                if other {
+                    xcr0 ^= 6;
+                    cpuid.forget();
+                }
+                let expected = cpuid.query(leaf, subleaf, cr4, xcr0);
+                if cpuid.plain(leaf, subleaf, cr4).is_none() {
+                    cpuid.give(leaf, subleaf, cr4, xcr0);
+                }
+                let (answer, more) = cpuid.plain(leaf, subleaf, cr4).unwrap();
+                prop_assert_eq!([answer[0], answer[1], answer[2] | more, answer[3]], expected, "{:#x}.{}", leaf, subleaf);
+            }
+        }
     }
 }

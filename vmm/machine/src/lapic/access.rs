@@ -3,6 +3,7 @@
 //! Intel SDM vol. 3A, 11.4.1 (the page), 11.12.1 (the MSRs and their reserved bits).
 
 use super::registers::*;
+use super::timer::Mode;
 use super::{ApicMode, GeneralProtection, Lapic, Outcome, TIMER};
 use crate::backplane::logical_x2;
 use crate::bus::Width;
@@ -11,9 +12,11 @@ use crate::interrupt::{Delivery, Destination};
 /// IA32_APIC_BASE.
 const MSR_APIC_BASE: u32 = 0x1b;
 /// IA32_TSC_DEADLINE.
-const MSR_TSC_DEADLINE: u32 = 0x6e0;
+pub const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// First of the x2APIC registers.
 const MSR_X2APIC: u32 = 0x800;
+/// The x2APIC's end of interrupt.
+pub const MSR_EOI: u32 = MSR_X2APIC + EOI;
 
 impl Lapic {
     fn ldr(&self) -> u32 {
@@ -51,6 +54,38 @@ impl Lapic {
             _ => return None,
         };
         Some(value.into())
+    }
+
+    /// As WRMSR of [`MSR_EOI`] or [`MSR_TSC_DEADLINE`], if no interrupt waits, and none comes of it at once: the end of one
+    /// that is nobody else's, a deadline to come behind one that had not. Else false, and nothing has happened.
+    pub fn quiet_wrmsr(&mut self, index: u32, value: u64, now: u64) -> bool {
+        self.irr.is_empty()
+            && match index {
+                MSR_EOI => self.quiet_end_of_interrupt(value),
+                MSR_TSC_DEADLINE => self.quiet_deadline(value, now),
+                _ => false,
+            }
+    }
+
+    fn quiet_end_of_interrupt(&mut self, value: u64) -> bool {
+        let ended = self.isr.highest();
+        if self.mode() != ApicMode::X2apic || value != 0 || ended.is_some_and(|vector| self.tmr.contains(vector)) {
+            return false;
+        }
+        if let Some(vector) = ended {
+            self.isr.set(vector, false);
+        }
+        true
+    }
+
+    fn quiet_deadline(&mut self, value: u64, now: u64) -> bool {
+        let due = |deadline: u64| deadline != 0 && deadline <= now;
+        let counts = self.lvt[TIMER] & LVT_MASKED == 0 && self.timer_mode() == Mode::Deadline;
+        if !counts || due(value) || due(self.timer.deadline()) {
+            return false;
+        }
+        self.timer.set_deadline(value, Mode::Deadline);
+        true
     }
 
     /// Writes a register of the page in memory. Other than aligned double words vanish.

@@ -31,6 +31,11 @@ impl Vectors {
         self.0[usize::from(vector >> 5)] & 1 << (vector & 31) != 0
     }
 
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().fold(0, |all, word| all | word) == 0
+    }
+
     /// The greatest vector, which has the highest priority.
     pub fn highest(&self) -> Option<u8> {
         let word = self.0.iter().rposition(|&word| word != 0)?;
@@ -57,6 +62,7 @@ mod tests {
                 vectors.set(vector, value);
                 model[usize::from(vector)] = value;
                 prop_assert_eq!(vectors.highest(), model.iter().rposition(|&set| set).map(|index| index as u8));
+                prop_assert_eq!(vectors.is_empty(), model == [false; 256]);
                 for (index, &set) in model.iter().enumerate() {
                     prop_assert_eq!(vectors.contains(index as u8), set);
                     prop_assert_eq!(vectors.register(index / 32) >> (index % 32) & 1 != 0, set);

@@ -133,7 +133,7 @@ impl<P: Platform> Vcpu<P> {
     }
 
     /// Whether the 8259A may have something for this vCPU.
-    fn external(&self) -> bool {
+    pub(super) fn external(&self) -> bool {
         self.index == 0 && self.backplane.external()
     }
 

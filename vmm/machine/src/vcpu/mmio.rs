@@ -19,9 +19,9 @@ const FETCH: u64 = 1 << 2;
 const WRITE: u64 = 1 << 1;
 /// It was no access to the guest's page tables.
 const FINAL: u64 = 1 << 8;
-/// What an instruction that was decoded before needs: not the code segment, see [`decode::cpuid_length`].
+/// What an instruction that was decoded before needs.
 pub(super) const MEMORY: Mtd =
-    Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).union(Mtd::QUAL).union(Mtd::CR).union(Mtd::EFER);
+    Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP).union(Mtd::QUAL).union(super::quick::FINDING);
 /// What a move changes.
 const MEMORY_REPLY: Mtd = Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RIP);
 

@@ -4,7 +4,7 @@ use abi::Mtd;
 use abi::event::guest;
 use abi::utcb::{Architectural, gpr};
 
-use super::{GENERAL_PROTECTION, Next, Platform, Vcpu};
+use super::{DECODE, GENERAL_PROTECTION, Next, Platform, Vcpu};
 use crate::decode;
 use crate::memory::GuestMemory;
 use crate::msr::Rule;
@@ -17,6 +17,16 @@ const MSR_TPR: u32 = 0x808;
 const PRIORITY_MSRS: [u32; 2] = [MSR_TPR, 0x80a];
 
 impl<P: Platform> Vcpu<P> {
+    /// Makes sure that the length of RDMSR or WRMSR is told, or can be found. False: it takes the state [`DECODE`].
+    fn length_is_known(&self, number: u16, have: Mtd, state: &mut Architectural, memory: &impl GuestMemory) -> bool {
+        if self.lengths_told || have.contains(DECODE) {
+            return true;
+        }
+        let length = self.untold_length(number, state, memory);
+        state.instruction_length = length.unwrap_or(0);
+        length.is_some()
+    }
+
     pub(super) fn read_msr(
         &mut self,
         have: Mtd,
@@ -24,6 +34,9 @@ impl<P: Platform> Vcpu<P> {
         memory: &impl GuestMemory,
         now: u64,
     ) -> Next {
+        if !self.length_is_known(guest::RDMSR, have, state, memory) {
+            return Next::More(DECODE);
+        }
         let index = state.gpr[gpr::RCX] as u32;
         let value = match self.msrs.rule(index) {
             Some(Rule::State(register)) if !have.contains(register.mtd()) => return Next::More(register.mtd()),
@@ -61,6 +74,9 @@ impl<P: Platform> Vcpu<P> {
         memory: &impl GuestMemory,
         now: u64,
     ) -> Next {
+        if !self.length_is_known(guest::WRMSR, have, state, memory) {
+            return Next::More(DECODE);
+        }
         let index = state.gpr[gpr::RCX] as u32;
         let value = state.gpr[gpr::RDX] << 32 | state.gpr[gpr::RAX] & 0xffff_ffff;
         let mut reply = Mtd::empty();

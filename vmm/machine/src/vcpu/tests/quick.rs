@@ -10,7 +10,7 @@ impl Fixture {
     fn quick(&mut self, number: u16, have: Mtd) -> Option<Mtd> {
         let port = self.vcpu.quick_port(number, have, &mut self.state);
         let cpuid = port.or_else(|| self.vcpu.quick_cpuid(number, have, &mut self.state, &self.memory));
-        cpuid.or_else(|| self.vcpu.quick(number, have, &mut self.state, &self.memory))
+        cpuid.or_else(|| self.vcpu.quick(number, have, &mut self.state, &self.memory, || self.now))
     }
 
     /// Quickly if possible; the reply, and whether it was possible.
@@ -20,6 +20,13 @@ impl Fixture {
             Some(reply) => (Next::Resume(reply), true),
             None => (self.exit(number, have), false),
         }
+    }
+
+    /// A register is written, quickly if possible.
+    fn quick_wrmsr(&mut self, index: u32, value: u64) -> (Next, bool) {
+        (self.state.gpr[gpr::RCX], self.state.gpr[gpr::RAX]) = (index.into(), value & 0xffff_ffff);
+        (self.state.gpr[gpr::RDX], self.state.instruction_length) = (value >> 32, 2);
+        self.quickly(guest::WRMSR)
     }
 
     fn account(&self) -> vec::Vec<alloc::string::String> {
@@ -85,6 +92,59 @@ fn cpuid_without_a_length_is_read_where_it_is() {
     // Paging of 32 bits has other tables.
     (f.state.efer, f.state.rip) = (0, code);
     assert!(!f.quickly(guest::CPUID).1);
+}
+
+#[test]
+fn a_way_through_the_tables_counts_while_all_of_it_holds() {
+    const LINEAR: u64 = 0x4020_1000;
+    const TABLES: [(u64, u64); 4] =
+        [(0x1_0000, 0x1_1003), (0x1_1008, 0x1_2003), (0x1_2008, 0x1_3003), (0x1_3008, CODE | 3)];
+    let mut f = Fixture::on(UNTOLD, 1);
+    let put = |f: &Fixture, (at, entry)| f.memory.write(at, &u64::to_le_bytes(entry)).unwrap();
+    TABLES.into_iter().for_each(|table| put(&f, table));
+    f.memory.write(CODE, &[0x0f, 0xa2]).unwrap();
+    (f.state.cr0, f.state.cr3, f.state.cr4) = (1 << 31 | 1, 0x1_0000, 1 << 5);
+    let good = f.state;
+    let at_once = |f: &mut Fixture| {
+        (f.state.rip, f.state.gpr[gpr::RAX]) = (LINEAR, 0x4000_0000);
+        let have = f.vcpu.portal_mtd(guest::CPUID);
+        let reply = f.vcpu.quick_cpuid(guest::CPUID, have, &mut f.state, &f.memory);
+        assert_eq!(f.state.rip - LINEAR, if reply.is_some() { 2 } else { 0 });
+        reply.is_some()
+    };
+    assert!(!at_once(&mut f), "no way is known");
+    assert!(f.quickly(guest::CPUID).1);
+    assert!(at_once(&mut f));
+    for (at, entry) in TABLES {
+        for other in [entry + 0x4000, entry - 1] {
+            put(&f, (at, other));
+            assert!(!at_once(&mut f), "the entry at {at:#x} is {other:#x}");
+        }
+        put(&f, (at, entry));
+        assert!(at_once(&mut f));
+    }
+    let changes: [fn(&mut Architectural); 3] = [|s| s.cr3 = 0x2_0000, |s| s.cr0 = 1, |s| s.efer = 0];
+    for change in changes {
+        change(&mut f.state);
+        assert!(!at_once(&mut f));
+        f.state = good;
+    }
+    f.memory.write(CODE, &[0x48, 0x0f, 0xa2]).unwrap();
+    assert!(!at_once(&mut f));
+    // The same address is a CPUID elsewhere.
+    f.memory.write(0x5000, &[0x0f, 0xa2]).unwrap();
+    put(&f, (0x1_3008, 0x5003));
+    assert!(!at_once(&mut f));
+    assert!(f.quickly(guest::CPUID).1);
+    assert!(at_once(&mut f));
+    // A large page ends the way sooner.
+    f.memory.write(CODE, &[0x0f, 0xa2]).unwrap();
+    put(&f, (0x1_2008, 0x83));
+    assert!(!at_once(&mut f));
+    assert!(f.quickly(guest::CPUID).1);
+    assert!(at_once(&mut f));
+    put(&f, (0x1_2008, 0x40_0083));
+    assert!(!at_once(&mut f));
 }
 
 /// Tables under which linear addresses are physical ones, in long mode.
@@ -156,7 +216,93 @@ fn an_interrupt_that_a_known_instruction_makes_waits_for_a_recall() {
     assert_eq!(f.woken(), VcpuSet::one(0));
 }
 
+#[test]
+fn what_a_tick_writes_is_quick() {
+    // The next deadline when another is set, and that: it has passed, or the one before has.
+    for (now, deadline) in [(1_000, 999), (2_000, 3_000)] {
+        let mut f = Fixture::new();
+        f.timer(0x40, 1_000);
+        f.now = 1_000;
+        let have = f.vcpu.portal_mtd(GUEST_ARCH + RECALL);
+        assert_eq!(f.exit(GUEST_ARCH + RECALL, have), Next::Resume(Mtd::INJ));
+        assert_eq!((f.state.interruption_info, f.vcpu.take_deadline()), (VALID | 0x40, u64::MAX));
+        assert_eq!(f.quick_wrmsr(0x80b, 1), (Next::Resume(Mtd::INJ), false), "it has no such bits");
+        f.state.rip = CODE;
+        assert_eq!(f.quick_wrmsr(0x80b, 0), (Next::Resume(Mtd::RIP), true));
+        assert!(!f.vcpu.left_something());
+        assert_eq!((f.vcpu.lapic().ppr(), f.state.rip), (0, CODE + 2));
+        assert_eq!(f.quick_wrmsr(0x6e0, 2_000), (Next::Resume(Mtd::RIP), true));
+        assert!(f.vcpu.left_something());
+        assert_eq!(f.vcpu.take_deadline(), 2_000);
+        f.now = now;
+        assert_eq!(f.quick_wrmsr(0x6e0, deadline), (Next::Resume(Mtd::INJ | Mtd::RIP), false));
+        // An interrupt waits now.
+        assert!(!f.quick_wrmsr(0x80b, 0).1);
+        assert!(!f.quick_wrmsr(0x6e0, 4_000).1);
+        // A length has to be known.
+        f.state.instruction_length = 0;
+        let have = f.vcpu.portal_mtd(guest::WRMSR);
+        assert_eq!(f.quick(guest::WRMSR, have), None);
+    }
+}
+
+#[test]
+fn registers_without_a_length_are_found_where_they_are() {
+    let mut f = paged();
+    f.memory.write(CODE, &[0x0f, 0x30]).unwrap();
+    (f.state.rip, f.state.gpr[gpr::RCX], f.state.gpr[gpr::RAX]) = (CODE, 0x1b, 0xfee0_0d00);
+    assert_eq!(f.quickly(guest::WRMSR), (Next::Resume(Mtd::RIP), false));
+    assert_eq!(f.state.rip, CODE + 2);
+    f.memory.write(CODE + 2, &[0x0f, 0x30, 0x0f, 0x32]).unwrap();
+    (f.state.gpr[gpr::RCX], f.state.gpr[gpr::RAX]) = (0x80b, 0);
+    assert_eq!(f.quickly(guest::WRMSR), (Next::Resume(Mtd::RIP), true));
+    f.state.gpr[gpr::RCX] = 0x1b;
+    assert_eq!(f.quickly(guest::RDMSR), (Next::Resume(Mtd::GPR_0_7 | Mtd::RIP), false));
+    assert_eq!((f.state.rip, f.state.gpr[gpr::RAX]), (CODE + 6, 0xfee0_0d00));
+    // What is there is another instruction, or has a prefix: all of the mode is asked for, and nothing has happened.
+    f.memory.write(CODE + 6, &[0x48, 0x0f, 0x30]).unwrap();
+    (f.state.gpr[gpr::RCX], f.state.gpr[gpr::RAX]) = (0x80f, 0xff);
+    assert_eq!(f.quickly(guest::WRMSR), (Next::More(DECODE), false));
+    assert_eq!(f.quickly(guest::RDMSR), (Next::More(DECODE), false));
+    assert_eq!((f.state.rip, f.vcpu.lapic().clone().rdmsr(0x80f, 0)), (CODE + 6, Ok(0x1ff)));
+    let have = f.vcpu.portal_mtd(guest::WRMSR) | DECODE;
+    assert!(matches!(f.exit(guest::WRMSR, have), Next::Resume(_)));
+    assert_eq!((f.state.rip, f.vcpu.lapic().clone().rdmsr(0x80f, 0)), (CODE + 9, Ok(0xff)));
+}
+
 proptest! {
+    /// Whether quickly or not, a LAPIC comes to the same, as the timer's time comes and goes.
+    #[test]
+    fn registers_as_slowly(writes in prop::collection::vec((0u8..8, 0u64..3_000, 0u64..3_000), 1..60)) {
+        let (mut quick, mut slow) = (Fixture::new(), Fixture::new());
+        for f in [&mut quick, &mut slow] {
+            f.timer(0x40, 1_000);
+        }
+        for (what, time, value) in writes {
+            let (index, value) = match what {
+                0..3 => (0x80b, 0),
+                3..6 => (0x6e0, if value < 100 { 0 } else { (slow.now + value).saturating_sub(1_000) }),
+                6 => (0x83f, 0x30 + value % 64),
+                _ => (0x808, value % 0x60),
+            };
+            for f in [&mut quick, &mut slow] {
+                f.now += time;
+                f.state.interruption_info = 0;
+                // What somebody else does at that time.
+                if f.now >= f.vcpu.deadline() {
+                    let have = f.vcpu.portal_mtd(GUEST_ARCH + RECALL);
+                    prop_assert!(matches!(f.exit(GUEST_ARCH + RECALL, have), Next::Resume(_)));
+                }
+                f.state.interruption_info = 0;
+            }
+            prop_assert_eq!(quick.quick_wrmsr(index, value).0, slow.wrmsr(index, value));
+            prop_assert_eq!(quick.state, slow.state);
+            prop_assert_eq!(quick.vcpu.deadline(), slow.vcpu.deadline());
+            prop_assert_eq!(alloc::format!("{:?}", quick.vcpu.lapic()), alloc::format!("{:?}", slow.vcpu.lapic()));
+        }
+        prop_assert_eq!(quick.account(), slow.account());
+    }
+
     /// Whether quickly or not, a serial port and the account of it come to the same.
     #[test]
     fn as_slowly(accesses in prop::collection::vec((0x3f7u16..=0x400, any::<bool>(), any::<u8>()), 1..60)) {

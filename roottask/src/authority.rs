@@ -10,6 +10,8 @@ use runtime::syscall;
 pub mod selector {
     use abi::Selector;
 
+    /// The first of them.
+    pub const FIRST: Selector = 0x1000;
     /// The NOVA host space.
     pub const NOVA_HOST_SPACE: Selector = 0x1000;
     /// The NOVA PIO space.
@@ -40,6 +42,8 @@ pub mod selector {
     pub const DMA_FAULTS: Selector = 0x101a;
     /// See [`LOCK_CONSOLE`].
     pub const LOCK_WISHES: Selector = 0x101b;
+    /// The guest space of a machine that has ended.
+    pub const ENDED: Selector = 0x101c;
     /// First copy of an interrupt semaphore; by global system interrupt.
     pub const INTERRUPTS: Selector = 0x2000;
     /// First copy of a semaphore of a message-signalled interrupt.

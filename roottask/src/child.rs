@@ -6,7 +6,7 @@ use crate::rings::SharedRing;
 use crate::service::{self, Child, Purpose};
 use crate::start::layout;
 use crate::window;
-use abi::capability::{MEMORY_ALL, Permissions, nova};
+use abi::capability::{MEMORY_ALL, Permissions, SELECTOR_COUNT, nova};
 use abi::hypercall::{CreatePd, flag};
 use abi::scd::Scd;
 use abi::{Selector, Status};
@@ -54,6 +54,12 @@ static NO_PULSES: [Pulse; SLOTS] = [const { Pulse::new() }; SLOTS];
 /// The protection domain of child number `id`, in the root object space.
 pub fn protection_domain(id: usize) -> Selector {
     selector::CHILDREN + id as u64 * selector::PER_CHILD + PD
+}
+
+/// Its object space and its host space, there.
+pub fn spaces(id: usize) -> (Selector, Selector) {
+    let base = protection_domain(id) - PD;
+    (base + OBJECT_SPACE, base + HOST_SPACE)
 }
 
 /// A place for a child and, when that is gone, for its successor.
@@ -468,6 +474,7 @@ impl<'a> Builder<'a> {
 
     /// Gives the manifest and the portals, and starts the program.
     pub fn start(mut self) -> Result<(), Failure> {
+        self.manifest.selectors = [self.named, SELECTOR_COUNT];
         // SAFETY: the manifest is plain data without padding that matters; it is copied as it lies.
         let bytes = unsafe {
             core::slice::from_raw_parts(core::ptr::from_ref(&*self.manifest).cast::<u8>(), size_of::<Manifest>())

@@ -60,12 +60,11 @@ impl Frames<'_> {
         (number >= self.start(self.end())).then_some(Record { time, what, first, second })
     }
 
-    /// The identity of the execution context that had the event `startup` last on this CPU, from the last records; for
-    /// the handler of that event.
+    /// The identity of the execution context that had the event `startup` last on this CPU, from the records; for the
+    /// handler of that event.
     pub fn beginner(&self, startup: u16) -> Option<u64> {
-        const LOOK_BACK: u64 = 64;
         let end = self.end();
-        let mut records = (end.saturating_sub(LOOK_BACK)..end).rev().map_while(|number| self.record(number));
+        let mut records = (self.start(end)..end).rev().map_while(|number| self.record(number));
         let event =
             |record: &Record| record.what & 0xff == Traced::Event as u64 && (record.what >> 16) as u16 == startup;
         records.find(event).map(|record| record.first)
@@ -178,7 +177,10 @@ mod tests {
         }
         assert_eq!(kernel.frames().beginner(0x20), Some(7));
         assert_eq!(kernel.frames().beginner(0x21), None);
-        (0..64).for_each(|_| kernel.write(1, 0, 0));
+        // Two are behind it, and the kernel may be writing one.
+        (0..60).for_each(|_| kernel.write(1, 0, 0));
+        assert_eq!(kernel.frames().beginner(0x20), Some(7));
+        (0..4).for_each(|_| kernel.write(1, 0, 0));
         assert_eq!(kernel.frames().beginner(0x20), None);
     }
 

@@ -57,7 +57,7 @@ const LAST_MS: u64 = 120_000;
 static TRACING: AtomicBool = AtomicBool::new(false);
 static RUNNING: AtomicBool = AtomicBool::new(false);
 static ENDING: AtomicBool = AtomicBool::new(false);
-/// What [`name`] looks at. Only [`start`] and then the handler of first events use it.
+/// What [`beginner`] looks at. Only [`start`] and then the handler of first events use it.
 static CPUS: Mutex<Vec<Frames<'static>>> = Mutex::new(Vec::new(), selector::LOCK_OBSERVE);
 
 /// A name that is to be told.
@@ -138,14 +138,20 @@ fn frames(hip: &Hip) -> Result<Vec<Frames<'static>>, Status> {
     (0..u64::from(hip.cpu_num)).map(frames_of).collect()
 }
 
-/// In the handler of a program's first event: its name, for the trace.
-pub fn name(name: &str) {
+/// In the handler of an execution context's first event, before it waits for anything (the trace forgets): who has it, for
+/// [`name`].
+pub fn beginner() -> Option<u64> {
     if !TRACING.load(Ordering::Relaxed) {
-        return;
+        return None;
     }
     let cpu = runtime::manifest().cpu as usize;
     let frames = CPUS.lock().get(cpu).copied();
-    let Some(ec) = frames.and_then(|frames| frames.beginner(HOST_ARCH + STARTUP)) else { return };
+    frames?.beginner(HOST_ARCH + STARTUP)
+}
+
+/// In the same handler, if it is a program's main execution context: its name, for the trace.
+pub fn name(beginner: Option<u64>, name: &str) {
+    let Some(ec) = beginner else { return };
     let number = NAMES_WRITTEN.load(Ordering::Relaxed);
     let slot = &NAMES[number % NAME_SLOTS];
     let numbers = [(&slot.time, time::now()), (&slot.ec, ec)];

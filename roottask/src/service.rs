@@ -4,6 +4,7 @@
 use crate::authority::selector;
 use crate::watchdog::Watched;
 use crate::{console, observe, passthrough, power};
+use abi::utcb::gpr;
 use abi::{Mtd, Selector, Status};
 use alloc::format;
 use alloc::string::String;
@@ -31,6 +32,9 @@ const EXCEPTIONS: u64 = 32;
 /// What the report on an exception needs.
 const FAULT_STATE: Mtd = Mtd::GPR_0_7.union(Mtd::GPR_8_15).union(Mtd::RFLAGS).union(Mtd::RIP).union(Mtd::QUAL);
 
+/// What a new EC begins with.
+const STARTUP_STATE: Mtd = Mtd::GPR_0_7.union(Mtd::RIP);
+
 /// What a child is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
@@ -50,7 +54,7 @@ pub struct Child {
     pub purpose: Purpose,
     /// Its ELF file, for symbols.
     pub image: &'static [u8],
-    /// First instruction, initial stack pointer and manifest address of its main EC.
+    /// First instruction of all its ECs, initial stack pointer and manifest address of its main EC.
     pub entry: u64,
     /// See `entry`.
     pub stack: u64,
@@ -190,7 +194,7 @@ pub fn start(cpu: u32) -> Result<(), Status> {
     for number in 0..EXCEPTIONS {
         own_faults.portal(events + number, number, FAULT_STATE)?;
     }
-    Ok(())
+    own_faults.portal(events + EXCEPTIONS, STARTUP, STARTUP_STATE)
 }
 
 /// Makes the portals of an instance of child `id` for its ECs on `cpu`, at `base`, which its protection domain `owner` pays
@@ -205,7 +209,7 @@ pub fn make_portals((id, instance): (usize, u32), cpu: u32, base: Selector, owne
     for number in 0..EXCEPTIONS {
         portal(number, number, FAULT_STATE)?;
     }
-    portal(EXCEPTIONS, STARTUP, Mtd::GPR_0_7 | Mtd::RIP)?;
+    portal(EXCEPTIONS, STARTUP, STARTUP_STATE)?;
     portal(EXCEPTIONS + 1, RECALL, FAULT_STATE.difference(Mtd::QUAL))?;
     portal(EXCEPTIONS + 2, PARENT, Mtd::empty())
 }
@@ -239,19 +243,24 @@ impl Who {
 }
 
 fn startup(who: Who, utcb: &mut Utcb) -> u32 {
+    let beginner = observe::beginner();
     let mut children = CHILDREN.lock();
     let Some(child) = who.of(&mut children) else { return Mtd::POISON.bits() };
-    observe::name(&child.name);
     let state = utcb.architectural();
-    state.gpr[abi::utcb::gpr::RSP] = child.stack;
-    state.gpr[abi::utcb::gpr::RDI] = child.manifest;
+    let main = state.gpr[gpr::RSP] == child.stack;
+    if main {
+        observe::name(beginner, &child.name);
+    }
+    // A thread finds on its stack what it does.
+    state.gpr[gpr::RDI] = if main { child.manifest } else { 0 };
     state.rip = child.entry;
-    (Mtd::GPR_0_7 | Mtd::RIP).bits()
+    STARTUP_STATE.bits()
 }
 
 fn fault(who: Who, number: u64, utcb: &mut Utcb) {
     let state = *utcb.architectural();
-    let (name, purpose, bytes) = match who.of(&mut CHILDREN.lock()) {
+    // What a child still does that has ended is nobody's concern: its memory is being taken away.
+    let (name, purpose, bytes) = match who.of(&mut CHILDREN.lock()).filter(|child| child.ended.is_none()) {
         Some(child) => (child.name.clone(), child.purpose, child.image),
         None => return,
     };
@@ -322,8 +331,12 @@ fn message(who: Who, mtd: u32, utcb: &Utcb) -> u64 {
 /// What the serial program has may go out before the root task's last words, if that does not take longer.
 const LAST_LINES_MS: u64 = 1000;
 
-/// The root task's own exceptions: report on COM1 without locks, then the end.
+/// The root task's own threads begin; its own exceptions: report on COM1 without locks, then the end.
 fn own_fault(pid: u64, _: u32, mut utcb: Utcb) -> u32 {
+    if pid == STARTUP {
+        thread::startup(utcb.architectural());
+        return STARTUP_STATE.bits();
+    }
     let state = *utcb.architectural();
     console::drain_uart(console::COM1, LAST_LINES_MS);
     report::exception("root: fatal: the root task", pid, &state, None, |line| {

@@ -192,6 +192,7 @@ fn own_memory(hip: &Hip, page: u64, free: &mut FreeMemory) -> Result<Option<Mani
     manifest.heap = Range { address: layout::HEAP, length: HEAP_LENGTH };
     manifest.stacks = Range { address: layout::STACKS, length: STACK_COUNT * STACK_SLOT as u64 };
     manifest.utcbs = Range { address: layout::UTCBS, length: layout::UTCB_PAGES * PAGE };
+    manifest.selectors = [own::FURTHER_END, selector::FIRST];
     manifest.free = Range { address: layout::FREE, length: layout::FREE_LENGTH };
     (manifest.wall_clock, manifest.wall_clock_stc) = clock::read();
     Ok(enough.then_some(manifest))

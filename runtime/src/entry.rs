@@ -26,7 +26,7 @@ pub unsafe fn init(manifest: &'static Manifest) {
     MANIFEST.store(core::ptr::from_ref(manifest).cast_mut(), Ordering::Release);
     // SAFETY: the caller's promise.
     unsafe { thread::adopt_main(manifest) };
-    for sel in [selector::SLEEP, selector::HEAP_LOCK, selector::LOG_LOCK, selector::THREAD_LOCK] {
+    for sel in [selector::SLEEP, selector::HEAP_LOCK, selector::LOG_LOCK] {
         if let Err(status) = syscall::create_sm(sel, selector::PROTECTION_DOMAIN, 0) {
             panic!("cannot create the runtime's semaphores: {status:?}");
         }
@@ -46,7 +46,7 @@ pub fn on_panic(last_words: fn(&str)) {
 /// Called by the entry stub that [`crate::main!`] defines.
 ///
 /// # Safety
-/// Once, by the main EC at its entry, with the manifest's address from the root task.
+/// By the main EC at its entry, once, with the manifest's address from the root task; by each thread at its entry with null.
 #[doc(hidden)]
 pub unsafe fn start(manifest: *const Manifest, main: fn()) -> ! {
     // SAFETY: the root task passes the address of the manifest page, mapped read-only for ever.
@@ -54,7 +54,8 @@ pub unsafe fn start(manifest: *const Manifest, main: fn()) -> ! {
     match given {
         // SAFETY: this is the main EC at its entry; the stub left the record's bytes free.
         Some(manifest) if manifest.is_valid() => unsafe { init(manifest) },
-        // Without a manifest nothing works: the fault report will show these values.
+        None => thread::begin(),
+        // Without a valid manifest nothing works: the fault report will show these values.
         // SAFETY: raises #UD.
         _ => unsafe { asm!("ud2", in("rax") manifest, in("rdx") MAGIC, options(noreturn)) },
     }
@@ -74,7 +75,7 @@ macro_rules! main {
                 unsafe { $crate::start(manifest, super::$main) }
             }
 
-            /// RDI = manifest, RSP = top of the main stack, aligned to 16.
+            /// RDI = manifest, RSP = top of the main stack, aligned to 16; or of a thread 0 and the top of its stack.
             // SAFETY: no other item of a program has this name.
             #[unsafe(no_mangle)]
             #[unsafe(naked)]

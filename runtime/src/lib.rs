@@ -14,8 +14,7 @@
 //!
 //! What a program finds, before `main` runs:
 //! - [`manifest()`]: its name, the time counter's frequency, rings, memory regions, interrupts, ports, configuration.
-//! - Fixed selectors, [`manifest::selector`]: its own PD, spaces, main EC; from [`manifest::selector::FREE`] on they
-//!   are the program's to lay out, [`thread::selectors`] hands out others.
+//! - Fixed selectors, [`manifest::selector`]: its own PD, spaces, main EC; [`thread::selectors`] hands out others.
 //! - A heap (`alloc`), safe to use from all its threads.
 //! - [`log!`]: lines with the program's name in the system's log.
 //! - Exception portals of the root task: a fault ends the program with a report; so does a panic.

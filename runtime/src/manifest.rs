@@ -9,7 +9,7 @@ use abi::Selector;
 /// Value of [`Manifest::magic`].
 pub const MAGIC: u32 = u32::from_le_bytes(*b"KNMF");
 /// Value of [`Manifest::version`].
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Bytes in a name, padded with zeros.
 pub const NAME_LENGTH: usize = 52;
 /// Most rings of a program.
@@ -29,7 +29,9 @@ pub const PORTS: usize = 4;
 pub mod selector {
     use abi::Selector;
 
-    /// Portals for the events of the main EC: exceptions from 0, then STARTUP and RECALL.
+    /// Portals for the events of the main EC and of all threads on its CPU: exceptions from 0, then STARTUP and RECALL.
+    /// STARTUP has an EC begin at the program's entry, with the stack pointer of its creation: RDI is the manifest's
+    /// address if that is the main stack's, else 0.
     pub const EVENTS: Selector = 0;
     /// The program's protection domain, with the permissions that it needs.
     pub const PROTECTION_DOMAIN: Selector = 0x30;
@@ -47,14 +49,14 @@ pub mod selector {
     pub const MSR_SPACE: Selector = 0x36;
     /// Portal to the root task, see [`crate::parent`].
     pub const PARENT: Selector = 0x37;
+    /// A monitor's guest space, made by the monitor: the root task looks for it here when the monitor has ended.
+    pub const GUEST_SPACE: Selector = 0x38;
     /// Semaphore that nobody ups: for sleeping. Made by the runtime.
     pub const SLEEP: Selector = 0x39;
     /// Semaphore of the heap's lock; made by the runtime.
     pub const HEAP_LOCK: Selector = 0x3a;
     /// Semaphore of the log's lock; made by the runtime.
     pub const LOG_LOCK: Selector = 0x3b;
-    /// Semaphore of the lock for starting threads; made by the runtime.
-    pub const THREAD_LOCK: Selector = 0x3c;
     /// First of the semaphores that the manifest names.
     pub const NAMED: Selector = 0x40;
     /// Portals for the events of ECs on further CPUs, as at [`EVENTS`]: a block for each entry of
@@ -64,10 +66,8 @@ pub mod selector {
     pub const FURTHER_STRIDE: Selector = 0x40;
     /// Place of the portal to the root task in such a block.
     pub const FURTHER_PARENT: Selector = 0x3f;
-    /// First selector that `crate::selectors` hands out.
-    pub const DYNAMIC: Selector = 0x800;
-    /// First selector that the runtime never touches: free for the program's own layout.
-    pub const FREE: Selector = 0x1000;
+    /// First selector behind these blocks.
+    pub const FURTHER_END: Selector = FURTHER_EVENTS + FURTHER_STRIDE * super::FURTHER_CPUS as Selector;
 }
 
 /// A short name, padded with zeros.
@@ -214,6 +214,8 @@ pub struct Manifest {
     /// Stacks: slots of [`crate::STACK_SLOT`] bytes, whose upper [`crate::STACK_SIZE`] bytes are mapped. The main EC has
     /// the first slot.
     pub stacks: Range,
+    /// Selectors that the program may use as it likes, from the first up to the second, but for those of further CPUs.
+    pub selectors: [Selector; 2],
     /// Addresses free for the program's own mappings.
     pub free: Range,
     /// Read-only configuration, e.g. a `plan::VmConfig`; empty if there is none.
@@ -252,6 +254,7 @@ impl Manifest {
             heap: RANGE,
             utcbs: RANGE,
             stacks: RANGE,
+            selectors: [0; 2],
             free: RANGE,
             config: RANGE,
             rings: [RingEntry { name: Name::EMPTY, role: 0, memory: RANGE, sel_data: 0, sel_space: 0 }; RINGS],
@@ -275,6 +278,16 @@ impl Manifest {
         let slot = self.further_cpus.iter().position(|&further| further != NO_CPU && u32::from(further) == cpu)?;
         let events = selector::FURTHER_EVENTS + selector::FURTHER_STRIDE * slot as Selector;
         Some((events, events + selector::FURTHER_PARENT))
+    }
+
+    /// The first of `count` free selectors from `next` on, aligned to `align`, a power of two; `None` if there are not so many.
+    pub fn free_selectors(&self, next: Selector, count: u64, align: u64) -> Option<Selector> {
+        let [first, end] = self.selectors;
+        let mut start = next.max(first).next_multiple_of(align);
+        if start < selector::FURTHER_END && start + count > selector::FURTHER_EVENTS {
+            start = selector::FURTHER_END.next_multiple_of(align);
+        }
+        (start + count <= end).then_some(start)
     }
 
     /// The entry of the ring `name` in which the program has `role`.
@@ -331,6 +344,19 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn free_selectors_leave_those_of_further_cpus_out() {
+        let manifest = Manifest { selectors: [0x42, 0x900], ..Manifest::EMPTY };
+        assert_eq!(manifest.free_selectors(0x42, 1, 1), Some(0x42));
+        assert_eq!(manifest.free_selectors(0x43, 64, 64), Some(0x80));
+        assert_eq!(manifest.free_selectors(0x3f0, 16, 1), Some(0x3f0));
+        assert_eq!(manifest.free_selectors(0x3f1, 16, 1), Some(0x800));
+        assert_eq!(manifest.free_selectors(0x3f1, 2, 64), Some(0x800));
+        assert_eq!(manifest.free_selectors(0x8ff, 1, 1), Some(0x8ff));
+        assert_eq!(manifest.free_selectors(0x900, 1, 1), None);
+        assert_eq!(Manifest::EMPTY.free_selectors(0, 1, 1), None);
+    }
 
     #[test]
     fn entries_are_found_by_name_and_role() {

@@ -4,21 +4,24 @@
 //! portal server, what handles its calls: an EC finds its record from its stack pointer, no thread register needed.
 #![allow(unsafe_code)]
 
-use crate::manifest::{FURTHER_CPUS, selector};
+use crate::manifest::selector;
 use crate::pulse::{self, Pulse};
 use crate::syscall::{self, EcKind, Result, Span};
 use crate::utcb::Utcb;
 use crate::{STACK_RESERVE, STACK_SIZE, STACK_SLOT, manifest};
 use abi::capability::Permissions;
-use abi::event::RECALL;
+use abi::event::{RECALL, STARTUP};
 use abi::scd::Scd;
+use abi::utcb::Architectural;
 use abi::{Mtd, PAGE_SIZE, Selector, Status};
 use alloc::boxed::Box;
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Selectors for the events of one host EC: exceptions, STARTUP, RECALL; a power of two.
-const EVENT_SELECTORS: u64 = 64;
+/// log2 of the number of exceptions.
+const EXCEPTIONS_ORDER: u32 = 5;
+/// Selectors for the events of one host EC, exceptions, STARTUP, RECALL, and for it and its scheduling context.
+const EVENT_SELECTORS: u64 = (1 << EXCEPTIONS_ORDER) + 4;
 
 /// Top of every stack; the stack pointer of an idle EC points to it.
 #[repr(C, align(16))]
@@ -42,18 +45,18 @@ static NEXT_UTCB: AtomicU64 = AtomicU64::new(0);
 static NEXT_PULSE: AtomicU64 = AtomicU64::new(0);
 /// For ECs that the page has no room for, and programs without one.
 static NO_PULSE: Pulse = Pulse::new();
-static NEXT_SELECTOR: AtomicU64 = AtomicU64::new(selector::DYNAMIC);
+static NEXT_SELECTOR: AtomicU64 = AtomicU64::new(0);
 
-/// `count` fresh selectors, aligned to their number rounded up to a power of two; MEM_CAP if none are left below
-/// [`selector::FREE`].
+/// `count` fresh selectors, one behind the other; MEM_CAP if the manifest's are used up.
 pub fn selectors(count: u64) -> Result<Selector> {
-    let align = count.next_power_of_two();
-    let update = |next: u64| {
-        let start = next.next_multiple_of(align);
-        (start + count <= selector::FREE).then_some(start + count)
-    };
+    aligned_selectors(count, 1)
+}
+
+fn aligned_selectors(count: u64, align: u64) -> Result<Selector> {
+    let find = |next| manifest().free_selectors(next, count, align);
+    let update = |next| find(next).map(|start| start + count);
     let before = NEXT_SELECTOR.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
-    before.map(|next| next.next_multiple_of(align)).map_err(|_| Status::MemCap)
+    before.ok().and_then(find).ok_or(Status::MemCap)
 }
 
 /// Address for a new UTCB or vAPIC page, from the manifest's window; MEM_OBJ if it is used up.
@@ -157,8 +160,14 @@ pub trait Service: Send + 'static {
     /// Handles a call or event: `pid` is the portal's identifier, `mtd` says what `utcb` holds. Returns the descriptor of the reply.
     fn serve(&mut self, pid: u64, mtd: u32, utcb: Utcb) -> u32;
 
+    /// Whether the portal is one that `quick` is for. All others are for `brief`.
+    #[inline(always)]
+    fn is_quick(_pid: u64) -> bool {
+        false
+    }
+
     /// As [`Self::serve`], for what takes a few instructions and calls nothing, so that no register has to be kept. None,
-    /// with nothing done: it is for `brief`.
+    /// with nothing done: it is for `serve`.
     #[inline(always)]
     fn quick(&mut self, _pid: u64, _mtd: u32, _utcb: Utcb) -> Option<u32> {
         None
@@ -229,6 +238,11 @@ impl Server {
         /// The service, and the EC's signs of life, which would otherwise have to be looked for at every call.
         struct Hosted<S>(S, &'static Pulse);
         extern "C" fn call<S: Service>(pid: u64, mtd: u32, context: *mut (), utcb: u64) -> u32 {
+            if S::is_quick(pid) { quick::<S>(pid, mtd, context, utcb) } else { brief::<S>(pid, mtd, context, utcb) }
+        }
+        // Apart, so that only what needs registers of its own saves them.
+        #[inline(never)]
+        extern "C" fn quick<S: Service>(pid: u64, mtd: u32, context: *mut (), utcb: u64) -> u32 {
             // SAFETY: `context` is the leaked box below, and only this EC, whose calls do not overlap, uses it.
             let hosted = unsafe { &mut *context.cast::<Hosted<S>>() };
             hosted.1.beat();
@@ -238,11 +252,15 @@ impl Server {
                 hosted.1.beat();
                 return reply;
             }
-            brief(pid, mtd, utcb, hosted)
+            serve(pid, mtd, utcb, hosted)
         }
-        // Apart, so that only what needs registers of its own saves them.
         #[inline(never)]
-        extern "C" fn brief<S: Service>(pid: u64, mtd: u32, utcb: Utcb, hosted: &mut Hosted<S>) -> u32 {
+        extern "C" fn brief<S: Service>(pid: u64, mtd: u32, context: *mut (), utcb: u64) -> u32 {
+            // SAFETY: as above.
+            let hosted = unsafe { &mut *context.cast::<Hosted<S>>() };
+            hosted.1.beat();
+            // SAFETY: as above.
+            let utcb = unsafe { Utcb::new(utcb) };
             if let Some(reply) = hosted.0.brief(pid, mtd, utcb) {
                 hosted.1.beat();
                 return reply;
@@ -283,12 +301,6 @@ impl Server {
     }
 }
 
-/// A thread's start: its code, consumed by the first and only STARTUP event.
-struct Start {
-    run: Option<Box<dyn FnOnce() + Send>>,
-    sp: u64,
-}
-
 /// The capabilities of a thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Thread {
@@ -298,41 +310,28 @@ pub struct Thread {
     pub sc: Selector,
 }
 
-extern "C" fn thread_main(start: *mut Start) -> ! {
-    // SAFETY: the leaked box of `spawn`, handed to this thread alone.
-    let start = unsafe { &mut *start };
-    if let Some(run) = start.run.take() {
-        // SAFETY: this EC's own record.
-        unsafe { (*current()).pulse.beat() };
-        run();
+/// What a thread does, as its record holds it.
+type Run = Box<dyn FnOnce() + Send>;
+
+/// First of all in a new thread.
+pub(crate) extern "C" fn begin() -> ! {
+    // SAFETY: this EC's own record, which `spawn` wrote; only this thread, once, takes what it does.
+    unsafe {
+        let record = current();
+        (*record).pulse.beat();
+        if !(*record).context.is_null() {
+            Box::from_raw((*record).context.cast::<Run>())();
+        }
     }
     crate::sync::park()
 }
 
-/// Answers the STARTUP events of threads; the portal's identifier is the address of the thread's [`Start`].
-fn start_thread(pid: u64, _: u32, mut utcb: Utcb) -> u32 {
-    let start = pid as *const Start;
-    let state = utcb.architectural();
-    // SAFETY: `pid` was set from a leaked box by `spawn`, which is the only one to make portals for this server.
-    state.gpr[abi::utcb::gpr::RSP] = unsafe { (*start).sp } - 8;
-    state.gpr[abi::utcb::gpr::RDI] = pid;
-    state.rip = thread_main as *const () as u64;
-    (Mtd::GPR_0_7 | Mtd::RIP).bits()
-}
-
-/// The server that starts threads on `cpu`.
-fn starter(cpu: u32) -> Result<Server> {
-    type Starters = [Option<(u32, Server)>; FURTHER_CPUS + 1];
-    static READY: crate::sync::Mutex<Starters> =
-        crate::sync::Mutex::new([None; FURTHER_CPUS + 1], selector::THREAD_LOCK);
-    let mut ready = READY.lock();
-    if let Some((_, server)) = ready.iter().flatten().find(|(place, _)| *place == cpu) {
-        return Ok(*server);
-    }
-    let vacant = ready.iter_mut().find(|slot| slot.is_none()).ok_or(Status::BadCpu)?;
-    let server = Server::new(cpu, start_thread)?;
-    *vacant = Some((cpu, server));
-    Ok(server)
+/// In the handler of a thread's STARTUP event, with general registers and RIP: has it begin. For the root task, which answers
+/// its own threads; those of others begin at their program's entry, without a manifest.
+pub fn startup(state: &mut Architectural) {
+    // As a call would have left it.
+    state.gpr[abi::utcb::gpr::RSP] -= 8;
+    state.rip = begin as *const () as u64;
 }
 
 /// Starts a thread on this program's CPU with scheduling parameters `scd`. When `run` returns, the thread sleeps for
@@ -344,22 +343,21 @@ pub fn spawn(scd: Scd, run: impl FnOnce() + Send + 'static) -> Result<Thread> {
 /// As [`spawn`], on another CPU; BAD_CPU if the program cannot use it.
 pub fn spawn_on(cpu: u32, scd: Scd, run: impl FnOnce() + Send + 'static) -> Result<Thread> {
     let (portals, parent) = manifest().portals_on(cpu).ok_or(Status::BadCpu)?;
-    let starter = starter(cpu)?;
-    let events = selectors(EVENT_SELECTORS)?;
+    let events = aligned_selectors(EVENT_SELECTORS, 1 << EXCEPTIONS_ORDER)?;
     // Behind the last event.
     let caps = events + EVENT_SELECTORS - 2;
-    // The exception portals that the parent made for ECs on this CPU serve all threads.
-    let exceptions = Span { source: portals, destination: events, order: 5 };
+    // The portals that the parent made for ECs on this CPU serve all threads.
+    let exceptions = Span { source: portals, destination: events, order: EXCEPTIONS_ORDER };
     let own = selector::OBJECT_SPACE;
     // SAFETY: between object spaces.
     unsafe { syscall::delegate(own, own, exceptions, Permissions::all(), 0)? };
-    let arch = manifest().sel_hst_arch as u64;
-    let recall = arch + RECALL as u64;
-    syscall::delegate_object(own, portals + recall, own, events + recall, Permissions::all())?;
+    for event in [STARTUP, RECALL].map(|event| u64::from(manifest().sel_hst_arch + event)) {
+        syscall::delegate_object(own, portals + event, own, events + event, Permissions::all())?;
+    }
     let utcb = utcb_address()?;
-    let sp = stack(pulse(caps), no_handler, core::ptr::null_mut(), utcb, parent)? as u64;
-    let start = Box::into_raw(Box::new(Start { run: Some(Box::new(run)), sp }));
-    starter.portal(events + arch, start as u64, Mtd::GPR_0_7 | Mtd::RIP)?;
+    let run: Run = Box::new(run);
+    let context = Box::into_raw(Box::new(run)).cast();
+    let sp = stack(pulse(caps), no_handler, context, utcb, parent)? as u64;
     let (thread, pd) = (Thread { ec: caps, sc: caps + 1 }, selector::PROTECTION_DOMAIN);
     syscall::create_ec(thread.ec, pd, EcKind::Global, utcb, cpu, sp, events)?;
     syscall::create_sc(thread.sc, pd, thread.ec, scd)?;

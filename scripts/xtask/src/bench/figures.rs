@@ -346,7 +346,7 @@ pub const FIGURES: &[Figure] = &[
         name: "scale.kernel_bytes",
         most: Some(98_304.0),
         unit: "bytes of kernel memory",
-        method: "a machine with one CPU and 4 MiB among 64, page tables included",
+        method: "what came back at the end of a machine with one CPU among 64, beside page tables",
         on: Some(Emulator::Qemu),
         measure: Measure::By(scale::kernel_bytes),
     },

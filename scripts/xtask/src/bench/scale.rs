@@ -27,7 +27,7 @@ const FRAME: f64 = 4096.0;
 pub struct Scale {
     /// Instructions of an exit.
     exit: f64,
-    /// Bytes of kernel memory that came back when the measuring machine ended.
+    /// Bytes of kernel memory that came back when the measuring machine ended, beside those of page tables.
     kernel: f64,
 }
 
@@ -37,7 +37,7 @@ pub fn exit(runs: &mut Runs) -> Result<Measured> {
     Ok(Measured::alone(many / one))
 }
 
-/// Kernel memory of a machine with one virtual CPU, among many.
+/// Kernel memory of a machine with one virtual CPU, among many, beside its page tables.
 pub fn kernel_bytes(runs: &mut Runs) -> Result<Measured> {
     Ok(Measured::alone(runs.scale(MANY)?.kernel))
 }
@@ -74,9 +74,11 @@ pub fn measure(count: usize) -> Result<Scale> {
     Ok(Scale { exit, kernel: frames * FRAME })
 }
 
-/// `root: vm NAME: N frames of kernel memory came back`.
+/// Frames beside those of page tables: `root: vm NAME: N frames of kernel memory came back, M of them page tables`.
 fn frames(line: &str, start: &str) -> Option<f64> {
-    line.strip_prefix(start)?.strip_suffix(" frames of kernel memory came back")?.parse().ok()
+    let (frames, tables) = line.strip_prefix(start)?.split_once(" frames of kernel memory came back, ")?;
+    let tables = tables.strip_suffix(" of them page tables")?;
+    Some(frames.parse::<f64>().ok()? - tables.parse::<f64>().ok()?)
 }
 
 #[cfg(test)]
@@ -85,7 +87,8 @@ mod tests {
 
     #[test]
     fn what_came_back_is_understood() {
-        assert_eq!(frames("root: vm a: 64 frames of kernel memory came back", "root: vm a: "), Some(64.0));
+        let line = "root: vm a: 64 frames of kernel memory came back, 20 of them page tables";
+        assert_eq!(frames(line, "root: vm a: "), Some(44.0));
         assert_eq!(frames("root: vm a: 140996 KiB of memory came back, 269284 KiB are free", "root: vm a: "), None);
     }
 }

@@ -44,6 +44,8 @@ fn command(lab: &Lab) -> Result<()> {
     let expected = String::from_utf8_lossy(&outcome.error).into_owned();
     ensure!(expected.starts_with(&found), outcome.failure(&format!("checksum {found}, the guest says {expected}")));
     outcome.says("vm linux: powered off")?;
+    // As a shell says that there is no such program.
+    outcome.never_says("/init: ")?;
     few_exits(&outcome)
 }
 

@@ -40,6 +40,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         boot: built.boot,
         memory: built.memory,
         cpus: built.cpus,
+        take_turns: false,
         cpu_model: None,
         devices: built.devices,
         further: Vec::new(),

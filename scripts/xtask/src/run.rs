@@ -20,6 +20,9 @@ const POWER_OFF: Duration = Duration::from_secs(10);
 /// The same if it has to tell before what the kernel counted and recorded.
 const OBSERVED: Duration = Duration::from_secs(150);
 
+/// What to try when several CPUs ended badly.
+const TURNS: &str = "\nif it ends well with --take-turns, QEMU is to blame: see docs/emulators.md";
+
 /// What `run` was asked to do.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -32,6 +35,9 @@ pub struct Arguments {
     /// CPUs of the machine
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: Option<u32>,
+    /// Run QEMU's CPUs in turn on one processor of this host: slower, but side by side QEMU may lose its first CPU
+    #[arg(long)]
+    take_turns: bool,
     /// Virtual CPUs of the first virtual machine
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(plan::VCPUS_MAX)))]
     vcpus: Option<u32>,
@@ -72,6 +78,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         boot: built.boot,
         memory: built.memory,
         cpus: arguments.cpus.unwrap_or(built.cpus),
+        take_turns: arguments.take_turns,
         cpu_model: None,
         devices: built.devices,
         further: line.as_ref().map(|line| line.arguments(arguments.on)).unwrap_or_default(),
@@ -84,8 +91,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(_) => execute(&mut session, arguments),
         None => converse(&mut session, arguments),
     };
+    let side_by_side = arguments.on == Emulator::Qemu && machine.cpus > 1 && !machine.take_turns;
+    let hint = if side_by_side { TURNS } else { "" };
     let outcome = outcome.map_err(|error| {
-        anyhow!("{error:#}\nthe console's last lines (all of it: {}):\n{}", workspace::shown(&log), session.tail())
+        anyhow!(
+            "{error:#}{hint}\nthe console's last lines (all of it: {}):\n{}",
+            workspace::shown(&log),
+            session.tail()
+        )
     });
     drop(session);
     let observed =

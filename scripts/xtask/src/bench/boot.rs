@@ -70,6 +70,7 @@ fn count(built: Built, cpu_model: Option<&str>, shift: u32) -> Result<f64> {
         boot: built.boot,
         memory: built.memory,
         cpus: 1,
+        take_turns: false,
         cpu_model: cpu_model.map(String::from),
         devices: built.devices,
         further: further.map(String::from).into(),

@@ -102,6 +102,7 @@ pub fn run(name: &str, boot: Boot, memory: u32, on: Emulator, last: impl Fn(&str
         boot,
         memory,
         cpus: 1,
+        take_turns: false,
         cpu_model: peer::cpu(on).map(String::from),
         devices: Vec::new(),
         further: further.iter().copied().map(String::from).collect(),

@@ -90,6 +90,7 @@ pub fn run(built: Built, bare: bool, further: &[String], most: u64, last: fn(&st
         boot: built.boot,
         memory: built.memory,
         cpus: 1,
+        take_turns: false,
         cpu_model: bare.then(|| GUEST_CPU.into()),
         devices: built.devices,
         further: time.map(String::from).iter().chain(further).cloned().collect(),

@@ -193,6 +193,8 @@ impl<'a> Trial<'a> {
             boot,
             memory: self.memory.unwrap_or(memory),
             cpus,
+            // Time by instructions has one thread for all.
+            take_turns: self.instructions.is_none(),
             cpu_model: self.cpu_model.map(String::from),
             devices,
             further: match (emulator, self.instructions) {

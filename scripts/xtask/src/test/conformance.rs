@@ -145,6 +145,8 @@ impl<'a> Suite<'a> {
             boot: Boot { kernel: kernel.into(), module: Some(module.clone()), linux: None },
             memory: MEMORY,
             cpus: self.cpus,
+            // The fuzzer's are to meet each other.
+            take_turns: false,
             cpu_model: None,
             devices: Vec::new(),
             further: self.further_arguments(emulator),

@@ -38,8 +38,17 @@ impl Lab<'_> {
     pub fn start_with(&self, boot: Boot, memory: u32, cpus: u32, further: Vec<String>) -> Result<Session> {
         let folder = workspace::folder(&format!("run/{}", self.name))?;
         let log = workspace::folder("run")?.join(format!("{}.log", self.name));
-        let machine =
-            Machine { boot, memory, cpus, cpu_model: None, devices: Vec::new(), further, folder, trace: None };
+        let machine = Machine {
+            boot,
+            memory,
+            cpus,
+            take_turns: true,
+            cpu_model: None,
+            devices: Vec::new(),
+            further,
+            folder,
+            trace: None,
+        };
         Session::start(self.emulator, &machine, &log)
     }
 

@@ -93,6 +93,7 @@ fn again(lab: &Lab) -> Result<()> {
         },
         memory: system.memory,
         cpus: system.cpus,
+        take_turns: true,
         cpu_model: None,
         devices: system.devices.clone(),
         further: Vec::new(),

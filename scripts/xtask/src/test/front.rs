@@ -14,7 +14,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::tcgetattr;
 
 use super::dialogue::PROMPT;
-use super::{BOCHS, Lab, QEMU, Test};
+use super::{BOCHS, Lab, QEMU, Test, observe};
 use crate::workspace;
 
 pub const TESTS: &[Test] = &[
@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = &[
     Test::new("front::a system that is nowhere is named", nowhere).only(QEMU),
     Test::new("front::a kernel of the user's own", own_kernel).only(QEMU),
     Test::new("front::exec prints the output and nothing else", exec).only(QEMU),
+    Test::new("front::CPUs that take turns have one processor", turns).only(QEMU),
     Test::new("front::an interactive shell", shell).long_on(BOCHS),
 ];
 
@@ -91,6 +92,43 @@ fn exec(_: &Lab) -> Result<()> {
     ensure!(output == "to the output\n1\n", "the output is {output:?}");
     ensure!(error.ends_with("to the error\n"), "the error is {error:?}");
     Ok(())
+}
+
+fn turns(lab: &Lab) -> Result<()> {
+    let system = observe::copy(lab, "linux")?;
+    let arguments = ["run", &system, "--cpus", "2", "--take-turns", "--exec", "sleep 5"];
+    let mut run = xtask(&arguments)?.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let usable = loop {
+        if let Some(usable) = processors_of_emulator(run.id())? {
+            break usable;
+        }
+        if let Some(status) = run.try_wait()? {
+            bail!("no emulator was seen: {status}");
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    let status = run.wait()?;
+    ensure!(status.success(), "{status}");
+    ensure!(usable.parse::<u32>().is_ok(), "the emulator may use the processors {usable}");
+    Ok(())
+}
+
+/// What the emulator may use that process `parent` has started, if it has.
+fn processors_of_emulator(parent: u32) -> Result<Option<String>> {
+    for entry in fs::read_dir("/proc")? {
+        let folder = entry?.path();
+        // Processes end, and much there is no process.
+        let (Ok(status), Ok(arguments)) = (fs::read_to_string(folder.join("status")), fs::read(folder.join("cmdline")))
+        else {
+            continue;
+        };
+        let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        let machine = arguments.starts_with(b"qemu-system") && arguments.windows(5).any(|word| word == b"-smp\0");
+        if machine && value("PPid:") == Some(&parent.to_string()) {
+            return Ok(value("Cpus_allowed_list:").map(String::from));
+        }
+    }
+    Ok(None)
 }
 
 /// Echo, line editing, Ctrl-C, the key that leaves, and a terminal that is as it was.

@@ -19,7 +19,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// A copy of a system of `tests/systems` under the test's name: runs of the same system use the same files.
-fn copy(lab: &Lab, system: &str) -> Result<String> {
+pub fn copy(lab: &Lab, system: &str) -> Result<String> {
     let text = workspace::read(&workspace::root().join(format!("tests/systems/{system}.toml")))?;
     let file = workspace::folder(&format!("run/{}", lab.name))?.join(format!("{}.toml", lab.name));
     workspace::write(&file, &text)?;

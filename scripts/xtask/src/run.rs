@@ -20,8 +20,9 @@ const POWER_OFF: Duration = Duration::from_secs(10);
 /// The same if it has to tell before what the kernel counted and recorded.
 const OBSERVED: Duration = Duration::from_secs(150);
 
-/// What to try when several CPUs ended badly.
-const TURNS: &str = "\nif it ends well with --take-turns, QEMU is to blame: see docs/emulators.md";
+/// What else may be the cause when a run with several CPUs ended badly.
+const SIDE_BY_SIDE: &str =
+    "\nseveral CPUs ran side by side, at which QEMU may fail: see --take-turns in docs/emulators.md";
 
 /// What `run` was asked to do.
 #[derive(clap::Args)]
@@ -92,7 +93,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         None => converse(&mut session, arguments),
     };
     let side_by_side = arguments.on == Emulator::Qemu && machine.cpus > 1 && !machine.take_turns;
-    let hint = if side_by_side { TURNS } else { "" };
+    let hint = if side_by_side { SIDE_BY_SIDE } else { "" };
     let outcome = outcome.map_err(|error| {
         anyhow!(
             "{error:#}{hint}\nthe console's last lines (all of it: {}):\n{}",

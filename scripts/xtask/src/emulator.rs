@@ -3,14 +3,15 @@
 pub mod bochs;
 mod kvm;
 mod multiboot;
-mod processors;
 pub mod qemu;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::system::devices::Device;
 
@@ -83,8 +84,8 @@ impl Emulator {
     /// The command that starts a machine whose serial ports connect to `ports`.
     pub fn command(self, machine: &Machine, ports: SerialPorts) -> Result<Command> {
         let mut command = killed_with_its_parent();
-        if self == Self::Qemu && machine.cpus > 1 && machine.take_turns {
-            command.args(["taskset", "--cpu-list", &processors::one()?.to_string()]);
+        if machine.take_turns && self.runs_side_by_side(machine.cpus) {
+            command.args(["taskset", "--cpu-list", &processor()?.to_string()]);
         }
         match self {
             Self::Qemu => command.args(qemu::arguments(machine, ports, &qemu::EMULATED)?),
@@ -98,6 +99,11 @@ impl Emulator {
         };
         command.current_dir(&machine.folder);
         Ok(command)
+    }
+
+    /// Whether so many CPUs are threads that run side by side, at which this emulator may fail (docs/emulators.md).
+    pub fn runs_side_by_side(self, cpus: u32) -> bool {
+        self == Self::Qemu && cpus > 1
     }
 
     /// Looks after an emulator that has started; `messages` is the file with what it says.
@@ -121,6 +127,16 @@ fn killed_with_its_parent() -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]);
     command
+}
+
+/// A processor of the host that we may use, another one each time.
+fn processor() -> Result<usize> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let usable = sched_getaffinity(None)?;
+    // Of several of us, each begins elsewhere.
+    let turn = std::process::id() as usize + NEXT.fetch_add(1, Ordering::Relaxed);
+    let nth = turn % (usable.count() as usize).max(1);
+    (0..CpuSet::MAX_CPU).filter(|&processor| usable.is_set(processor)).nth(nth).context("there is no processor")
 }
 
 fn text(path: &Path) -> String {

@@ -92,7 +92,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(_) => execute(&mut session, arguments),
         None => converse(&mut session, arguments),
     };
-    let side_by_side = arguments.on == Emulator::Qemu && machine.cpus > 1 && !machine.take_turns;
+    let side_by_side = arguments.on.runs_side_by_side(machine.cpus) && !machine.take_turns;
     let hint = if side_by_side { SIDE_BY_SIDE } else { "" };
     let outcome = outcome.map_err(|error| {
         anyhow!(

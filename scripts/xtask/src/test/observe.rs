@@ -79,7 +79,7 @@ fn guest(lab: &Lab) -> Result<()> {
 /// With several CPUs, all of them count; what one takes away the others confirm.
 fn processors(lab: &Lab) -> Result<()> {
     let system = copy(lab, "micro")?;
-    let (_, table) = run(&[&system, "--on", lab.emulator.name(), "--cpus", "4", "--stats"])?;
+    let (_, table) = run(&[&system, "--on", lab.emulator.name(), "--cpus", "4", "--take-turns", "--stats"])?;
     let calls = row(&table, "hypercalls", "ipc_reply")?;
     ensure!(calls.len() == 4 && calls[0] > 0, "the hypercalls are not counted: {table}");
     // Destroying the virtual machine takes two rounds.

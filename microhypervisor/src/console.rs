@@ -99,6 +99,12 @@ impl Write for Writer<'_> {
         }
         Ok(())
     }
+
+    /// Of numbers.
+    fn write_char(&mut self, digit: char) -> fmt::Result {
+        self.put(digit as u8);
+        Ok(())
+    }
 }
 
 /// Writes one line and signals it.

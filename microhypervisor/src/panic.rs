@@ -2,7 +2,7 @@
 
 use core::panic::PanicInfo;
 
-use kernel_core::reason::Words;
+use kernel_core::reason::{Decimal, Words};
 
 /// Reports and stops.
 pub fn fatal(arguments: core::fmt::Arguments) -> ! {
@@ -16,8 +16,6 @@ pub fn fatal(arguments: core::fmt::Arguments) -> ! {
 
 #[panic_handler]
 fn panic(info: &PanicInfo) -> ! {
-    match info.location() {
-        Some(place) => fatal(format_args!("{}:{}: {}", Words(place.file()), place.line() as u64, info.message())),
-        None => fatal(format_args!("{}", info.message())),
-    }
+    let (file, line) = info.location().map_or(("", 0), |place| (place.file(), place.line()));
+    fatal(format_args!("{}:{}: {}", Words(file), Decimal(line.into()), info.message()))
 }

@@ -14,6 +14,7 @@ use abi::{HIP_ADDRESS, ROOT_UTCB_ADDRESS, Status, event};
 use kernel_core::boot::PhysicalMemory;
 use kernel_core::boot::elf::RootElf;
 use kernel_core::paging::Piece;
+use kernel_core::reason::Decimal;
 use kernel_core::slots::Entry;
 
 use crate::boot::HandOver;
@@ -52,7 +53,7 @@ static HIP: StaticFrame = StaticFrame::zeroed();
 
 fn must<T>(result: Result<T, Status>) -> T {
     result.unwrap_or_else(|status| {
-        fatal(format_args!("cannot create the root protection domain: error {}", status as u64))
+        fatal(format_args!("cannot create the root protection domain: error {}", Decimal(status as u64)))
     })
 }
 

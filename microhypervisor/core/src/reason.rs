@@ -1,6 +1,6 @@
 //! Why something cannot be: for people to read, nothing matches on it.
 
-use core::fmt;
+use core::fmt::{self, Write};
 
 /// Words, without the way that `str` has to fill up or cut off.
 #[derive(Clone, Copy, Debug)]
@@ -10,6 +10,31 @@ impl fmt::Display for Words<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)
     }
+}
+
+/// A number in hexadecimal, or in decimal: without what the numbers of the language can besides, which is larger.
+pub struct Hex(pub u64);
+/// See [`Hex`].
+pub struct Decimal(pub u64);
+
+impl fmt::Display for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("0x").and_then(|()| digits(f, self.0, 16))
+    }
+}
+
+impl fmt::Display for Decimal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        digits(f, self.0, 10)
+    }
+}
+
+fn digits(f: &mut fmt::Formatter<'_>, number: u64, base: u32) -> fmt::Result {
+    let (above, last) = (number / u64::from(base), (number % u64::from(base)) as u32);
+    if above != 0 {
+        digits(f, above, base)?;
+    }
+    f.write_char(char::from_digit(last, base).unwrap_or('?'))
 }
 
 /// Words before and after a number (an address, an index, some bits), or without a number words after it.
@@ -25,12 +50,12 @@ impl Reason {
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self([before, after], number) = self;
+        let Self([before, after], number) = *self;
         f.write_str(before)?;
         match (before.is_empty(), number) {
             (true, _) => {}
-            (_, 0..16) => write!(f, "{number}")?,
-            _ => write!(f, "{number:#x}")?,
+            (_, 0..16) => digits(f, number, 10)?,
+            _ => Hex(number).fmt(f)?,
         }
         f.write_str(after)
     }

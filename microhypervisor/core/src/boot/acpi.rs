@@ -4,6 +4,7 @@
 //! A broken table is ignored and complained about; what it would have told is missing then.
 
 use super::{List, PhysicalMemory, Window};
+use crate::reason::Hex;
 use core::fmt;
 
 /// Most I/O APICs.
@@ -86,7 +87,7 @@ impl fmt::Display for Complaint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         ["table ", self.table, " "].iter().try_for_each(|text| f.write_str(text))?;
         if self.address != 0 {
-            write!(f, "at {:#x} ", self.address)?;
+            write!(f, "at {} ", Hex(self.address))?;
         }
         f.write_str(self.problem)
     }

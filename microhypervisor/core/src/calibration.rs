@@ -12,8 +12,9 @@ pub const fn elapsed(start: u32, now: u32, wide: bool) -> u32 {
 /// Frequency in Hz of a counter that advanced by `count` during `ticks` of the power-management timer; 0 if no tick
 /// passed.
 pub fn frequency(count: u64, ticks: u32) -> u64 {
-    let hz = (u128::from(count) * u128::from(PM_TIMER_HZ)).checked_div(ticks.into()).unwrap_or(0);
-    u64::try_from(hz).unwrap_or(u64::MAX)
+    let (ticks, timer) = (u64::from(ticks), u64::from(PM_TIMER_HZ));
+    let (Some(whole), Some(rest)) = (count.checked_div(ticks), count.checked_rem(ticks)) else { return 0 };
+    whole.saturating_mul(timer).saturating_add(rest * timer / ticks)
 }
 
 #[cfg(test)]

@@ -71,15 +71,18 @@ pub struct HandOver {
     pub found: BootInformation,
 }
 
+#[inline(never)]
 fn hand_over(magic: u32, information: u32) -> HandOver {
-    let memory = &BootMemory;
-    let (name, found) = match magic {
-        multiboot2::MAGIC => ("multiboot2", multiboot2::parse(memory, information as u64)),
-        pvh::MAGIC => ("PVH", pvh::parse(memory, information as u64)),
-        multiboot1::MAGIC => ("multiboot", multiboot1::parse(memory, information as u64)),
+    let (memory, address, mut found) = (&BootMemory, information as u64, BootInformation::default());
+    let (name, result) = match magic {
+        multiboot2::MAGIC => ("multiboot2", multiboot2::parse(memory, address, &mut found)),
+        pvh::MAGIC => ("PVH", pvh::parse(memory, address, &mut found)),
+        multiboot1::MAGIC => ("multiboot", multiboot1::parse(memory, address, &mut found)),
         _ => fatal(format_args!("boot loader magic {} is neither multiboot nor PVH", Hex(magic as u64))),
     };
-    let found = found.unwrap_or_else(|error| fatal(format_args!("{} information: {error}", Words(name))));
+    if let Err(error) = result {
+        fatal(format_args!("{} information: {error}", Words(name)))
+    }
     let kernel = memory::kernel_range();
     if let Some(have) = found.map.ram(memory).filter(|ram| *ram < kernel.1) {
         let (need, have) = (Decimal(kernel.1 >> 20), Decimal(have >> 20));

@@ -100,9 +100,9 @@ impl Write for Writer<'_> {
         Ok(())
     }
 
-    /// Of numbers.
-    fn write_char(&mut self, digit: char) -> fmt::Result {
-        self.put(digit as u8);
+    /// ASCII only, which all messages are.
+    fn write_char(&mut self, character: char) -> fmt::Result {
+        self.put(character as u8);
         Ok(())
     }
 }

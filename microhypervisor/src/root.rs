@@ -41,6 +41,7 @@ pub struct Image {
 
 impl Image {
     /// Reads the headers of the image at physical `range`; stops the machine if they break a rule.
+    #[inline(never)]
     pub fn read(memory: &impl PhysicalMemory, range: (u64, u64)) -> Self {
         match RootElf::parse(memory, range.0, range.1) {
             Ok(elf) => Self { elf, range },
@@ -52,9 +53,12 @@ impl Image {
 static HIP: StaticFrame = StaticFrame::zeroed();
 
 fn must<T>(result: Result<T, Status>) -> T {
-    result.unwrap_or_else(|status| {
-        fatal(format_args!("cannot create the root protection domain: error {}", Decimal(status as u64)))
-    })
+    result.unwrap_or_else(|status| failed(status))
+}
+
+#[inline(never)]
+fn failed(status: Status) -> ! {
+    fatal(format_args!("cannot create the root protection domain: error {}", Decimal(status as u64)))
 }
 
 /// MSRs that a guest may be given, by what of them (NOVA 8.2.3). To read and write: what is switched with the vCPU. To

@@ -33,7 +33,7 @@ pub struct BootInformation {
 
 /// The range of a module, if it has an end behind its start.
 fn module(start: u64, end: u64) -> Result<Option<(u64, u64)>, Malformed> {
-    let wrong = Malformed(&["the first module, at ", ", has no end behind its start"], start);
+    let wrong = Malformed(&"the first module, at #, has no end behind its start", start);
     if start < end { Ok(Some((start, end))) } else { Err(wrong) }
 }
 
@@ -64,6 +64,20 @@ impl<'a, M: PhysicalMemory> Window<'a, M> {
         let part = self.part(offset, bytes as u64)?;
         let mut number = [0; 8];
         self.memory.read(part.start, number.get_mut(..bytes)?).then_some(u64::from_le_bytes(number))
+    }
+
+    /// The numbers at these places: offset, bytes. All of them at once are less code than one after the other.
+    fn numbers<const N: usize>(&self, places: &[(u8, u8); N]) -> Option<[u64; N]> {
+        let mut numbers = [0; N];
+        self.fill(places, &mut numbers).map(|()| numbers)
+    }
+
+    #[inline(never)]
+    fn fill(&self, places: &[(u8, u8)], numbers: &mut [u64]) -> Option<()> {
+        places.iter().zip(numbers).try_for_each(|((offset, bytes), number)| {
+            *number = self.number(u64::from(*offset), usize::from(*bytes))?;
+            Some(())
+        })
     }
 
     /// A byte.

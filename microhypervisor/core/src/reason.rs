@@ -37,26 +37,23 @@ fn digits(f: &mut fmt::Formatter<'_>, number: u64, base: u32) -> fmt::Result {
     f.write_char(char::from_digit(last, base).unwrap_or('?'))
 }
 
-/// Words before and after a number (an address, an index, some bits), or without a number words after it.
+/// Words, in which `#` stands for a number (an address, an index, some bits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reason(pub &'static [&'static str; 2], pub u64);
+pub struct Reason(pub &'static &'static str, pub u64);
 
 impl Reason {
     /// Physical memory that is not there.
     pub const fn unreadable(address: u64) -> Self {
-        Self(&["physical address ", " cannot be read"], address)
+        Self(&"physical address # cannot be read", address)
     }
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self([before, after], number) = *self;
-        f.write_str(before)?;
-        match (before.is_empty(), number) {
-            (true, _) => {}
-            (_, 0..16) => digits(f, number, 10)?,
-            _ => Hex(number).fmt(f)?,
-        }
-        f.write_str(after)
+        self.0.bytes().try_for_each(|byte| match (byte, self.1) {
+            (b'#', 0..16) => digits(f, self.1, 10),
+            (b'#', _) => Hex(self.1).fmt(f),
+            _ => f.write_char(byte.into()),
+        })
     }
 }

@@ -10,18 +10,15 @@ const FEATURE_VMX: u64 = 1 << 2;
 const VM_CR_DISABLED: u64 = 1 << 4;
 
 /// What the user can do about it.
-const VMX_LOCKED_OFF: [&str; 2] = [
-    "VT-x is locked off by the firmware (IA32_FEATURE_CONTROL = ",
-    "): enable Intel Virtualization Technology in the firmware setup",
-];
-const SVM_DISABLED: [&str; 2] =
-    ["AMD-V is disabled by the firmware (VM_CR = ", "): enable SVM mode in the firmware setup"];
+const VMX_LOCKED_OFF: &str = "VT-x is locked off by the firmware (IA32_FEATURE_CONTROL = #): \
+    enable Intel Virtualization Technology in the firmware setup";
+const SVM_DISABLED: &str = "AMD-V is disabled by the firmware (VM_CR = #): enable SVM mode in the firmware setup";
 
 /// Whether VMX can be used, given whether CPUID lists it and IA32_FEATURE_CONTROL; and what that register must be set
 /// to first, if anything.
 pub const fn vmx_usable(feature_control: u64, cpuid_vmx: bool) -> Result<Option<u64>, Reason> {
     match (cpuid_vmx, feature_control & FEATURE_LOCKED != 0, feature_control & FEATURE_VMX != 0) {
-        (false, ..) => Err(Reason(&["", "this processor has neither VT-x nor AMD-V"], 0)),
+        (false, ..) => Err(Reason(&"this processor has neither VT-x nor AMD-V", 0)),
         (true, true, true) => Ok(None),
         (true, true, false) => Err(Reason(&VMX_LOCKED_OFF, feature_control)),
         (true, false, _) => Ok(Some(feature_control | FEATURE_VMX | FEATURE_LOCKED)),
@@ -54,7 +51,7 @@ mod tests {
 
     #[test]
     fn vmx_needs_cpuid_and_firmware() {
-        assert_eq!(vmx_usable(5, false), Err(Reason(&["", "this processor has neither VT-x nor AMD-V"], 0)));
+        assert_eq!(vmx_usable(5, false), Err(Reason(&"this processor has neither VT-x nor AMD-V", 0)));
         assert_eq!(vmx_usable(5, true), Ok(None));
         assert_eq!(vmx_usable(0xff07, true), Ok(None));
         assert_eq!(vmx_usable(0, true), Ok(Some(5)));

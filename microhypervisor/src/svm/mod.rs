@@ -46,7 +46,7 @@ impl Processor {
         svm_usable(unsafe { rdmsr(spec::VM_CR) })?;
         let [_, asids, _, features] = cpuid(spec::CPUID_FEATURES);
         if features & spec::FEATURE_NESTED_PAGING == 0 {
-            return Err(Reason(&["", "the CPU lacks nested paging"], 0));
+            return Err(Reason(&"the CPU lacks nested paging", 0));
         }
         let [save, host] = pages;
         // SAFETY: SVM exists and is not locked off; the pages are the CPU's.

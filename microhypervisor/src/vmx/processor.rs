@@ -31,7 +31,7 @@ pub struct Processor {
     pub(super) current: Cell<*mut Vmx>,
 }
 
-const LACKS: &[&str; 2] = &["the CPU lacks VMX controls, by capability MSR (31:0 of it: by bit): ", ""];
+const LACKS: &&str = &"the CPU lacks VMX controls, by capability MSR (31:0 of it: by bit): #";
 
 impl Processor {
     /// See [`crate::vcpu::Processor::enable`].
@@ -47,7 +47,7 @@ impl Processor {
         let action = vmx_usable(feature_control, supported)?;
         let basic = read(msr::BASIC);
         if basic & spec::BASIC_TRUE == 0 {
-            return Err(Reason(&["", "the CPU lacks the TRUE capability MSRs"], 0));
+            return Err(Reason(&"the CPU lacks the TRUE capability MSRs", 0));
         }
         let mut controls = [0; CONTROLS.len()];
         for (value, Controls(msr, _, needed, welcome)) in controls.iter_mut().zip(CONTROLS) {
@@ -60,7 +60,7 @@ impl Processor {
         let capabilities = read(msr::EPT_VPID);
         let missing = needed & !capabilities;
         if missing != 0 {
-            return Err(Reason(&["the CPU lacks EPT and VPID capabilities, by bit: ", ""], missing));
+            return Err(Reason(&"the CPU lacks EPT and VPID capabilities, by bit: #", missing));
         }
         let (cr0, cr4) = (read(msr::CR0_FIXED0), read(msr::CR4_FIXED0));
         let revision = basic as u32 & 0x7fff_ffff;
@@ -73,7 +73,7 @@ impl Processor {
             Cr4::write_raw((Cr4::read_raw() | cr4 | CR4_VMXE) & read(msr::CR4_FIXED1));
             region.va.cast::<u32>().write(revision);
             if !vmcs::vmxon(region.pa) {
-                return Err(Reason(&["", "VMXON failed"], 0));
+                return Err(Reason(&"VMXON failed", 0));
             }
         }
         vmcs::invept(0);

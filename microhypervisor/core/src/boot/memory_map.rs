@@ -10,7 +10,7 @@ const ENTRIES_MAX: u64 = 1024;
 /// Bytes of base, length and type in an entry.
 const ENTRY: u64 = 20;
 /// Type of entries that are RAM.
-const RAM: u32 = 1;
+const RAM: u64 = 1;
 
 /// Where a boot loader's memory map is. All loaders have base, length and type in its entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl MemoryMap {
     pub(super) fn new(memory: &impl PhysicalMemory, start: u64, count: u64, stride: u64) -> Result<Self, Malformed> {
         let map = Self { start, count, stride };
         if count > ENTRIES_MAX || stride < ENTRY {
-            return Err(Malformed(&["the memory map at ", " has absurdly small or many entries"], start));
+            return Err(Malformed(&"the memory map at # has absurdly small or many entries", start));
         }
         if map.entries(memory).count() as u64 == count { Ok(map) } else { Err(Malformed::unreadable(start)) }
     }
@@ -41,7 +41,7 @@ impl MemoryMap {
     #[inline(never)]
     fn entry(&self, memory: &impl PhysicalMemory, index: u64) -> Option<Entry> {
         let entry = Window::new(memory, self.start.checked_add(index.checked_mul(self.stride)?)?, ENTRY)?;
-        let (start, len, kind) = (entry.u64(0)?, entry.u64(8)?, entry.u32(16)?);
+        let [start, len, kind] = entry.numbers(&[(0, 8), (8, 8), (16, 4)])?;
         Some(Entry { start, end: start.saturating_add(len), is_ram: kind == RAM })
     }
 
@@ -87,7 +87,7 @@ pub struct UefiMap {
 }
 
 /// Types of the memory that the firmware's runtime services keep: code and data.
-const RUNTIME: [u32; 2] = [5, 6];
+const RUNTIME: [u64; 2] = [5, 6];
 /// Bytes of a descriptor that are defined.
 const DESCRIPTOR: u64 = 40;
 
@@ -98,7 +98,7 @@ impl UefiMap {
         let stride = u64::from(descriptor_size).max(DESCRIPTOR);
         (0..u64::from(size) / stride).filter_map(move |index| {
             let descriptor = Window::new(memory, start.checked_add(index * stride)?, DESCRIPTOR)?;
-            let (kind, start, pages) = (descriptor.u32(0)?, descriptor.u64(8)?, descriptor.u64(24)?);
+            let [kind, start, pages] = descriptor.numbers(&[(0, 4), (8, 8), (24, 8)])?;
             let end = start.checked_add(pages.checked_mul(4096)?)?;
             (RUNTIME.contains(&kind) && start < end).then_some((start, end))
         })

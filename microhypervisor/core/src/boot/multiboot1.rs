@@ -13,13 +13,13 @@ const MEMORY_MAP: u32 = 1 << 6;
 const MAP_ENTRY: u32 = 20;
 
 /// Reads the information at physical address `address`.
-pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformation, Malformed> {
+#[inline(never)]
+pub fn parse(memory: &impl PhysicalMemory, address: u64, found: &mut BootInformation) -> Result<(), Malformed> {
     let u32_at = |start: u64, offset| {
         let word = Window::new(memory, start, 52).and_then(|information| information.u32(offset));
         word.ok_or(Malformed::unreadable(start))
     };
     let flags = u32_at(address, 0)?;
-    let mut found = BootInformation::default();
     if flags & MODULES != 0 && u32_at(address, 20)? != 0 {
         let first = u32_at(address, 24)?.into();
         found.module = module(u32_at(first, 0)?.into(), u32_at(first, 4)?.into())?;
@@ -31,9 +31,9 @@ pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformati
         found.map = MemoryMap::new(memory, map + 4, count, stride)?;
         for index in 0..count {
             if u32_at(map + index * stride, 0)? != MAP_ENTRY {
-                return Err(Malformed(&["the memory map at ", " has absurdly small or many entries"], map));
+                return Err(Malformed(&"the memory map at # has absurdly small or many entries", map));
             }
         }
     }
-    Ok(found)
+    Ok(())
 }

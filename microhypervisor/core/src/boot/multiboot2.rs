@@ -6,37 +6,37 @@ use super::{BootInformation, Malformed, PhysicalMemory, Window, module};
 /// EAX at entry.
 pub const MAGIC: u32 = 0x36d7_6289;
 
-const END: u32 = 0;
-const MODULE: u32 = 3;
-const MEMORY_MAP: u32 = 6;
-const ACPI_OLD: u32 = 14;
-const ACPI_NEW: u32 = 15;
-const UEFI_MAP: u32 = 17;
+const END: u64 = 0;
+const MODULE: u64 = 3;
+const MEMORY_MAP: u64 = 6;
+const ACPI_OLD: u64 = 14;
+const ACPI_NEW: u64 = 15;
+const UEFI_MAP: u64 = 17;
 
 /// Most bytes of information; boot loaders give a few thousand.
 const TOTAL_MAX: u32 = 1 << 20;
 
 /// Reads the information at physical address `address`.
-pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformation, Malformed> {
+#[inline(never)]
+pub fn parse(memory: &impl PhysicalMemory, address: u64, found: &mut BootInformation) -> Result<(), Malformed> {
     let unreadable = Malformed::unreadable(address);
     let total = Window::new(memory, address, 8).and_then(|header| header.u32(0)).ok_or(unreadable)?;
     if total > TOTAL_MAX {
-        return Err(Malformed(&["the item at ", " does not fit where it stands"], address));
+        return Err(Malformed(&"the item at # does not fit where it stands", address));
     }
     let information = Window::new(memory, address, total.into()).ok_or(unreadable)?;
-    let mut found = BootInformation::default();
     let mut offset = 8;
     loop {
         let at = address.saturating_add(offset);
-        let too_short = Malformed(&["the item at ", " does not fit where it stands"], at);
+        let too_short = Malformed(&"the item at # does not fit where it stands", at);
         let header = information.part(offset, 8).ok_or(too_short)?;
-        let (kind, size) = header.u32(0).zip(header.u32(4)).ok_or(Malformed::unreadable(at))?;
-        let tag = information.part(offset, size.into()).filter(|tag| tag.len >= 8).ok_or(too_short)?;
+        let [kind, size] = header.numbers(&[(0, 4), (4, 4)]).ok_or(Malformed::unreadable(at))?;
+        let tag = information.part(offset, size).filter(|tag| tag.len >= 8).ok_or(too_short)?;
         match kind {
-            END => return Ok(found),
+            END => return Ok(()),
             MODULE if found.module.is_none() => {
-                let (start, end) = tag.u32(8).zip(tag.u32(12)).ok_or(too_short)?;
-                found.module = module(start.into(), end.into())?;
+                let [start, end] = tag.numbers(&[(8, 4), (12, 4)]).ok_or(too_short)?;
+                found.module = module(start, end)?;
             }
             MEMORY_MAP => {
                 let stride = u64::from(tag.u32(8).ok_or(too_short)?);
@@ -50,17 +50,18 @@ pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformati
             ACPI_NEW => found.rsdp = Some(tag.part(8, 36).ok_or(too_short)?.start),
             _ => {}
         }
-        offset += u64::from(size).next_multiple_of(8);
+        offset += size.next_multiple_of(8);
     }
 }
 
 /// `None` if the tag is too short, or the descriptors larger than the information page can tell.
 fn uefi_map(tag: &Window<impl PhysicalMemory>) -> Option<UefiMap> {
     let map = tag.part(16, tag.len.checked_sub(16)?)?;
+    let [descriptor_size, descriptor_version] = tag.numbers(&[(8, 4), (12, 4)])?;
     Some(UefiMap {
         start: map.start,
         size: map.len.try_into().ok()?,
-        descriptor_size: tag.u32(8)?.try_into().ok()?,
-        descriptor_version: tag.u32(12)?.try_into().ok()?,
+        descriptor_size: descriptor_size.try_into().ok()?,
+        descriptor_version: descriptor_version.try_into().ok()?,
     })
 }

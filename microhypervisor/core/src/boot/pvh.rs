@@ -10,24 +10,24 @@ pub const MAGIC: u32 = 0x336e_c578;
 const MAP_ENTRY: u64 = 24;
 
 /// Reads the information at physical address `address`.
-pub fn parse(memory: &impl PhysicalMemory, address: u64) -> Result<BootInformation, Malformed> {
+#[inline(never)]
+pub fn parse(memory: &impl PhysicalMemory, address: u64, found: &mut BootInformation) -> Result<(), Malformed> {
     let window = |start, len| Window::new(memory, start, len).ok_or(Malformed::unreadable(start));
     let information = window(address, 56)?;
-    let u32_at = |offset| information.u32(offset).ok_or(Malformed::unreadable(address));
-    let u64_at = |offset| information.u64(offset).ok_or(Malformed::unreadable(address));
-
-    let (magic, version, modules, list, rsdp) = (u32_at(0)?, u32_at(4)?, u32_at(12)?, u64_at(16)?, u64_at(32)?);
-    if magic != MAGIC {
-        return Err(Malformed(&["wrong signature ", ""], magic.into()));
+    let places = [(0, 4), (4, 4), (12, 4), (16, 8), (32, 8), (40, 8), (48, 4)];
+    let numbers = information.numbers(&places).ok_or(Malformed::unreadable(address))?;
+    let [magic, version, modules, list, rsdp, map, entries] = numbers;
+    if magic != u64::from(MAGIC) {
+        return Err(Malformed(&"wrong signature #", magic));
     }
-    let mut found = BootInformation { rsdp: (rsdp != 0).then_some(rsdp), ..BootInformation::default() };
+    found.rsdp = (rsdp != 0).then_some(rsdp);
     if modules != 0 {
         let first = window(list, 32)?;
-        let (start, size) = first.u64(0).zip(first.u64(8)).ok_or(Malformed::unreadable(list))?;
+        let [start, size] = first.numbers(&[(0, 8), (8, 8)]).ok_or(Malformed::unreadable(list))?;
         found.module = module(start, start.saturating_add(size))?;
     }
     if version >= 1 {
-        found.map = MemoryMap::new(memory, u64_at(40)?, u32_at(48)?.into(), MAP_ENTRY)?;
+        found.map = MemoryMap::new(memory, map, entries, MAP_ENTRY)?;
     }
-    Ok(found)
+    Ok(())
 }

@@ -42,6 +42,15 @@ impl PhysicalMemory for Ram {
     }
 }
 
+/// A parser of boot information.
+type Parse = fn(&Ram, u64, &mut BootInformation) -> Result<(), Malformed>;
+
+/// What it finds.
+fn read_by(parse: Parse, memory: &Ram, address: u64) -> Result<BootInformation, Malformed> {
+    let mut found = BootInformation::default();
+    parse(memory, address, &mut found).map(|()| found)
+}
+
 /// Little-endian bytes of integers of any size, one after the other.
 macro_rules! bytes {
     ($($value:expr),* $(,)?) => {{

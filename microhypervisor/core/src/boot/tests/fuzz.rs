@@ -174,8 +174,6 @@ fn use_information(ram: &Ram, found: Result<BootInformation, Malformed>) {
     }
 }
 
-type Parse = fn(&Ram, u64) -> Result<BootInformation, Malformed>;
-
 proptest! {
     #![proptest_config(configuration())]
 
@@ -194,7 +192,7 @@ proptest! {
             (super::loaders::qemu(), pvh::parse),
         ] {
             let ram = changed(Ram::with(super::loaders::AT, information), &changes);
-            use_information(&ram, parse(&ram, super::loaders::AT));
+            use_information(&ram, read_by(parse, &ram, super::loaders::AT));
         }
     }
 
@@ -232,7 +230,7 @@ proptest! {
         let len = bytes.len() as u64;
         for parse in [multiboot2::parse as Parse, multiboot1::parse, pvh::parse] {
             let ram = Ram::with(0x9000, bytes.clone());
-            use_information(&ram, parse(&ram, 0x9000));
+            use_information(&ram, read_by(parse, &ram, 0x9000));
         }
         prop_assert!(RootElf::parse(&ram, 0x9000, 0x9000 + len).is_err());
     }

@@ -45,22 +45,22 @@ fn multiboot2_gives_what_the_kernel_needs() {
     let ram = Ram::with(AT, grub());
     // Behind the header: command line 24, modules 32 and 24, memory map 88; the root pointer stands in its tag.
     let rsdp = AT + 8 + 24 + 32 + 24 + 88 + 8;
-    let found = multiboot2::parse(&ram, AT).unwrap();
+    let found = read_by(multiboot2::parse, &ram, AT).unwrap();
     assert_eq!((found.module, found.rsdp), (Some((0x20_0000, 0x28_1234)), Some(rsdp)));
     assert_eq!(found.map.ram(&ram), Some(0x9fc00 + 0x3fe0_0000));
     // Behind the root pointers, new and old, and the head of the map's own tag.
     let map = UefiMap { start: rsdp + 40 + 32 + 16, size: 96, descriptor_size: 48, descriptor_version: 1 };
     assert_eq!(found.uefi, Some(map));
     assert_eq!(map.runtime(&ram).collect::<Vec<_>>(), [(0x7_0000, 0x7_3000)]);
-    let none = multiboot2::parse(&Ram::with(AT, multiboot2_information(&[])), AT);
+    let none = read_by(multiboot2::parse, &Ram::with(AT, multiboot2_information(&[])), AT);
     assert_eq!(none, Ok(BootInformation::default()));
 }
 
 #[test]
 fn multiboot2_says_what_is_wrong() {
-    let parse = |tags: &[Vec<u8>]| multiboot2::parse(&Ram::with(AT, multiboot2_information(tags)), AT);
+    let parse = |tags: &[Vec<u8>]| read_by(multiboot2::parse, &Ram::with(AT, multiboot2_information(tags)), AT);
     let text = |error: Malformed| error.to_string();
-    let length = |address| Malformed(&["the item at ", " does not fit where it stands"], address);
+    let length = |address| Malformed(&"the item at # does not fit where it stands", address);
     assert_eq!(
         text(parse(&[tag(3, &bytes![0x1000u32, 0x1000u32, 0u32])]).unwrap_err()),
         "the first module, at 0x1000, has no end behind its start"
@@ -79,24 +79,24 @@ fn multiboot2_says_what_is_wrong() {
     }
     assert_eq!(
         parse(&[tag(6, &[bytes![24u32, 0u32], std::vec![0; 24 * 1025]].concat())]),
-        Err(Malformed(&["the memory map at ", " has absurdly small or many entries"], AT + 24))
+        Err(Malformed(&"the memory map at # has absurdly small or many entries", AT + 24))
     );
     assert!(parse(&[tag(6, &[bytes![24u32, 0u32], std::vec![0; 24 * 1024]].concat())]).is_ok());
     let mut long = multiboot2_information(&[tag(99, &std::vec![0; 1 << 20])]);
-    assert_eq!(multiboot2::parse(&Ram::with(AT, long.clone()), AT), Err(length(AT)));
+    assert_eq!(read_by(multiboot2::parse, &Ram::with(AT, long.clone()), AT), Err(length(AT)));
     put(&mut long, 0, &(1u32 << 20).to_le_bytes());
-    assert_eq!(multiboot2::parse(&Ram::with(AT, long), AT), Err(length(AT + 8)));
-    let nowhere = multiboot2::parse(&Ram::default(), AT).unwrap_err();
+    assert_eq!(read_by(multiboot2::parse, &Ram::with(AT, long), AT), Err(length(AT + 8)));
+    let nowhere = read_by(multiboot2::parse, &Ram::default(), AT).unwrap_err();
     assert_eq!(text(nowhere), "physical address 0x9000 cannot be read");
-    assert_eq!(multiboot2::parse(&Ram::default(), u64::MAX), Err(Malformed::unreadable(u64::MAX)));
+    assert_eq!(read_by(multiboot2::parse, &Ram::default(), u64::MAX), Err(Malformed::unreadable(u64::MAX)));
     // Cut off anywhere, with the length saying so or not.
     let whole = grub();
     for len in 0..whole.len() {
         let mut cut = whole[..len].to_vec();
-        assert!(multiboot2::parse(&Ram::with(AT, cut.clone()), AT).is_err());
+        assert!(read_by(multiboot2::parse, &Ram::with(AT, cut.clone()), AT).is_err());
         if len >= 8 {
             put(&mut cut, 0, &(len as u32).to_le_bytes());
-            assert!(multiboot2::parse(&Ram::with(AT, cut), AT).is_err());
+            assert!(read_by(multiboot2::parse, &Ram::with(AT, cut), AT).is_err());
         }
     }
 }
@@ -114,16 +114,16 @@ pub fn qemu() -> Vec<u8> {
 #[test]
 fn pvh_gives_what_the_kernel_needs() {
     let ram = Ram::with(AT, qemu());
-    let found = pvh::parse(&ram, AT).unwrap();
+    let found = read_by(pvh::parse, &ram, AT).unwrap();
     assert_eq!((found.module, found.rsdp), (Some((0x50_0000, 0x51_2345)), Some(0xf_1234)));
     assert_eq!((found.map.ram(&ram), found.uefi), (Some(0x9_0000), None));
     let mut old = qemu();
     put(&mut old, 4, &0u32.to_le_bytes());
     let without_map = BootInformation { map: MemoryMap::default(), ..found };
-    assert_eq!(pvh::parse(&Ram::with(AT, old.clone()), AT), Ok(without_map));
+    assert_eq!(read_by(pvh::parse, &Ram::with(AT, old.clone()), AT), Ok(without_map));
     put(&mut old, 12, &0u32.to_le_bytes());
     put(&mut old, 32, &0u64.to_le_bytes());
-    assert_eq!(pvh::parse(&Ram::with(AT, old), AT), Ok(BootInformation::default()));
+    assert_eq!(read_by(pvh::parse, &Ram::with(AT, old), AT), Ok(BootInformation::default()));
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn pvh_says_what_is_wrong() {
     let changed = |offset, value: &[u8]| {
         let mut information = qemu();
         put(&mut information, offset, value);
-        pvh::parse(&Ram::with(AT, information), AT).unwrap_err().to_string()
+        read_by(pvh::parse, &Ram::with(AT, information), AT).unwrap_err().to_string()
     };
     assert_eq!(changed(0, b"ELF!"), "wrong signature 0x21464c45");
     assert_eq!(changed(16, &bytes![u64::MAX - 8]), "physical address 0xfffffffffffffff7 cannot be read");
@@ -143,7 +143,7 @@ fn pvh_says_what_is_wrong() {
     assert_eq!(changed(40, &bytes![u64::MAX - 30]), "physical address 0xffffffffffffffe1 cannot be read");
     // The last field of the memory map is reserved.
     for len in 0..qemu().len() - 4 {
-        assert!(pvh::parse(&Ram::with(AT, &qemu()[..len]), AT).is_err());
+        assert!(read_by(pvh::parse, &Ram::with(AT, &qemu()[..len]), AT).is_err());
     }
 }
 
@@ -159,13 +159,13 @@ pub fn old_loader() -> Vec<u8> {
 #[test]
 fn multiboot1_gives_what_the_kernel_needs() {
     let ram = Ram::with(AT, old_loader());
-    let found = multiboot1::parse(&ram, AT).unwrap();
+    let found = read_by(multiboot1::parse, &ram, AT).unwrap();
     assert_eq!((found.module, found.rsdp, found.uefi), (Some((0x50_0000, 0x51_2345)), None, None));
     assert_eq!(found.map.ram(&ram), Some(0x11_0000));
     let changed = |offset, value: &[u8]| {
         let mut information = old_loader();
         put(&mut information, offset, value);
-        multiboot1::parse(&Ram::with(AT, information), AT).map_err(|error| error.to_string())
+        read_by(multiboot1::parse, &Ram::with(AT, information), AT).map_err(|error| error.to_string())
     };
     assert_eq!(changed(0, &[0]), Ok(BootInformation::default()));
     assert_eq!(changed(20, &[0]), Ok(BootInformation { module: None, ..found }));
@@ -183,9 +183,9 @@ type Parser<'a> = &'a dyn Fn(&Ram) -> Result<BootInformation, Malformed>;
 proptest! {
     #[test]
     fn changed_bytes_do_no_harm(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20), noise: Vec<u8>) {
-        let multiboot2 = |ram: &Ram| multiboot2::parse(ram, AT);
-        let pvh = |ram: &Ram| pvh::parse(ram, AT);
-        let multiboot1 = |ram: &Ram| multiboot1::parse(ram, AT);
+        let multiboot2 = |ram: &Ram| read_by(multiboot2::parse, ram, AT);
+        let pvh = |ram: &Ram| read_by(pvh::parse, ram, AT);
+        let multiboot1 = |ram: &Ram| read_by(multiboot1::parse, ram, AT);
         let parsers: [(_, Parser); 3] = [(grub(), &multiboot2), (qemu(), &pvh), (old_loader(), &multiboot1)];
         for (mut information, parse) in parsers {
             for (index, value) in &changes {

@@ -221,6 +221,7 @@ pub static BOOT_CPU: CpuBlock = CpuBlock::first();
 static COUNT: AtomicU16 = AtomicU16::new(1);
 
 impl Cpu {
+    #[inline(never)]
     const fn new(number: CpuNumber) -> Self {
         Self {
             current: Cell::new(core::ptr::null()),

@@ -254,6 +254,7 @@ fn begin(work: &mut Work, ec: &'static Ec) -> Result<(), Status> {
 }
 
 /// Marks the next object in the tree, in preorder; true after the last one.
+#[inline(never)]
 fn mark(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> bool {
     let fresh = work.descend;
     if fresh && !mark_one(cpu, ec, work) {
@@ -337,6 +338,7 @@ fn sweep(work: &mut Work) -> Next {
 }
 
 /// Frees the object of header `index`, or a part of it.
+#[inline(never)]
 fn sweep_one(index: u32, work: &mut Work) -> Next {
     if let Some(target) = content::<Ec>(index) {
         return sweep_ec(index, target, work);

@@ -140,6 +140,7 @@ fn put(table: u64, index: usize, [low, high]: Entry) {
 }
 
 /// Turns remapping on, for nobody but those with reserved memory. Once, at boot.
+#[inline(never)]
 pub fn start(pd: &'static Pd) -> Result<(), Status> {
     let Some(dmar) = table() else { return Ok(()) };
     let (mut common, account) = (Abilities::ALL, &KERNEL_ACCOUNT);

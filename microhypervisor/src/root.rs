@@ -182,6 +182,7 @@ fn map_image(host: &HostSpace, image: &Image) {
     }
 }
 
+#[inline(never)]
 fn write_hip(image: &Image, hand_over: &HandOver, pins: u32) {
     let (nova_start, nova_end) = kernel_range();
     let (mbuf_start, mbuf_end) = console::range();

@@ -49,13 +49,13 @@ impl Dmar {
     /// The table is refused as a whole if anything in it has an impossible length or place: nobody knows then which
     /// devices the units govern.
     pub fn read(table: &Window<impl PhysicalMemory>, bridge: &dyn Fn(u16) -> u8) -> Result<Self, Problem> {
-        let interrupts = table.u8(37).ok_or(LENGTH)? & 1 != 0;
+        let interrupts = table.number(37, 1).ok_or(LENGTH)? & 1 != 0;
         let mut dmar = Self { interrupts, units: List::empty(), reserved: List::empty(), ioapics: List::empty() };
         let mut offset = 48;
         while offset < table.len {
-            let length = table.u16(offset + 2).filter(|length| *length >= 4).ok_or(LENGTH)?;
-            let part = table.part(offset, length.into()).ok_or(LENGTH)?;
-            if let Some(kind @ 0..=1) = part.u16(0) {
+            let length = table.number(offset + 2, 2).filter(|length| *length >= 4).ok_or(LENGTH)?;
+            let part = table.part(offset, length).ok_or(LENGTH)?;
+            if let Some(kind @ 0..=1) = part.number(0, 2) {
                 dmar.add(&part, kind == 1, bridge)?;
             }
             offset += part.len;
@@ -75,17 +75,18 @@ impl Dmar {
         reserved: bool,
         bridge: &dyn Fn(u16) -> u8,
     ) -> Result<(), Problem> {
-        let (segment, start) = part.u16(6).zip(part.u64(8)).ok_or(LENGTH)?;
-        let last = if reserved { part.u64(16).ok_or(LENGTH)? } else { start | 0xfff };
+        let [segment, start] = part.numbers(&[(6, 2), (8, 8)]).ok_or(LENGTH)?;
+        let segment = segment as u16;
+        let last = if reserved { part.number(16, 8).ok_or(LENGTH)? } else { start | 0xfff };
         if start == 0 || start & 0xfff != 0 || last <= start || last & 0xfff != 0xfff || last >> 52 != 0 {
             return Err(PLACE);
         }
         let mut room = reserved || self.units.push(UnitAt { address: start, segment });
         let mut offset = if reserved { 24 } else { 16 };
         while offset < part.len {
-            let scope = part.u8(offset + 1).and_then(|length| part.part(offset, length.into()));
+            let scope = part.number(offset + 1, 1).and_then(|length| part.part(offset, length));
             let scope = scope.filter(|scope| scope.len >= 8 && scope.len.is_multiple_of(2)).ok_or(LENGTH)?;
-            let byte = |at| scope.u8(at).unwrap_or(0);
+            let byte = |at| scope.number(at, 1).unwrap_or(0) as u8;
             let mut bus = byte(5);
             let mut source = 0;
             for step in (6..scope.len).step_by(2) {

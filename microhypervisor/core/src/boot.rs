@@ -60,14 +60,14 @@ impl<'a, M: PhysicalMemory> Window<'a, M> {
 
     /// The number of `bytes` bytes, at most 8, at `offset`. (Not inlined, for the kernel's size.)
     #[inline(never)]
-    fn number(&self, offset: u64, bytes: usize) -> Option<u64> {
+    pub fn number(&self, offset: u64, bytes: usize) -> Option<u64> {
         let part = self.part(offset, bytes as u64)?;
         let mut number = [0; 8];
         self.memory.read(part.start, number.get_mut(..bytes)?).then_some(u64::from_le_bytes(number))
     }
 
     /// The numbers at these places: offset, bytes. All of them at once are less code than one after the other.
-    fn numbers<const N: usize>(&self, places: &[(u8, u8); N]) -> Option<[u64; N]> {
+    pub fn numbers<const N: usize>(&self, places: &[(u8, u8); N]) -> Option<[u64; N]> {
         let mut numbers = [0; N];
         self.fill(places, &mut numbers).map(|()| numbers)
     }
@@ -80,28 +80,9 @@ impl<'a, M: PhysicalMemory> Window<'a, M> {
         })
     }
 
-    /// A byte.
-    pub fn u8(&self, offset: u64) -> Option<u8> {
-        self.number(offset, 1).map(|number| number as u8)
-    }
-
-    /// 16 bits.
-    pub fn u16(&self, offset: u64) -> Option<u16> {
-        self.number(offset, 2).map(|number| number as u16)
-    }
-
-    fn u32(&self, offset: u64) -> Option<u32> {
-        self.number(offset, 4).map(|number| number as u32)
-    }
-
-    /// 64 bits.
-    pub fn u64(&self, offset: u64) -> Option<u64> {
-        self.number(offset, 8)
-    }
-
     /// The sum of all bytes.
     fn sum(&self) -> Option<u8> {
-        (0..self.len).try_fold(0u8, |sum, offset| Some(sum.wrapping_add(self.u8(offset)?)))
+        (0..self.len).try_fold(0u8, |sum, offset| Some(sum.wrapping_add(self.number(offset, 1)? as u8)))
     }
 }
 

@@ -15,8 +15,8 @@ const LENGTH_MAX: u64 = 1 << 20;
 
 /// Length of the header that all tables but the root pointer have (5.2.6).
 const HEADER: u64 = 36;
-const SIGNATURE: u64 = 0;
-const LENGTH: u64 = 4;
+const SIGNATURE: u8 = 0;
+const LENGTH: u8 = 4;
 /// Where the MADT's entries begin: behind the header, the address of the LAPICs and flags (5.2.12).
 const MADT_ENTRIES: u64 = HEADER + 8;
 /// Start and end of the BIOS area that can hold the root pointer (5.2.5.1).
@@ -61,15 +61,16 @@ pub struct Fadt {
 }
 
 /// FADT flag: the timer has 32 bits.
-const TIMER_WIDE: u32 = 1 << 8;
+const TIMER_WIDE: u64 = 1 << 8;
 /// FADT flag: the reset register works.
-const RESET_WORKS: u32 = 1 << 10;
+const RESET_WORKS: u64 = 1 << 10;
 
 /// What is wrong with a table, in words.
 type Problem = &'static str;
 
 const UNREADABLE: Problem = "cannot be read";
 const BAD_LENGTH: Problem = "has an impossible length";
+const BAD_ENTRY: Problem = "has an entry of impossible length";
 const CHECKSUM: Problem = "has a wrong checksum";
 
 /// A table that was ignored, as a whole or in part, and why.
@@ -118,11 +119,12 @@ impl Tables {
     /// complained about.
     pub fn processors(&self, memory: &impl PhysicalMemory, mut each: impl FnMut(u32)) {
         let Some(madt) = self.madt.and_then(|(start, len)| Window::new(memory, start, len)) else { return };
-        for entry in madt_entries(madt).map_while(Result::ok) {
+        let _ = madt_entries(&madt, &mut |entry| {
             if let MadtEntry::Processor(id) = entry {
                 each(id);
             }
-        }
+            true
+        });
     }
 
     /// What was ignored.
@@ -189,28 +191,28 @@ type Root = (&'static str, u64);
 /// Reads a root pointer (5.2.5.3) and returns the root tables, the one to be preferred first.
 fn root_pointer(memory: &impl PhysicalMemory, address: u64) -> Result<[Root; 2], Problem> {
     let old = Window::new(memory, address, 20).ok_or(UNREADABLE)?;
-    if old.u64(0).ok_or(UNREADABLE)?.to_le_bytes() != *b"RSD PTR " {
+    let [signature, revision, rsdt] = old.numbers(&[(0, 8), (15, 1), (16, 4)]).ok_or(UNREADABLE)?;
+    if signature != u64::from_le_bytes(*b"RSD PTR ") {
         return Err("has another signature");
     }
     if old.sum() != Some(0) {
         return Err(CHECKSUM);
     }
-    let (revision, rsdt) = old.u8(15).zip(old.u32(16)).ok_or(UNREADABLE)?;
     let mut xsdt = 0;
     if revision >= 2 {
         let new = Window::new(memory, address, 36).ok_or(UNREADABLE)?;
-        xsdt = new.u64(24).ok_or(UNREADABLE)?;
+        xsdt = new.number(24, 8).ok_or(UNREADABLE)?;
         if new.sum() != Some(0) {
             return Err(CHECKSUM);
         }
     }
-    Ok([("XSDT", xsdt), ("RSDT", rsdt.into())])
+    Ok([("XSDT", xsdt), ("RSDT", rsdt)])
 }
 
 /// Looks for a root pointer where a BIOS leaves it (5.2.5.1).
 fn search(memory: &impl PhysicalMemory) -> Option<(u64, [Root; 2])> {
-    let segment = Window::new(memory, EBDA_SEGMENT, 2).and_then(|word| word.u16(0)).unwrap_or(0);
-    let ebda = u64::from(segment) << 4;
+    let segment = Window::new(memory, EBDA_SEGMENT, 2).and_then(|word| word.number(0, 2)).unwrap_or(0);
+    let ebda = segment << 4;
     let found = |address| Some((address, root_pointer(memory, address).ok()?));
     [(ebda, ebda + 1024), BIOS_AREA].iter().find_map(|(start, end)| (*start..*end).step_by(16).find_map(found))
 }
@@ -218,11 +220,10 @@ fn search(memory: &impl PhysicalMemory) -> Option<(u64, [Root; 2])> {
 /// The table at `address`, if it is intact and has this signature.
 fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &str) -> Result<Window<'a, M>, Problem> {
     let header = Window::new(memory, address, HEADER).ok_or(UNREADABLE)?;
-    let found = header.u32(SIGNATURE).ok_or(UNREADABLE)?.to_le_bytes();
-    if found.iter().ne(signature.as_bytes()) {
+    let [found, len] = header.numbers(&[(SIGNATURE, 4), (LENGTH, 4)]).ok_or(UNREADABLE)?;
+    if (found as u32).to_le_bytes() != *signature.as_bytes() {
         return Err("has another signature");
     }
-    let len = u64::from(header.u32(LENGTH).ok_or(UNREADABLE)?);
     if !(HEADER..=LENGTH_MAX).contains(&len) {
         return Err(BAD_LENGTH);
     }
@@ -236,11 +237,11 @@ fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &str) ->
 /// Takes what is wanted of the tables that a root table lists (5.2.7; 5.2.8 with 64-bit addresses), the first of each
 /// kind that is intact.
 fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool) {
-    for offset in (HEADER..root.len).step_by(if wide { 8 } else { 4 }) {
-        let entry = if wide { root.u64(offset) } else { root.u32(offset).map(u64::from) };
-        let Some(address) = entry else { return tables.complain("RSDT", root.start, BAD_LENGTH) };
-        let signature = Window::new(root.memory, address, HEADER).and_then(|header| header.u32(SIGNATURE));
-        let (wanted, result) = match signature.map(u32::to_le_bytes).as_ref() {
+    let size = if wide { 8 } else { 4 };
+    for offset in (HEADER..root.len).step_by(size) {
+        let Some(address) = root.number(offset, size) else { return tables.complain("RSDT", root.start, BAD_LENGTH) };
+        let signature = Window::new(root.memory, address, HEADER).and_then(|header| header.number(SIGNATURE.into(), 4));
+        let (wanted, result) = match signature.map(|signature| (signature as u32).to_le_bytes()).as_ref() {
             Some(b"APIC") if tables.madt.is_none() => ("APIC", read_madt(tables, root.memory, address)),
             Some(b"DMAR") if tables.dmar.is_none() => {
                 ("DMAR", table(root.memory, address, "DMAR").map(|found| tables.dmar = Some((found.start, found.len))))
@@ -262,57 +263,54 @@ fn read_madt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) ->
         return Err(BAD_LENGTH);
     }
     tables.madt = Some((madt.start, madt.len));
-    for entry in madt_entries(madt) {
-        if let MadtEntry::IoApic(ioapic) = entry?
-            && !tables.ioapics.push(ioapic)
-        {
-            return Err("has more entries than supported");
-        }
-    }
-    Ok(())
+    madt_entries(&madt, &mut |entry| !matches!(entry, MadtEntry::IoApic(ioapic) if !tables.ioapics.push(ioapic)))
 }
 
-/// The entries up to the first malformed one, and that as an error: nothing behind it has a known place.
-fn madt_entries<M: PhysicalMemory>(madt: Window<M>) -> impl Iterator<Item = Result<MadtEntry, Problem>> {
+/// Tells `each` the entries up to the first malformed one: nothing behind it has a known place. `each` says whether there
+/// was room.
+fn madt_entries(madt: &Window<impl PhysicalMemory>, each: &mut dyn FnMut(MadtEntry) -> bool) -> Result<(), Problem> {
     let mut offset = MADT_ENTRIES;
-    core::iter::from_fn(move || {
-        if offset >= madt.len {
-            return None;
+    while offset < madt.len {
+        let entry = madt.number(offset + 1, 1).and_then(|len| madt.part(offset, len)).filter(|entry| entry.len >= 2);
+        let entry = entry.ok_or(BAD_ENTRY)?;
+        if !each(madt_entry(&entry).ok_or(BAD_ENTRY)?) {
+            return Err("has more entries than supported");
         }
-        let entry = madt.u8(offset + 1).and_then(|len| madt.part(offset, len.into())).filter(|entry| entry.len >= 2);
-        let parsed = entry.as_ref().and_then(madt_entry).ok_or("has an entry of impossible length");
-        offset = entry.filter(|_| parsed.is_ok()).map_or(madt.len, |entry| offset + entry.len);
-        Some(parsed)
-    })
+        offset += entry.len;
+    }
+    Ok(())
 }
 
 /// `None` if the entry is too short for its type.
 fn madt_entry(entry: &Window<impl PhysicalMemory>) -> Option<MadtEntry> {
     // Only bit 0 of the flags counts: a processor that is not enabled does not answer, even if it can come later. The
     // id of all bits is everybody's.
-    let processor = |id, broadcast, flags: u32| match id {
-        id if flags & 1 == 0 || id == broadcast => MadtEntry::Other,
-        id => MadtEntry::Processor(id),
+    let processor = |places: [_; 3], broadcast| match entry.numbers(&places)? {
+        [id, flags, _] if flags & 1 == 0 || id == broadcast => Some(MadtEntry::Other),
+        [id, ..] => Some(MadtEntry::Processor(id as u32)),
     };
-    Some(match entry.u8(0)? {
-        0 => processor(entry.u8(3)?.into(), 0xff, entry.u32(4)?),
-        1 => MadtEntry::IoApic(IoApic { address: entry.u32(4)?.into(), gsi_base: entry.u32(8)?, id: entry.u8(2)? }),
-        9 => processor(entry.u32(4)?, u32::MAX, entry.u32(12).and(entry.u32(8))?),
-        _ => MadtEntry::Other,
-    })
+    match entry.number(0, 1)? {
+        0 => processor([(3, 1), (4, 4), (4, 4)], 0xff),
+        1 => {
+            let [id, address, gsi_base] = entry.numbers(&[(2, 1), (4, 4), (8, 4)])?;
+            Some(MadtEntry::IoApic(IoApic { address, gsi_base: gsi_base as u32, id: id as u8 }))
+        }
+        9 => processor([(4, 4), (8, 4), (12, 4)], u32::MAX.into()),
+        _ => Some(MadtEntry::Other),
+    }
 }
 
 /// Reads the FADT; ACPI 1.0's, of 116 bytes, lacks the extended fields.
 fn read_fadt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) -> Result<(), Problem> {
     let fadt = table(memory, address, "FACP")?;
-    let (smi_command, flags) = (fadt.u32(48).ok_or(BAD_LENGTH)?, fadt.u32(112).ok_or(BAD_LENGTH)?);
+    let [smi_command, flags] = fadt.numbers(&[(48, 4), (112, 4)]).ok_or(BAD_LENGTH)?;
     // A generic address (5.2.3.2) counts if it is an existing port, in place of the legacy field.
-    let generic = |offset| match (fadt.u8(offset), fadt.u64(offset + 4)) {
-        (Some(1), Some(address)) => u16::try_from(address).unwrap_or(0),
+    let generic = |offset| match fadt.numbers(&[(offset, 1), (offset + 4, 8)]) {
+        Some([1, address]) => u16::try_from(address).unwrap_or(0),
         _ => 0,
     };
     let port = |legacy, extended| match generic(extended) {
-        0 => fadt.u32(legacy).and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
+        0 => fadt.number(legacy, 4).and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
         port => port,
     };
     tables.fadt = Some(Fadt {
@@ -322,8 +320,8 @@ fn read_fadt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) ->
         smi_command: u16::try_from(smi_command).unwrap_or(0),
         pm_timer: Some((port(76, 208), flags & TIMER_WIDE != 0)).filter(|(port, _)| *port != 0),
         reset: fadt
-            .u8(128)
-            .map(|value| (generic(116), value))
+            .number(128, 1)
+            .map(|value| (generic(116), value as u8))
             .filter(|(port, _)| *port != 0 && flags & RESET_WORKS != 0),
     });
     Ok(())

@@ -14,17 +14,17 @@ const ACPI_NEW: u64 = 15;
 const UEFI_MAP: u64 = 17;
 
 /// Most bytes of information; boot loaders give a few thousand.
-const TOTAL_MAX: u32 = 1 << 20;
+const TOTAL_MAX: u64 = 1 << 20;
 
 /// Reads the information at physical address `address`.
 #[inline(never)]
 pub fn parse(memory: &impl PhysicalMemory, address: u64, found: &mut BootInformation) -> Result<(), Malformed> {
     let unreadable = Malformed::unreadable(address);
-    let total = Window::new(memory, address, 8).and_then(|header| header.u32(0)).ok_or(unreadable)?;
+    let total = Window::new(memory, address, 8).and_then(|header| header.number(0, 4)).ok_or(unreadable)?;
     if total > TOTAL_MAX {
         return Err(Malformed(&"the item at # does not fit where it stands", address));
     }
-    let information = Window::new(memory, address, total.into()).ok_or(unreadable)?;
+    let information = Window::new(memory, address, total).ok_or(unreadable)?;
     let mut offset = 8;
     loop {
         let at = address.saturating_add(offset);
@@ -39,7 +39,7 @@ pub fn parse(memory: &impl PhysicalMemory, address: u64, found: &mut BootInforma
                 found.module = module(start, end)?;
             }
             MEMORY_MAP => {
-                let stride = u64::from(tag.u32(8).ok_or(too_short)?);
+                let stride = tag.number(8, 4).ok_or(too_short)?;
                 let entries = tag.part(16, tag.len.saturating_sub(16)).ok_or(too_short)?;
                 let count = entries.len.checked_div(stride).unwrap_or(0);
                 found.map = MemoryMap::new(memory, entries.start, count, stride)?;

@@ -156,7 +156,7 @@ pub mod mail {
 }
 
 /// Ids of SCs carry this bit, those of ECs do not.
-const SC: u32 = 1 << 30;
+const SC: u32 = 1;
 
 struct Cells;
 impl MailCells for Cells {

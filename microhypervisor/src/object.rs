@@ -67,7 +67,13 @@ impl<T: Object> Ref<T> {
 
     /// The object, unless it is gone.
     pub fn get(self) -> Option<&'static T> {
-        named(self.0).object(T::KIND).map(at)
+        self.find().ok()
+    }
+
+    /// The same, for short paths.
+    #[inline(always)]
+    pub fn find(self) -> Result<&'static T, Status> {
+        cast(named(self.0))
     }
 
     /// Counts another use of the object by another object.

@@ -92,7 +92,7 @@ impl Sc {
 
 /// Makes `sc` ready, behind the others of its priority.
 pub fn enqueue(cpu: &Cpu, sc: &Sc) {
-    cpu.ready.get().enqueue_back(&ScLinks, sc.priority.get(), object::id(sc));
+    cpu.ready.get().enqueue(&ScLinks, sc.priority.get(), object::id(sc), false);
     if cpu.sc.get().is_none_or(|current| current.priority.get() < sc.priority.get()) {
         cpu.reschedule.set(true);
     }
@@ -150,6 +150,7 @@ pub fn remove(cpu: &Cpu, sc: &Sc) {
 }
 
 /// Ends the current SC's turn now: accounts its time and returns it with what is left of its budget.
+#[inline(always)]
 fn suspend(cpu: &Cpu, now: u64) -> Option<&'static Sc> {
     let sc = cpu.sc.take()?;
     sc.end(now);
@@ -157,19 +158,20 @@ fn suspend(cpu: &Cpu, now: u64) -> Option<&'static Sc> {
     Some(sc)
 }
 
-/// The current SC waits at `ec`, the blocked end of its chain. Returns the time.
-fn park_current(cpu: &Cpu, ec: &'static Ec) -> u64 {
-    let now = now();
+/// The current SC waits at `ec`, the blocked end of its chain. It is `now`.
+#[inline(always)]
+fn park_current(cpu: &Cpu, ec: &'static Ec, now: u64) {
     if let Some(sc) = suspend(cpu, now) {
         sc.parked_at.set(Some(ec));
         ec.parked.get().push_back(&ScLinks, object::id(sc));
     }
-    now
 }
 
 /// The current SC waits at `ec`, which has just blocked; another one runs.
 pub fn park(cpu: &'static Cpu, ec: &'static Ec) -> ! {
-    schedule(cpu, park_current(cpu, ec))
+    let now = now();
+    park_current(cpu, ec, now);
+    schedule(cpu, now)
 }
 
 /// A more urgent SC may be ready, the budget used up, or another CPU wants something. If not, `ec` goes on, which the
@@ -189,43 +191,65 @@ pub fn check(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         run::run(cpu, ec)
     }
     suspend(cpu, now);
-    let (priority, id) = (current.priority.get(), object::id(current));
     if expired {
         current.left.set(current.budget.get());
-        cpu.ready.get().enqueue_back(&ScLinks, priority, id);
-    } else {
-        cpu.ready.get().enqueue_front(&ScLinks, priority, id);
     }
+    cpu.ready.get().enqueue(&ScLinks, current.priority.get(), object::id(current), !expired);
     schedule(cpu, now)
 }
 
 /// Runs the most urgent ready SC, or waits for an interrupt. It is `time` now.
 pub fn schedule(cpu: &'static Cpu, mut time: u64) -> ! {
     loop {
-        // Whoever wants something of this CPU has set it.
-        if cpu.reschedule.replace(false) && rounds::attend(cpu) {
-            time = now();
-        }
-        if let Some((_, id)) = cpu.ready.get().pop_highest(&ScLinks) {
-            let sc = by_id::<Sc>(id);
-            if sc.left.get() == 0 {
-                sc.left.set(sc.budget.get());
-            }
-            cpu.counters.count(counter::TURN);
-            cpu.sc.set(Some(sc));
-            sc.begin(time);
-            cpu.slice_end.set(time.saturating_add(sc.left.get()));
-            timer::program(cpu);
-            if let Some(ec) = follow(cpu, sc) {
-                run::run(cpu, ec);
-            }
-            time = now();
-            continue;
-        }
-        // An interrupt came while it attended.
-        if cpu.reschedule.get() {
-            continue;
-        }
+        time = turn(cpu, time);
+    }
+}
+
+/// The same once: returns the time if nobody runs.
+#[inline(never)]
+fn turn(cpu: &'static Cpu, time: u64) -> u64 {
+    // Whoever wants something of this CPU has set it.
+    if cpu.reschedule.replace(false) {
+        rounds::attend(cpu);
+        return now();
+    }
+    let Some(id) = cpu.ready.get().pop_highest(&ScLinks) else { return idle(cpu) };
+    let sc = by_id::<Sc>(id);
+    if sc.left.get() == 0 {
+        sc.left.set(sc.budget.get());
+    }
+    cpu.counters.count(counter::TURN);
+    cpu.sc.set(Some(sc));
+    sc.begin(time);
+    cpu.slice_end.set(time.saturating_add(sc.left.get()));
+    // No timeout has come nearer.
+    if cpu.slice_end.get() < cpu.deadline.get() {
+        timer::program(cpu);
+        return go_on(cpu, sc);
+    }
+    // Usually its own EC can run, and nobody is ahead of it.
+    if let Ok(ec) = sc.ec.find()
+        && ec.callee.get().is_none()
+        && (ec.continuation.get() as u8) < Continuation::SendCall as u8
+    {
+        cpu.unusual.helping.set(false);
+        run::run(cpu, ec)
+    }
+    go_on(cpu, sc)
+}
+
+/// The chain of the current SC goes on. Returns the time if it cannot.
+fn go_on(cpu: &'static Cpu, sc: &Sc) -> u64 {
+    if let Some(ec) = follow(cpu, sc) {
+        run::run(cpu, ec);
+    }
+    now()
+}
+
+/// Waits for an interrupt, unless one came while it attended. Returns the time.
+#[cold]
+fn idle(cpu: &Cpu) -> u64 {
+    if !cpu.reschedule.get() {
         cpu.slice_end.set(u64::MAX);
         timer::program(cpu);
         cpu.counters.count(counter::IDLE);
@@ -235,17 +259,14 @@ pub fn schedule(cpu: &'static Cpu, mut time: u64) -> ! {
         let idle = cpu.idle.get();
         idle.inspect(|idle| idle.begin(now()));
         crate::registers::halt();
-        time = now();
-        idle.inspect(|idle| idle.end(time));
+        idle.inspect(|idle| idle.end(now()));
     }
+    now()
 }
 
 /// The EC that ran has nothing more to do: the current SC's chain goes on elsewhere.
 pub fn resume_current(cpu: &'static Cpu) -> ! {
-    if let Some(ec) = cpu.sc.get().and_then(|sc| follow(cpu, sc)) {
-        run::run(cpu, ec);
-    }
-    schedule(cpu, now())
+    schedule(cpu, cpu.sc.get().map_or_else(now, |sc| go_on(cpu, sc)))
 }
 
 /// Who must be done before `ec` can go on: the callee that serves it, or the busy one that it helps. None of that
@@ -268,7 +289,7 @@ fn follow(cpu: &Cpu, sc: &Sc) -> Option<&'static Ec> {
             Continuation::SendCall | Continuation::SendEvent if next.is_some() => cpu.unusual.helping.set(true),
             _ if next.is_some() => {}
             Continuation::Blocked | Continuation::AwaitRound => {
-                park_current(cpu, ec);
+                park_current(cpu, ec, now());
                 return None;
             }
             Continuation::Dead | Continuation::Idle | Continuation::AwaitReply | Continuation::AwaitEventReply => {}

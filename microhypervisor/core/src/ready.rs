@@ -13,6 +13,7 @@ const PRIORITIES: usize = PRIORITY_MAX as usize + 1;
 /// The links of one object in one queue.
 pub struct LinkCell {
     next: Cell<u32>,
+    /// Of no meaning while the cell is in no queue.
     prev: Cell<u32>,
 }
 
@@ -21,7 +22,7 @@ impl LinkCell {
 
     /// A cell that is in no queue.
     pub const fn unlinked() -> Self {
-        Self { next: Cell::new(Self::UNLINKED), prev: Cell::new(Self::UNLINKED) }
+        Self { next: Cell::new(Self::UNLINKED), prev: Cell::new(NIL) }
     }
 
     /// Whether the cell is in a queue.
@@ -49,11 +50,13 @@ impl Fifo {
     }
 
     /// The object that waits longest.
+    #[inline(always)]
     pub fn front(&self) -> Option<u32> {
         (self.head != NIL).then_some(self.head)
     }
 
     /// Appends an object; false, and nothing done, if its cell is in a queue already.
+    #[inline(always)]
     pub fn push_back(&mut self, links: &impl Links, id: u32) -> bool {
         let cell = links.links(id);
         if cell.is_linked() {
@@ -79,10 +82,10 @@ impl Fifo {
     }
 
     /// Takes out the object that waits longest.
+    #[inline(always)]
     pub fn pop_front(&mut self, links: &impl Links) -> Option<u32> {
         let id = self.front()?;
         let cell = links.links(id);
-        cell.prev.set(LinkCell::UNLINKED);
         self.head = cell.next.replace(LinkCell::UNLINKED);
         match self.head {
             NIL => self.tail = NIL,
@@ -97,8 +100,8 @@ impl Fifo {
         if !cell.is_linked() {
             return false;
         }
-        let (next, prev) = (cell.next.replace(LinkCell::UNLINKED), cell.prev.replace(LinkCell::UNLINKED));
-        self.connect(links, prev, next);
+        let next = cell.next.replace(LinkCell::UNLINKED);
+        self.connect(links, cell.prev.get(), next);
         true
     }
 
@@ -128,44 +131,46 @@ impl ReadyQueue {
     }
 
     /// The highest priority that has an object.
+    #[inline(always)]
     pub fn highest(&self) -> Option<u8> {
         let [low, high] = self.occupied;
-        let (word, first) = if high != 0 { (high, 64) } else { (low, 0) };
-        word.checked_ilog2().map(|bit| bit as u8 | first)
+        let (word, last) = if high != 0 { (high, 127) } else { (low, 63) };
+        (word != 0).then(|| last ^ word.leading_zeros() as u8)
     }
 
-    /// Appends an object to those of its priority (at most [`PRIORITY_MAX`]); false if it is queued already.
-    pub fn enqueue_back(&mut self, links: &impl Links, priority: u8, id: u32) -> bool {
-        self.update(priority, |queue| queue.push_back(links, id))
-    }
-
-    /// Puts an object before all of its priority (at most [`PRIORITY_MAX`]); false if it is queued already.
-    pub fn enqueue_front(&mut self, links: &impl Links, priority: u8, id: u32) -> bool {
-        self.update(priority, |queue| queue.push_front(links, id))
+    /// Puts an object before all of its priority (at most [`PRIORITY_MAX`]), or behind; false if it is queued already.
+    #[inline(always)]
+    pub fn enqueue(&mut self, links: &impl Links, priority: u8, id: u32, before: bool) -> bool {
+        let Some(queue) = self.queues.get_mut(usize::from(priority)) else { return false };
+        let queued = if before { queue.push_front(links, id) } else { queue.push_back(links, id) };
+        if queued {
+            self.occupied[usize::from(priority >> 6) & 1] |= 1 << (priority & 63);
+        }
+        queued
     }
 
     /// Takes out an object that was enqueued with this priority; false if it is not queued.
     pub fn remove(&mut self, links: &impl Links, priority: u8, id: u32) -> bool {
-        self.update(priority, |queue| queue.remove(links, id))
+        let removed = self.queues.get_mut(usize::from(priority)).is_some_and(|queue| queue.remove(links, id));
+        self.settle(priority);
+        removed
     }
 
-    /// Takes out the first object of the highest priority and returns its priority with it.
-    pub fn pop_highest(&mut self, links: &impl Links) -> Option<(u8, u32)> {
+    /// Takes out the first object of the highest priority.
+    #[inline(always)]
+    pub fn pop_highest(&mut self, links: &impl Links) -> Option<u32> {
         let priority = self.highest()?;
-        let mut first = None;
-        self.update(priority, |queue| {
-            first = queue.pop_front(links);
-            first.is_some()
-        });
-        Some((priority, first?))
+        let first = self.queues.get_mut(usize::from(priority))?.pop_front(links)?;
+        self.settle(priority);
+        Some(first)
     }
 
-    fn update(&mut self, priority: u8, change: impl FnOnce(&mut Fifo) -> bool) -> bool {
-        let Some(queue) = self.queues.get_mut(usize::from(priority)) else { return false };
-        let changed = change(queue);
-        let (word, bit) = (&mut self.occupied[usize::from(priority >> 6) & 1], 1 << (priority & 63));
-        *word = if queue.front().is_some() { *word | bit } else { *word & !bit };
-        changed
+    /// There may be nothing of this priority any more.
+    #[inline(always)]
+    fn settle(&mut self, priority: u8) {
+        if self.queues.get(usize::from(priority)).is_some_and(|queue| queue.front().is_none()) {
+            self.occupied[usize::from(priority >> 6) & 1] &= !(1 << (priority & 63));
+        }
     }
 }
 

@@ -42,7 +42,7 @@ proptest! {
             match op {
                 Op::Back(priority, id) | Op::Front(priority, id) => {
                     let back = matches!(op, Op::Back(..));
-                    let accepted = if back { queue.enqueue_back(&objects, priority, id) } else { queue.enqueue_front(&objects, priority, id) };
+                    let accepted = queue.enqueue(&objects, priority, id, !back);
                     prop_assert_eq!(accepted, priority <= PRIORITY_MAX && queued(&model, id).is_none());
                     match accepted {
                         true if back => model[usize::from(priority)].push_back(id),
@@ -57,7 +57,7 @@ proptest! {
                 }
                 Op::Pop => {
                     let highest = model.iter().rposition(|deque| !deque.is_empty());
-                    let expected = highest.and_then(|priority| Some((priority as u8, model[priority].pop_front()?)));
+                    let expected = highest.and_then(|priority| model[priority].pop_front());
                     prop_assert_eq!(queue.pop_highest(&objects), expected);
                 }
             }
@@ -69,7 +69,7 @@ proptest! {
         }
         for deque in model.iter_mut().rev() {
             while let Some(id) = deque.pop_front() {
-                prop_assert_eq!(queue.pop_highest(&objects).map(|(_, id)| id), Some(id));
+                prop_assert_eq!(queue.pop_highest(&objects), Some(id));
             }
         }
         prop_assert_eq!(queue.pop_highest(&objects), None);

@@ -12,7 +12,7 @@ use abi::observation::counter;
 use abi::utcb::gpr;
 use abi::{Hypercall, Status};
 use kernel_core::ready::Fifo;
-use spin::{Mutex, MutexGuard};
+use spin::Mutex;
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcLinks, EcTimeouts};
@@ -54,9 +54,15 @@ impl Sm {
 
     /// Releases the EC that waits longest, or counts.
     pub fn up(&self, cpu: &Cpu) -> Result<(), Status> {
-        let state = self.state.lock();
-        if state.queue.front().is_some() {
-            self.release(cpu, state);
+        let mut state = self.state.lock();
+        if let Some(id) = state.queue.pop_front(&EcLinks) {
+            self.settle(&state);
+            drop(state);
+            let ec = by_id::<Ec>(id);
+            match core::ptr::eq(ec.cpu, cpu) {
+                true => wake(cpu, ec, Status::Success),
+                false => rounds::post_ec(ec, rounds::mail::WAKE),
+            }
             return Ok(());
         }
         let more = |word: u64| (word != 0).then_some(word.wrapping_add(1));
@@ -106,18 +112,32 @@ impl Sm {
             }
             crate::interrupt::unmask_level(gsi);
         }
+        self.take(cpu, ec, zero)
+    }
+
+    /// The same, of any semaphore.
+    #[inline(never)]
+    fn take(&'static self, cpu: &'static Cpu, ec: &'static Ec, zero: bool) -> Result<(), Status> {
         let (timeout, mut state) = (ec.gpr(gpr::RSI), self.state.lock());
-        let may_wait = !state.closed && (timeout == 0 || timeout > crate::cpu::now());
-        let none_wait = state.queue.front().is_none();
-        let counts = |word: u64| word > 1 || word == 0 && none_wait;
-        let less = |word: u64| match counts(word) {
-            true => Some(if zero { 1 } else { word.wrapping_sub(1) }),
-            false => may_wait.then_some(0),
-        };
-        match self.word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less) {
-            Ok(word) if counts(word) => return Ok(()),
-            Err(_) => return Err(if state.closed { Status::Aborted } else { Status::Timeout }),
-            _ => {}
+        loop {
+            let word = self.word.load(Ordering::Relaxed);
+            // While somebody waits it says nothing.
+            let counts = word != 1 && state.queue.front().is_none();
+            if !counts && state.closed {
+                return Err(Status::Aborted);
+            }
+            if !counts && timeout != 0 && timeout <= crate::cpu::now() {
+                return Err(Status::Timeout);
+            }
+            let less = if zero { 1 } else { word.wrapping_sub(1) };
+            let less = if counts { less } else { 0 };
+            if self.word.compare_exchange(word, less, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            if counts {
+                return Ok(());
+            }
+            break;
         }
         // From here on another CPU can wake it; the message is read only after it has parked.
         state.queue.push_back(&EcLinks, object::id(ec));
@@ -129,20 +149,6 @@ impl Sm {
             timer::program(cpu);
         }
         sched::park(cpu, ec)
-    }
-
-    /// Takes the EC that waits longest out of the queue, and wakes it.
-    #[inline(never)]
-    fn release(&self, cpu: &Cpu, mut state: MutexGuard<State>) {
-        let first = state.queue.pop_front(&EcLinks);
-        self.settle(&state);
-        drop(state);
-        let Some(ec) = first.map(by_id::<Ec>) else { return };
-        if core::ptr::eq(ec.cpu, cpu) {
-            wake(cpu, ec, Status::Success);
-        } else {
-            rounds::post_ec(ec, rounds::mail::WAKE);
-        }
     }
 }
 

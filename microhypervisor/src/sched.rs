@@ -91,19 +91,23 @@ impl Sc {
 }
 
 /// Makes `sc` ready, behind the others of its priority.
-pub fn enqueue(cpu: &Cpu, sc: &Sc) {
+#[inline(always)]
+fn enqueue(cpu: &Cpu, sc: &Sc) {
     cpu.ready.get().enqueue(&ScLinks, sc.priority.get(), object::id(sc), false);
     if cpu.sc.get().is_none_or(|current| current.priority.get() < sc.priority.get()) {
         cpu.reschedule.set(true);
     }
 }
 
-/// `ec` can go on: the SCs that wait for it are ready again.
+/// `ec` can go on: the SCs that wait for it are ready again, and its timeout is void.
 pub fn unpark(cpu: &Cpu, ec: &Ec) {
     while let Some(id) = ec.parked.get().pop_front(&ScLinks) {
         let sc = by_id::<Sc>(id);
         sc.parked_at.set(None);
         enqueue(cpu, sc);
+    }
+    if ec.timeout.deadline().is_some() {
+        cpu.timeouts.get().remove(&EcTimeouts, object::id(ec));
     }
 }
 
@@ -124,7 +128,7 @@ pub fn inherit(cpu: &Cpu, ec: &Ec, share: Option<(u8, u64)>) {
         ec.orphan.priority.set(priority);
         ec.orphan.budget.set(budget);
         ec.share.set(share);
-        enqueue(cpu, &ec.orphan);
+        begin(cpu, &ec.orphan);
     }
 }
 

@@ -154,17 +154,14 @@ impl Sm {
 
 /// ctrl_sm without Z of `ec`, whose registers hold it, when the fast path has found `sm`.
 pub extern "C" fn control(ec: &'static Ec, sm: &'static Sm) -> ! {
-    ec.cpu.counters.count(counter::HYPERCALL + Hypercall::CtrlSm as usize);
-    ec.continuation.set(Continuation::ReturnHypercall);
-    let down = ec.gpr(gpr::RDI) as u8 >> 4 & flag::SM_DOWN != 0;
-    run::end(ec.cpu, ec, if down { sm.down(ec.cpu, ec, false) } else { sm.up(ec.cpu) })
+    let (cpu, down) = (ec.cpu, ec.gpr(gpr::RDI) as u8 >> 4 & flag::SM_DOWN != 0);
+    cpu.counters.count(counter::HYPERCALL + Hypercall::CtrlSm as usize);
+    run::end(cpu, ec, if down { sm.down(cpu, ec, false) } else { sm.up(cpu) })
 }
 
 /// `ec`, which waited, returns from its hypercall with `status`.
+#[inline(always)]
 fn wake(cpu: &Cpu, ec: &Ec, status: Status) {
-    if ec.timeout.deadline().is_some() {
-        cpu.timeouts.get().remove(&EcTimeouts, object::id(ec));
-    }
     ec.waits_on.set(None);
     run::finish(ec, status);
     sched::unpark(cpu, ec);

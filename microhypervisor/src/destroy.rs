@@ -300,7 +300,7 @@ fn mark_one(cpu: &'static Cpu, ec: &'static Ec, work: &mut Work) -> bool {
 /// Stops `ec` on its CPU: it waits for nothing, nobody waits for it, and no register holds anything of it.
 pub fn stop(cpu: &Cpu, ec: &'static Ec) {
     if ec.continuation.get() == Continuation::Blocked {
-        semaphore::forget(cpu, ec);
+        semaphore::forget(ec);
     }
     if let Some(callee) = ec.callee.take() {
         callee.caller.set(None);

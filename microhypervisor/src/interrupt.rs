@@ -35,23 +35,20 @@ static SEMAPHORES: [Once<Ref<Sm>>; NUMBERS] = [const { Once::new() }; NUMBERS];
 /// Whether an interrupt is level-triggered, masked ([`flag`]), held back.
 static STATES: [AtomicU8; NUMBERS] = [const { AtomicU8::new(flag::INT_MASKED) }; NUMBERS];
 
-fn semaphore(number: usize) -> Option<&'static Sm> {
-    SEMAPHORES.get(number)?.get()?.get()
+#[inline(always)]
+fn semaphore(number: usize) -> Result<&'static Sm, Status> {
+    SEMAPHORES.get(number).and_then(Once::get).ok_or(Status::BadCap)?.find()
 }
 
 /// Binds the semaphore of interrupt `number`.
 pub fn bind(number: u32, semaphore: Ref<Sm>) {
-    if let Some(slot) = SEMAPHORES.get(number as usize) {
-        slot.call_once(|| semaphore);
-    }
+    SEMAPHORES.get(number as usize).inspect(|slot| _ = slot.call_once(|| semaphore));
 }
 
 /// Signals a line on the memory-buffer console.
 pub fn signal_console() {
-    if let Some(semaphore) = semaphore(CONSOLE as usize) {
-        // An overflow of the counter loses nothing: the reader drains the whole buffer.
-        let _ = semaphore.up(Cpu::this());
-    }
+    // An overflow of the counter loses nothing: the reader drains the whole buffer.
+    let _ = semaphore(CONSOLE as usize).and_then(|semaphore| semaphore.up(Cpu::this()));
 }
 
 /// assign_int: routes the interrupt of `semaphore` to `cpu`. Returns the message by which `device` raises it; pins have
@@ -89,11 +86,9 @@ pub fn assign(semaphore: &Sm, cpu: u16, device: u16, flags: u8) -> Result<(u32, 
 pub fn unmask_level(gsi: u32) {
     if let Some(state) = STATES.get(gsi as usize)
         && state.load(Ordering::Relaxed) & HELD != 0
+        && state.fetch_and(!HELD, Ordering::Relaxed) & flag::INT_MASKED == 0
     {
-        state.fetch_and(!HELD, Ordering::Relaxed);
-        if state.load(Ordering::Relaxed) & flag::INT_MASKED == 0 {
-            ioapic::mask(gsi, false);
-        }
+        ioapic::mask(gsi, false);
     }
 }
 
@@ -101,28 +96,33 @@ pub fn unmask_level(gsi: u32) {
 pub fn handle(cpu: &'static Cpu, vector: u8) {
     trace(cpu, Traced::Interrupt, vector as u16, 0, 0);
     let gsi = vector.wrapping_sub(FIRST_VECTOR) as usize;
-    if let Some(state) = STATES.get(gsi).filter(|state| state.load(Ordering::Relaxed) & flag::INT_LEVEL != 0) {
+    let Some(state) = STATES.get(gsi) else { return handle_own(cpu, vector) };
+    let flags = state.load(Ordering::Relaxed);
+    if flags & flag::INT_LEVEL != 0 {
         state.fetch_or(HELD, Ordering::Relaxed);
         ioapic::mask(gsi as u32, true);
     }
     if gsi == FAULTS as usize {
         iommu::mask_faults();
     }
+    lapic::end_of_interrupt();
+    cpu.counters.count(counter::INTERRUPT);
+    if flags & flag::INT_MASKED == 0 {
+        let _ = semaphore(gsi).and_then(|semaphore| semaphore.up(cpu));
+    }
+}
+
+/// Handles an interrupt of the kernel's own, or a spurious one.
+fn handle_own(cpu: &'static Cpu, vector: u8) {
     if vector != lapic::SPURIOUS {
         lapic::end_of_interrupt();
     }
-    let open = |state: &&AtomicU8| state.load(Ordering::Relaxed) & flag::INT_MASKED == 0;
-    let semaphore = || STATES.get(gsi).filter(open).and_then(|_| semaphore(gsi));
-    cpu.counters.count(match vector {
-        lapic::TIMER => counter::TIMER,
-        lapic::ATTENTION => counter::ATTENTION,
-        _ => counter::INTERRUPT,
-    });
     match vector {
         lapic::TIMER => sched::expire(cpu),
         lapic::ATTENTION => cpu.reschedule.set(true),
-        _ => drop(semaphore().map(|semaphore| semaphore.up(cpu))),
+        _ => return cpu.counters.count(counter::INTERRUPT),
     }
+    cpu.counters.count(if vector == lapic::TIMER { counter::TIMER } else { counter::ATTENTION });
 }
 
 /// What the stub for entries from the kernel passes: vector, error code and the processor's frame.

@@ -81,7 +81,7 @@ pub fn start(cpu: &Cpu, ec: &Ec, after: Continuation, concerned: &dyn Fn(&Cpu) -
         ec.continuation.set(Continuation::AwaitRound);
         cpu.counters.count(counter::ROUND);
         trace(cpu, Traced::Round, 0, ec.reference.index() as u64, 0);
-        cpu.rounds.next.get().push_back(&EcLinks, object::id(ec));
+        cpu.rounds.next.get().push(&EcLinks, object::id(ec), false);
         launch(cpu);
     }
     any

@@ -127,6 +127,7 @@ pub fn inherit(cpu: &Cpu, ec: &Ec, share: Option<(u8, u64)>) {
     if let Some((priority, budget)) = share.filter(|_| ec.orphan.priority.get() == 0) {
         ec.orphan.priority.set(priority);
         ec.orphan.budget.set(budget);
+        ec.orphan.left.set(budget);
         ec.share.set(share);
         begin(cpu, &ec.orphan);
     }
@@ -153,12 +154,12 @@ pub fn remove(cpu: &Cpu, sc: &Sc) {
     sc.priority.set(0);
 }
 
-/// Ends the current SC's turn now: accounts its time and returns it with what is left of its budget.
+/// Ends the current SC's turn now: accounts its time and returns it with what is left of its budget, or a new one.
 #[inline(always)]
 fn suspend(cpu: &Cpu, now: u64) -> Option<&'static Sc> {
     let sc = cpu.sc.take()?;
     sc.end(now);
-    sc.left.set(cpu.slice_end.get().saturating_sub(now));
+    sc.left.set(cpu.slice_end.get().checked_sub(now).filter(|left| *left != 0).unwrap_or(sc.budget.get()));
     Some(sc)
 }
 
@@ -167,7 +168,7 @@ fn suspend(cpu: &Cpu, now: u64) -> Option<&'static Sc> {
 fn park_current(cpu: &Cpu, ec: &'static Ec, now: u64) {
     if let Some(sc) = suspend(cpu, now) {
         sc.parked_at.set(Some(ec));
-        ec.parked.get().push_back(&ScLinks, object::id(sc));
+        ec.parked.get().push(&ScLinks, object::id(sc), false);
     }
 }
 
@@ -195,9 +196,6 @@ pub fn check(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         run::run(cpu, ec)
     }
     suspend(cpu, now);
-    if expired {
-        current.left.set(current.budget.get());
-    }
     cpu.ready.get().enqueue(&ScLinks, current.priority.get(), object::id(current), !expired);
     schedule(cpu, now)
 }
@@ -217,11 +215,8 @@ fn turn(cpu: &'static Cpu, time: u64) -> u64 {
         rounds::attend(cpu);
         return now();
     }
-    let Some(id) = cpu.ready.get().pop_highest(&ScLinks) else { return idle(cpu) };
+    let Some(id) = cpu.ready.get().pop_highest(&ScLinks) else { return wait(cpu) };
     let sc = by_id::<Sc>(id);
-    if sc.left.get() == 0 {
-        sc.left.set(sc.budget.get());
-    }
     cpu.counters.count(counter::TURN);
     cpu.sc.set(Some(sc));
     sc.begin(time);
@@ -231,40 +226,34 @@ fn turn(cpu: &'static Cpu, time: u64) -> u64 {
         timer::program(cpu);
         return go_on(cpu, sc);
     }
-    // Usually its own EC can run, and nobody is ahead of it.
-    if let Ok(ec) = sc.ec.find()
-        && ec.callee.get().is_none()
-        && (ec.continuation.get() as u8) < Continuation::SendCall as u8
-    {
-        cpu.unusual.helping.set(false);
-        run::run(cpu, ec)
+    cpu.unusual.helping.set(false);
+    match sc.ec.find() {
+        // The usual case: nobody is ahead of its own EC, which can run.
+        Ok(ec) if ec.callee.get().is_none() && (ec.continuation.get() as u8) < Continuation::SendCall as u8 => {
+            run::run(cpu, ec)
+        }
+        _ => go_on(cpu, sc),
     }
-    go_on(cpu, sc)
 }
 
 /// The chain of the current SC goes on. Returns the time if it cannot.
 fn go_on(cpu: &'static Cpu, sc: &Sc) -> u64 {
-    if let Some(ec) = follow(cpu, sc) {
-        run::run(cpu, ec);
-    }
-    now()
+    follow(cpu, sc).map_or_else(now, |ec| run::run(cpu, ec))
 }
 
-/// Waits for an interrupt, unless one came while it attended. Returns the time.
+/// Waits for an interrupt. Returns the time.
 #[cold]
-fn idle(cpu: &Cpu) -> u64 {
-    if !cpu.reschedule.get() {
-        cpu.slice_end.set(u64::MAX);
-        timer::program(cpu);
-        cpu.counters.count(counter::IDLE);
-        if !cpu.current.replace(core::ptr::null()).is_null() {
-            trace(cpu, Traced::Idle, 0, 0, 0);
-        }
-        let idle = cpu.idle.get();
-        idle.inspect(|idle| idle.begin(now()));
-        crate::registers::halt();
-        idle.inspect(|idle| idle.end(now()));
+fn wait(cpu: &Cpu) -> u64 {
+    cpu.slice_end.set(u64::MAX);
+    timer::program(cpu);
+    cpu.counters.count(counter::IDLE);
+    if !cpu.current.replace(core::ptr::null()).is_null() {
+        trace(cpu, Traced::Idle, 0, 0, 0);
     }
+    let idle = cpu.idle.get();
+    idle.inspect(|idle| idle.begin(now()));
+    crate::registers::halt();
+    idle.inspect(|idle| idle.end(now()));
     now()
 }
 
@@ -311,9 +300,7 @@ pub fn expire(cpu: &'static Cpu) {
     for id in (0..8).map_while(|_| cpu.timeouts.get().pop_expired(&EcTimeouts, now)) {
         semaphore::timed_out(cpu, by_id::<Ec>(id));
     }
-    if now >= cpu.slice_end.get() {
-        cpu.reschedule.set(true);
-    }
+    cpu.reschedule.set(cpu.reschedule.get() || now >= cpu.slice_end.get());
     cpu.deadline.set(u64::MAX);
     timer::program(cpu);
 }

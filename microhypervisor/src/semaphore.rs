@@ -123,24 +123,24 @@ impl Sm {
             let word = self.word.load(Ordering::Relaxed);
             // While somebody waits it says nothing.
             let counts = word != 1 && state.queue.front().is_none();
-            if !counts && state.closed {
-                return Err(Status::Aborted);
+            if !counts && (state.closed || timeout != 0 && timeout <= crate::cpu::now()) {
+                return Err(if state.closed { Status::Aborted } else { Status::Timeout });
             }
-            if !counts && timeout != 0 && timeout <= crate::cpu::now() {
-                return Err(Status::Timeout);
+            let less = if !counts {
+                0
+            } else if zero {
+                1
+            } else {
+                word.wrapping_sub(1)
+            };
+            match self.word.compare_exchange(word, less, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) if counts => return Ok(()),
+                Ok(_) => break,
+                Err(_) => {}
             }
-            let less = if zero { 1 } else { word.wrapping_sub(1) };
-            let less = if counts { less } else { 0 };
-            if self.word.compare_exchange(word, less, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-                continue;
-            }
-            if counts {
-                return Ok(());
-            }
-            break;
         }
         // From here on another CPU can wake it; the message is read only after it has parked.
-        state.queue.push_back(&EcLinks, object::id(ec));
+        state.queue.push(&EcLinks, object::id(ec), false);
         drop(state);
         ec.continuation.set(Continuation::Blocked);
         ec.waits_on.set(Some(self));
@@ -167,14 +167,9 @@ fn wake(cpu: &Cpu, ec: &Ec, status: Status) {
     sched::unpark(cpu, ec);
 }
 
-/// `ec`, which is being stopped, waits no longer.
-pub fn forget(cpu: &Cpu, ec: &Ec) {
-    if ec.timeout.deadline().is_some() {
-        cpu.timeouts.get().remove(&EcTimeouts, object::id(ec));
-    }
-    if let Some(sm) = ec.waits_on.take() {
-        sm.remove(ec);
-    }
+/// `ec`, which is being stopped, waits no longer; its timeout ends in [`sched::unpark`].
+pub fn forget(ec: &Ec) {
+    ec.waits_on.take().inspect(|sm| _ = sm.remove(ec));
 }
 
 /// `ec` was taken out of its semaphore's queue, by another CPU's up or because the semaphore is destroyed.

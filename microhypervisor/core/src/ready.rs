@@ -55,42 +55,27 @@ impl Fifo {
         (self.head != NIL).then_some(self.head)
     }
 
-    /// Appends an object; false, and nothing done, if its cell is in a queue already.
+    /// Puts an object before all others, or behind; false, and nothing done, if its cell is in a queue already.
     #[inline(always)]
-    pub fn push_back(&mut self, links: &impl Links, id: u32) -> bool {
+    pub fn push(&mut self, links: &impl Links, id: u32, before: bool) -> bool {
         let cell = links.links(id);
         if cell.is_linked() {
             return false;
         }
-        cell.next.set(NIL);
-        cell.prev.set(self.tail);
-        match core::mem::replace(&mut self.tail, id) {
-            NIL => self.head = id,
-            last => links.links(last).next.set(id),
-        }
+        let (prev, next) = if before { (NIL, self.head) } else { (self.tail, NIL) };
+        cell.next.set(next);
+        cell.prev.set(prev);
+        self.follow(links, prev, id);
+        self.precede(links, next, id);
         true
-    }
-
-    /// Puts an object before all others; false, and nothing done, if its cell is in a queue already.
-    pub fn push_front(&mut self, links: &impl Links, id: u32) -> bool {
-        let free = !links.links(id).is_linked();
-        if free {
-            self.connect(links, id, self.head);
-            self.connect(links, NIL, id);
-        }
-        free
     }
 
     /// Takes out the object that waits longest.
     #[inline(always)]
     pub fn pop_front(&mut self, links: &impl Links) -> Option<u32> {
         let id = self.front()?;
-        let cell = links.links(id);
-        self.head = cell.next.replace(LinkCell::UNLINKED);
-        match self.head {
-            NIL => self.tail = NIL,
-            next => links.links(next).prev.set(NIL),
-        }
+        self.head = links.links(id).next.replace(LinkCell::UNLINKED);
+        self.precede(links, self.head, NIL);
         Some(id)
     }
 
@@ -100,20 +85,25 @@ impl Fifo {
         if !cell.is_linked() {
             return false;
         }
-        let next = cell.next.replace(LinkCell::UNLINKED);
-        self.connect(links, cell.prev.get(), next);
+        let (next, prev) = (cell.next.replace(LinkCell::UNLINKED), cell.prev.get());
+        self.follow(links, prev, next);
+        self.precede(links, next, prev);
         true
     }
 
-    /// Makes `next` follow `prev`; in place of an object, `NIL` stands for the end of the queue.
-    fn connect(&mut self, links: &impl Links, prev: u32, next: u32) {
+    /// Notes that `id` follows `prev`; in place of an object, `NIL` stands for the end of the queue.
+    fn follow(&mut self, links: &impl Links, prev: u32, id: u32) {
         match prev {
-            NIL => self.head = next,
-            _ => links.links(prev).next.set(next),
+            NIL => self.head = id,
+            _ => links.links(prev).next.set(id),
         }
+    }
+
+    /// Notes that `id` precedes `next`; the same holds.
+    fn precede(&mut self, links: &impl Links, next: u32, id: u32) {
         match next {
-            NIL => self.tail = prev,
-            _ => links.links(next).prev.set(prev),
+            NIL => self.tail = id,
+            _ => links.links(next).prev.set(id),
         }
     }
 }
@@ -142,7 +132,7 @@ impl ReadyQueue {
     #[inline(always)]
     pub fn enqueue(&mut self, links: &impl Links, priority: u8, id: u32, before: bool) -> bool {
         let Some(queue) = self.queues.get_mut(usize::from(priority)) else { return false };
-        let queued = if before { queue.push_front(links, id) } else { queue.push_back(links, id) };
+        let queued = queue.push(links, id, before);
         if queued {
             self.occupied[usize::from(priority >> 6) & 1] |= 1 << (priority & 63);
         }
@@ -157,7 +147,6 @@ impl ReadyQueue {
     }
 
     /// Takes out the first object of the highest priority.
-    #[inline(always)]
     pub fn pop_highest(&mut self, links: &impl Links) -> Option<u32> {
         let priority = self.highest()?;
         let first = self.queues.get_mut(usize::from(priority))?.pop_front(links)?;

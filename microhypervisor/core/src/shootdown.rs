@@ -111,7 +111,8 @@ impl<const WORDS: usize> Requests<WORDS> {
 
     /// Whether one of the first `cpus` CPUs asks.
     pub fn any(&self, cpus: u16) -> bool {
-        self.0.iter().take(usize::from(cpus).div_ceil(64)).any(|word| word.load(Relaxed) != 0)
+        let asks = |word: &AtomicU64| word.load(Relaxed) != 0;
+        self.0.first().is_some_and(asks) || cpus > 64 && self.0.iter().any(asks)
     }
 
     /// All requests of the first `cpus` CPUs, by the owner when it was interrupted; it flushes, and then acknowledges

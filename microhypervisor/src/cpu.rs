@@ -4,7 +4,7 @@
 //! Unsafe: hands out what only this CPU may touch.
 
 use core::cell::{Cell, UnsafeCell};
-use core::mem::size_of;
+use core::mem::{offset_of, size_of};
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 use kernel_core::ready::ReadyQueue;
@@ -70,7 +70,7 @@ impl Unusual {
     }
 
     /// The state of a guest, as a mask of [`Self::bits`].
-    pub const GUEST: u32 = 0xff << (8 * core::mem::offset_of!(Self, guest));
+    pub const GUEST: u32 = 0xff << (8 * offset_of!(Self, guest));
 
     /// All of them; 0 if there are none.
     #[inline(always)]
@@ -85,10 +85,14 @@ impl Unusual {
 pub struct Cpu {
     /// The EC that user mode or guest mode runs; entry stubs save registers there. First field: see `entry.S`.
     pub current: Cell<*const Ec>,
-    /// Number of this CPU.
-    pub number: CpuNumber,
     /// What keeps calls and replies off the fast path.
     pub unusual: Unusual,
+    /// A more urgent SC became ready, or another CPU wants something: look before returning to user or guest mode. The fast
+    /// path looks at both at once.
+    pub reschedule: Cell<bool>,
+    always_0: [u8; 3],
+    /// Number of this CPU.
+    pub number: CpuNumber,
     /// Identifier of its local APIC.
     pub apic_id: Cell<u32>,
     /// Physical address of the page tables in CR3.
@@ -99,8 +103,6 @@ pub struct Cpu {
     pub poised: Cell<*const GuestState>,
     /// The SC whose budget is being consumed.
     pub sc: Cell<Option<&'static Sc>>,
-    /// A more urgent SC became ready, or another CPU wants something: look before returning to user or guest mode.
-    pub reschedule: Cell<bool>,
     /// System time at which the current SC's budget ends.
     pub slice_end: Cell<u64>,
     /// System time that the timer is programmed for.
@@ -160,7 +162,8 @@ pub struct CpuBlock {
 #[repr(C, align(4096))]
 struct Page<T>(T);
 
-const _: () = assert!(size_of::<CpuBlock>() == BLOCK);
+const _: () =
+    assert!(size_of::<CpuBlock>() == BLOCK && offset_of!(Cpu, unusual) == 8 && offset_of!(Cpu, reschedule) == 12);
 
 // SAFETY: after boot each CPU touches its own block only, but for what is atomic.
 unsafe impl Sync for CpuBlock {}
@@ -192,7 +195,7 @@ impl CpuBlock {
 
     /// Whether the page at `offset` of a block is a guard, or unused: it must not be mapped.
     pub const fn is_guard(offset: usize) -> bool {
-        let ist = core::mem::offset_of!(CpuBlock, ist);
+        let ist = offset_of!(CpuBlock, ist);
         let in_ist = offset >= ist && offset < Self::GDT;
         offset < FRAME || offset > Self::GDT || in_ist && (offset - ist) % size_of::<InterruptStack>() < FRAME
     }
@@ -209,9 +212,9 @@ impl CpuBlock {
     }
 
     /// Offset of the stack's top.
-    pub const STACK_TOP: usize = core::mem::offset_of!(CpuBlock, cpu);
+    pub const STACK_TOP: usize = offset_of!(CpuBlock, cpu);
     /// Offset of the descriptor table's page, the last that is mapped.
-    pub const GDT: usize = core::mem::offset_of!(CpuBlock, gdt);
+    pub const GDT: usize = offset_of!(CpuBlock, gdt);
 }
 
 /// The CPU that booted the machine.
@@ -225,12 +228,13 @@ impl Cpu {
     const fn new(number: CpuNumber) -> Self {
         Self {
             current: Cell::new(core::ptr::null()),
+            reschedule: Cell::new(false),
+            always_0: [0; 3],
             number,
             apic_id: Cell::new(0),
             sc: Cell::new(None),
             idle: Cell::new(None),
             unusual: Unusual::none(),
-            reschedule: Cell::new(false),
             ready: Owned::new(ReadyQueue::empty()),
             timeouts: Owned::new(TimeoutQueue::empty()),
             slice_end: Cell::new(u64::MAX),

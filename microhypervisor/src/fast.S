@@ -50,10 +50,10 @@
     if_clear \skip, $\state, %esi
 .endm
 
-// To \miss unless \address is one of user space, so that a return there cannot fault in the kernel. Clobbers \scratch.
-.macro user_or miss, address, scratch
-    mov \address, \scratch;  shr $47, \scratch
-    jnz \miss
+// To \miss unless \address in memory is one of user space, so that a return there cannot fault in the kernel.
+.macro user_or miss, address
+    cmpl $0x7fff, 4 + \address
+    ja \miss
 .endm
 
 // What a call preserves beside RDI and RSI, in the EC at `base`, by encoding. RDX comes last: it may be the base.
@@ -192,13 +192,12 @@ is_reply:
     mov {cpu}(%rsp), %r15;  mov {caller}(%rsp), %rdx
     equal_or is_event_reply, ${await_reply}, {state}(%rdx), w
     equal_or slow, $0, {unusual}(%r15), l
-    mov {rip}(%rdx), %r8
-    user_or slow, %r8, %rax
+    user_or slow, {rip}(%rdx)
 
     mov {counters}(%r15), %rax;  incq {calls} + 8(%rax)
     movb ${idle}, {state}(%rsp);  movq ${nobody}, {caller}(%rsp);  movq $0, {callee}(%rdx)
     pass_on
-    mov %r8, %rcx;  xor %edi, %edi      // SUCCESS
+    mov {rip}(%rdx), %rcx;  xor %edi, %edi  // SUCCESS
 leave:
     mov $0x202, %r11d;  mov {rsp}(%rdx), %rsp
     load_registers %rdx
@@ -224,7 +223,7 @@ is_other:
     if_equal 1f, ${up}, %dil, b
     equal_or slow_unsaved, ${down}, %dil, b
 1:  mov %rax, (%rsp);  mov %r9, 72(%rsp)
-    user_or slow_other, {rip}(%rsp), %rax
+    user_or slow_other, {rip}(%rsp)
     mov {cpu}(%rsp), %r9
     clear_or slow_other, ${a_guest_ran} + {tracing}, {unusual}(%r9), l
     movzbl %dil, %r11d;  shr $4, %r11d;  inc %r11d  // permission UP, 1, or DOWN, 2; and the least word for it
@@ -241,12 +240,33 @@ is_other:
     mov $0x202, %r11d;  mov {rsp}(%rsp), %rsp
     sysretq
 
+// The EC at RSP, whose RDI and RSI are as they were, makes hypercall EAX: RBX = EC, RSP = its CPU. Clobbers R11.
+.macro begin_hypercall
+    mov %rdi, 56(%rsp);  mov %rsi, 48(%rsp);  movb ${busy}, {state}(%rsp)
+    mov %rsp, %rbx;  mov {cpu}(%rsp), %rsp
+    mov {counters}(%rsp), %r11;  incq {hypercalls}(%r11, %rax, 8)
+.endm
+
 // The semaphore at RCX is an interrupt's, or somebody waits for it, or has to.
 semaphore_waits:
     mov (%rsp), %rax;  mov 72(%rsp), %r9
     store_registers %rsp
-    mov %rdi, 56(%rsp);  mov %rsi, 48(%rsp);  lea {kernel}(%rcx), %rsi;  mov %rsp, %rdi;  mov {cpu}(%rsp), %rsp
-    call {ctrl_sm};  ud2
+    mov ${up}, %eax
+    begin_hypercall
+    lea {kernel}(%rcx), %rdx;  movzbl %dil, %ecx;  mov %rsp, %rdi;  mov %rbx, %rsi
+    call {ctrl_sm}
+
+// The hypercall of the EC at RBX is over, with status AL. RBP and R12 to R15 are the program's still.
+end_hypercall:
+    movzbl %al, %edi
+    equal_or 1f, $0, {unusual}(%rsp), q // nor is anybody to be looked for
+    equal_or 1f, $0, {recall}(%rbx), b
+    user_or 1f, {rip}(%rbx)
+    mov {rip}(%rbx), %rcx;  mov $0x202, %r11d;  mov 48(%rbx), %rsi;  mov (%rbx), %rax;  mov 16(%rbx), %rdx
+    mov 64(%rbx), %r8;  mov 72(%rbx), %r9;  mov 80(%rbx), %r10;  mov {rsp}(%rbx), %rsp;  mov 24(%rbx), %rbx
+    sysretq
+1:  mov %rdi, 56(%rbx);  mov %rsp, %rdi;  mov %rbx, %rsi
+    call {run};  ud2
 
 // All other calls, and these if anything is in the way. Whoever replies has nothing to save.
 slow_other:
@@ -254,8 +274,13 @@ slow_other:
 slow_unsaved:
     store_registers %rsp
 slow:
-    mov %rdi, 56(%rsp);  mov %rsi, 48(%rsp);  mov %rsp, %rdi;  mov {cpu}(%rsp), %rsp
-    call {hypercall};  ud2
+    mov %edi, %eax;  and $15, %eax
+    begin_hypercall
+    clear_or 2f, ${tracing}, {unusual}(%rsp), l
+1:  movzbl %dil, %ecx;  mov %rdi, %rdx;  shr $8, %rdx;  mov %rsp, %rdi;  mov %rbx, %rsi
+    call {hypercall};  jmp end_hypercall
+2:  mov %rbx, %rdi
+    call {trace_hypercall};  mov 56(%rbx), %rdi;  jmp 1b
 
 // Back to user mode after a hypercall: RDI = EC.
 .balign 16
@@ -374,7 +399,7 @@ to_portal:
 // VMCS says: if that is not yet, or no longer, what the handler needs, the slow path mends it.
 vmx_event:
     equal_or exit, ${idle_by_sysenter}, {state}(%rdx), l
-    user_or exit, {rsp}(%rdx), %rax
+    user_or exit, {rsp}(%rdx)
 3:  send_event
     mov ${vmcs_rip}, %eax; vmread %rax, {utcb_rip}(%r14)
     mov ${vmcs_length}, %eax; vmread %rax, %r13

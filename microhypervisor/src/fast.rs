@@ -76,7 +76,8 @@ core::arch::global_asm!(
     may_event = const Permissions::EVENT.bits(), io_exit = const code::IO, vmx_events = const vmx::PLAIN_EVENTS,
     nested_fault = const code::NESTED_FAULT, event_page_fault = const event::PAGE_FAULT,
     event_rdmsr = const event::RDMSR, exit_codes = const EVENTS.len(), ctrl_sm = sym crate::semaphore::control,
-    hypercall = sym crate::hypercall::hypercall, headers = sym HEADER_MEMORY, make_live = sym crate::guest::make_live,
+    hypercall = sym crate::hypercall::hypercall, trace_hypercall = sym crate::hypercall::trace_hypercall,
+    hypercalls = const 8 * counter::HYPERCALL, recall = const at!(Ec, recall), run = sym crate::run::run, headers = sym HEADER_MEMORY, make_live = sym crate::guest::make_live,
     leave = sym crate::guest::leave, save_rest = sym crate::guest::save_state, exit_events = sym EVENTS,
     vcpu_exit = sym crate::guest::vcpu_exit,
     options(att_syntax)

@@ -6,7 +6,7 @@ use abi::Status;
 use abi::capability::Permissions;
 use abi::extension::Operation;
 use abi::hypercall::flag;
-use abi::observation::{Traced, counter};
+use abi::observation::Traced;
 use abi::utcb::gpr;
 
 use crate::cpu::Cpu;
@@ -50,16 +50,16 @@ static HANDLERS: [Handler; 16] = [
     extension,
 ];
 
-/// SYSCALL from user mode. `ec` holds all registers that the call preserves.
-pub extern "C" fn hypercall(ec: &'static Ec) -> ! {
+/// Hypercall `which` (RDI bits 7:0) of `ec`, which holds all registers that the call preserves.
+pub extern "C" fn hypercall(cpu: &'static Cpu, ec: &'static Ec, selector: u64, which: u64) -> Status {
+    let call = Call { selector, flags: which as u8 >> 4 };
+    HANDLERS[which as usize & 0xf](cpu, ec, call).err().unwrap_or(Status::Success)
+}
+
+/// `ec` makes a hypercall, and the trace is on.
+pub extern "C" fn trace_hypercall(ec: &Ec) {
     let rdi = ec.gpr(gpr::RDI);
-    ec.cpu.counters.count(counter::HYPERCALL + (rdi as usize & 0xf));
     trace(ec.cpu, Traced::Hypercall, rdi as u8 as u16, rdi >> 8, ec.reference.index() as u64);
-    ec.continuation.set(Continuation::ReturnHypercall);
-    // Read again, so that no register is kept meanwhile.
-    let rdi = ec.gpr(gpr::RDI);
-    let result = HANDLERS[rdi as usize & 0xf](ec.cpu, ec, Call { selector: rdi >> 8, flags: rdi as u8 >> 4 });
-    run::end(ec.cpu, ec, result)
 }
 
 /// Marks the recall; the EC takes it on its way out of the kernel, where it is already if it belongs to this CPU. The

@@ -7,10 +7,9 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use abi::Status;
 use abi::hypercall::flag;
-use abi::observation::counter;
 use abi::utcb::gpr;
-use abi::{Hypercall, Status};
 use kernel_core::ready::Fifo;
 use spin::Mutex;
 
@@ -152,11 +151,11 @@ impl Sm {
     }
 }
 
-/// ctrl_sm without Z of `ec`, whose registers hold it, when the fast path has found `sm`.
-pub extern "C" fn control(ec: &'static Ec, sm: &'static Sm) -> ! {
-    let (cpu, down) = (ec.cpu, ec.gpr(gpr::RDI) as u8 >> 4 & flag::SM_DOWN != 0);
-    cpu.counters.count(counter::HYPERCALL + Hypercall::CtrlSm as usize);
-    run::end(cpu, ec, if down { sm.down(cpu, ec, false) } else { sm.up(cpu) })
+/// ctrl_sm without Z of `ec`, which holds all registers that the call preserves, when the fast path has found `sm`.
+pub extern "C" fn control(cpu: &'static Cpu, ec: &'static Ec, sm: &'static Sm, which: u8) -> Status {
+    let down = which >> 4 & flag::SM_DOWN != 0;
+    let result = if down { sm.down(cpu, ec, false) } else { sm.up(cpu) };
+    result.err().unwrap_or(Status::Success)
 }
 
 /// `ec`, which waited, returns from its hypercall with `status`.

@@ -89,13 +89,11 @@
     clear_or \miss, $0x3f, %cl
 .endm
 
-// RCX = the portal that the EC at RSP found last, RDX = its EC; R8 = where it enters, a user address. If something has changed
-// since, goes to \look, which finds it and goes on at \known. Clobbers RAX.
-.macro handler known, look
+// RCX = the portal that the EC at RSP found last, RDX = its EC. If something has changed since, goes to \look, which finds
+// it. Clobbers RAX.
+.macro handler look
     same_or \look, {table} + {changes}, found_changes(%rsp)
     mov found_portal(%rsp), %rcx;  mov found_handler(%rsp), %rdx
-\known:
-    mov {portal_ip}(%rcx), %r8
 .endm
 
 // The EC at RSP waits, with continuation \waits, until the EC at RDX has served it.
@@ -153,7 +151,9 @@ syscall_entry:
     equal_or slow, $0, {unusual}(%r15), l
 
     equal_or find_callee, %rdi, found_key(%rsp)
-    handler known_callee, find_callee
+    handler find_callee
+known_callee:
+    mov {portal_ip}(%rcx), %r8          // a user address
     equal_or slow, ${idle}, {state}(%rdx), w
     mov {counters}(%r15), %rax;  incq {calls}(%rax)
     mov {portal_identifier}(%rcx), %rdi
@@ -295,19 +295,10 @@ svm_enter:
 // SVM: enters the guest of the EC at RDX, with RIP and general registers from the message at R14 as far as RSI says so, else from
 // the EC. RBX = what the guest has beyond an EC.
 svm_resume:
-    mov {control}(%rbx), %rbp;  lea 128(%rdx), %rsp
-    without {mtd_rip}, 1f
-    mov {utcb_rip}(%r14), %rax;  mov %rax, {vmcb_rip}(%rbp)
-1:  mov %rdx, %rdi;  mov %rdx, %r15
-    test ${mtd_gpr_8_15}, %sil
-    cmovnz %r14, %r15
-    without {mtd_gpr_0_7}, 1f
-    mov %r14, %rdi
-    mov 32(%r14), %rax;  mov %rax, {vmcb_rsp}(%rbp)
-1:  mov (%rdi), %rax;  mov %rax, {vmcb_rax}(%rbp)
-    mov {control_physical}(%rbx), %rax
-svm_load:
-    load_guest %rdi, %r15
+    mov {control}(%rbx), %rbp;  lea 128(%rdx), %rsp;  mov {control_physical}(%rbx), %rax
+    equal_or 1f, ${mtd_rip}, %esi
+    mov {utcb_rip}(%r14), %rcx;  mov %rcx, {vmcb_rip}(%rbp)
+    load_guest %rdx, %rdx               // RAX is in the control block still
 
 // Runs the guest of the control block at physical address RAX; RSP = the end of the EC's general registers, whose entry 4
 // holds the physical address of the block with the host's FS, GS, TR, LDTR and syscall MSRs. GIF is clear while any of the
@@ -318,60 +309,74 @@ svm_run:
     clgi;  sti;  vmload %rax
     vmrun %rax
     vmsave %rax;  mov 32 - 128(%rsp), %rax;  vmload %rax;  cli;  stgi
-    push_all r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rax, rbx, rdx, rcx, rax
-    xor %eax, %eax;  mov %rax, %cr8
+    push_all r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rax, rbx, rdx, rcx
+    mov {guest} - 8(%rsp), %r12;  mov {control}(%r12), %r11
+    push {vmcb_rax}(%r11)
 
     // The guest of the EC at RSP stopped.
-    mov {cpu}(%rsp), %r15;  mov {guest}(%rsp), %r12
+    xor %eax, %eax;  mov %rax, %cr8;  mov {cpu}(%rsp), %r15
     equal_or exit, {poised}(%r15), %r12
-    mov {control}(%r12), %r11
     clear_or exit, $0x80, {vmcb_interrupted}+3(%r11), b
-    mov {vmcb_rax}(%r11), %rax;  mov %rax, (%rsp)
     mov {vmcb_exit_code}(%r11), %r8;  mov found_key(%rsp), %r13
     equal_or svm_reason, %r8, found_code(%rsp)
+svm_handler:
+    handler find_handler
+    .subsection 1
+1:  without {mtd_rip}, 1f
+    mov {utcb_rip}(%r14), %rcx;  mov %rcx, {vmcb_rip}(%rbp)
+1:  mov %rdx, %rdi;  mov %rdx, %r15
+    test ${mtd_gpr_8_15}, %sil
+    cmovnz %r14, %r15
+    without {mtd_gpr_0_7}, svm_load
+    mov %r14, %rdi
+    mov 32(%r14), %rcx;  mov %rcx, {vmcb_rsp}(%rbp);  mov (%r14), %rcx;  mov %rcx, {vmcb_rax}(%rbp)
+svm_load:
+    load_guest %rdi, %r15
+    jmp svm_run
+    .previous
 
-// Event R13 of the guest EC at RSP, which had a handler before, goes there, if it is idle and nothing else is in the way. The
-// guest's RBX, RBP, R9 and R10 are where they were.
-guest_event:
-    handler known_handler, find_handler
-    mov found_mtd(%rsp), %esi
-    jmp *{pass_event}(%r12)
-
-// Event R13 of the EC at RSP is sent to the EC at RDX through the portal at RCX: RDI = identifier, R14 = its message.
+// Event R13 of the EC at RSP is sent to the EC at RDX through the portal at RCX: RDI = identifier, RSI = message descriptor,
+// R8 = address, R14 = its message.
 .macro send_event
     mov {counters}(%r15), %rax;  incq {events}(%rax, %r13, 8)
     hand_over ${await_event_reply}
     mov %rdx, {current}(%r15)
-    mov {portal_identifier}(%rcx), %rdi;  mov {message}(%rdx), %r14
+    mov {portal_ip}(%rcx), %r8;  mov {portal_identifier}(%rcx), %rdi
+    mov found_mtd(%rsp), %esi;  mov {message}(%rdx), %r14
 .endm
 
-// SVM. The control block is at R11. What a monitor asks for to answer CPUID, a port or device memory is told here.
+// Event R13 of the guest EC at RSP, whose exit code is in the control block at R11, goes to the EC at RDX through the portal at
+// RCX, if it is idle and nothing else is in the way. The guest's RBX, RBP, R9 and R10 are where they were. What a monitor
+// asks for to answer CPUID, a port or device memory is told here.
 svm_event:
     equal_or exit, ${idle}, {state}(%rdx), w
     send_event
-    mov {vmcb_rip}(%r11), %rax;  mov %rax, {utcb_rip}(%r14);  mov {vmcb_next_rip}(%r11), %rcx
-    cmpl ${io_exit}, {vmcb_exit_code}(%r11)
-    cmove {vmcb_exit_info} + 8(%r11), %rcx
-    sub %rax, %rcx;  cmp $15, %rcx;  jbe 2f
+    mov {vmcb_rip}(%r11), %rax;  mov %rax, {utcb_rip}(%r14)
+    if_equal 3f, ${io_exit}, {vmcb_exit_code}(%r11), l
+    mov {vmcb_next_rip}(%r11), %rcx;  sub %rax, %rcx;  cmp $15, %rcx;  jbe 2f
     xor %ecx, %ecx                      // the length is not known
 2:  mov %rcx, {utcb_length}(%r14)       // and no information
     if_clear enter_portal, $~{mtd_rip}, %esi
     mov $~({mtd_rip} + {mtd_gpr_0_7} + {mtd_gpr_8_15} + {mtd_cr} + {mtd_efer}), %r15d
-    without {mtd_qual}, 1f
-    equal_or 1f, ${io_exit}, {vmcb_exit_code}(%r11), l
-    // As `io_qualification`: port; string and REP; input; size less one.
-    mov {vmcb_exit_info}(%r11), %eax;  mov %eax, %r13d;  mov %eax, %ecx;  shr $4, %ecx
-    and $7, %ecx;  dec %ecx;  and $12, %r13d;  lea (%rcx, %r13, 4), %r13d
-    mov %eax, %ecx;  and $1, %ecx;  lea (%r13, %rcx, 8), %r13d;  and $0xffff0000, %eax;  or %eax, %r13d
-    xor %eax, %eax;  mov %rax, {utcb_qualification} + 8(%r14);  mov %rax, {utcb_qualification} + 16(%r14)
-    mov %r13, {utcb_qualification}(%r14);  btr ${mtd_qual_bit}, %r15d
-1:  without {mtd_cr}, 1f
+1:  clear_or 4f, ${mtd_cr} + {mtd_efer}, %esi
+5:  mov {vmcb_rsp}(%r11), %rcx
+    .subsection 1
+    // A port: where the next instruction is; as `io_qualification` port; string and REP; input; size less one.
+3:  mov {vmcb_exit_info} + 8(%r11), %rcx;  sub %rax, %rcx;  movzbl %cl, %ecx;  mov %rcx, {utcb_length}(%r14)
+    mov $~({mtd_rip} + {mtd_gpr_0_7} + {mtd_gpr_8_15} + {mtd_cr} + {mtd_efer}), %r15d
+    without {mtd_qual}, 1b
+    mov {vmcb_exit_info}(%r11), %eax;  mov %eax, %ecx;  and $1, %ecx;  mov %eax, %r13d;  and $13, %r13d;  add %ecx, %r13d
+    mov %eax, %ecx;  shr $4, %ecx;  and $7, %ecx;  and $0xffff0000, %eax;  lea -1(%rcx, %r13, 4), %ecx;  or %ecx, %eax
+    mov %rax, {utcb_qualification}(%r14);  movq $0, {utcb_qualification} + 8(%r14)
+    movq $0, {utcb_qualification} + 16(%r14);  btr ${mtd_qual_bit}, %r15d
+    jmp 1b
+4:  without {mtd_cr}, 1f
     mov {vmcb_cr4}(%r11), %rax;  mov %rax, {utcb_cr4}(%r14);  mov {vmcb_cr3}(%r11), %rax;  mov %rax, {utcb_cr3}(%r14)
     mov {vmcb_cr0}(%r11), %rax;  mov %rax, {utcb_cr0}(%r14);  mov {vmcb_cr2}(%r11), %rax;  mov %rax, {utcb_cr2}(%r14)
     mov {vmcb_tpr}(%r11), %eax;  and $15, %eax;  mov %rax, {utcb_cr8}(%r14)
-1:  without {mtd_efer}, 1f
-    mov {vmcb_efer}(%r11), %rax;  and $~{efer_svme}, %rax;  mov %rax, {utcb_efer}(%r14)
-1:  mov {vmcb_rsp}(%r11), %rcx
+1:  without {mtd_efer}, 5b
+    mov {vmcb_efer}(%r11), %rax;  and $~{efer_svme}, %rax;  mov %rax, {utcb_efer}(%r14);  jmp 5b
+    .previous
 
 .macro copy_registers offsets:vararg
     .irp offset, \offsets
@@ -421,7 +426,7 @@ vmx_event_for_syscall:
     mov %r15, %rsp;  mov %r15, %rdi
     call {leave}
     mov {current}(%r15), %rsp;  mov found_portal(%rsp), %rcx;  mov found_handler(%rsp), %rdx
-    mov {portal_ip}(%rcx), %r8;  mov found_mtd(%rsp), %esi;  mov 72(%rsp), %r9;  mov 80(%rsp), %r10
+    mov 72(%rsp), %r9;  mov 80(%rsp), %r10
     jmp 3b
 
 // The general registers of the guest that stopped, at whose end RSP is. Entry 4 gets \refused.
@@ -469,8 +474,10 @@ vmx_exit:
     mov %cr2, %rcx;  mov %rcx, {guest_cr2}(%r15)
     equal_or exit, {poised}(%r15), %r12
     mov ${vmcs_reason}, %ecx;  vmread %rcx, %r13
-    if_equal guest_event, %r13, found_key(%rsp)
-    movabs ${vmx_events}, %rax
+    equal_or 1f, %r13, found_key(%rsp)
+    handler find_handler
+    jmp *{pass_event}(%r12)
+1:  movabs ${vmx_events}, %rax
     cmp $63, %r13d;  ja exit
     bt %r13, %rax;   jc find_handler
 
@@ -493,7 +500,7 @@ svm_reason:
     if_clear exit, %r13d, %r13d, l
     equal_or find_handler, ${event_rdmsr}, %r13d, l
     mov $no_code, %r8;  add {vmcb_exit_info}(%r11), %r13d    // a WRMSR
-    if_equal guest_event, %r13, found_key(%rsp)
+    if_equal svm_handler, %r13, found_key(%rsp)
 
 // Event R13 of the guest EC at RSP, whose handler is not known. It must have asked for what can be told here, and be in the EC's own
 // host space, whose page tables are loaded while the guest runs.
@@ -516,7 +523,7 @@ find:
     clear_or exit, ${not_fast}, %r9d
     same_or exit, {tables}(%rdx), {tables}(%rsp)
     mov %r14, found_changes(%rsp);  mov 72(%rsp), %r9;  mov 80(%rsp), %r10
-    jmp known_handler
+    jmp *{pass_event}(%r12)
 1:  if_equal slow, ${may_call}, %r10b, b
     jmp exit
 

@@ -267,6 +267,7 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     let pins = chips.map(|(index, chip)| ioapic::init(index, chip)).max().unwrap_or(0);
     calibrate(tables.fadt.as_ref().and_then(|fadt| fadt.pm_timer));
     enable_virtualization(cpu);
+    observation::init(processors.len());
     smp::start_all(processors, &mut trampoline);
     observation::init();
     let [mhz, cpus, pins64, id] =

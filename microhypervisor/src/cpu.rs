@@ -97,8 +97,6 @@ pub struct Cpu {
     pub apic_id: Cell<u32>,
     /// Physical address of the page tables in CR3.
     pub space: Use,
-    /// What it counts.
-    pub counters: Counters,
     /// The guest that ran last, if it can go on without anything but its general registers and RIP; else [`NOBODY`].
     pub poised: Cell<*const GuestState>,
     /// The SC whose budget is being consumed.
@@ -154,6 +152,7 @@ pub struct CpuBlock {
     stack: UnsafeCell<[u8; STACK]>,
     /// On top of the stack.
     pub cpu: Cpu,
+    counters: Counters,
     ist: Page<UnsafeCell<[InterruptStack; 4]>>,
     /// Zeros behind it.
     gdt: Page<UnsafeCell<Gdt>>,
@@ -176,6 +175,7 @@ impl CpuBlock {
             guard: [0; FRAME],
             stack: UnsafeCell::new([0; STACK]),
             cpu: Cpu::new(0),
+            counters: Counters::none(),
             ist: Page(UnsafeCell::new([EMPTY; 4])),
             gdt: Page(UnsafeCell::new(Gdt::new(0))),
         }
@@ -193,11 +193,11 @@ impl CpuBlock {
         }
     }
 
-    /// Whether the page at `offset` of a block is a guard, or unused: it must not be mapped.
+    /// Whether the page at `offset` of a block is a guard: it must not be mapped.
     pub const fn is_guard(offset: usize) -> bool {
         let ist = offset_of!(CpuBlock, ist);
         let in_ist = offset >= ist && offset < Self::GDT;
-        offset < FRAME || offset > Self::GDT || in_ist && (offset - ist) % size_of::<InterruptStack>() < FRAME
+        offset < FRAME || in_ist && (offset - ist) % size_of::<InterruptStack>() < FRAME
     }
 
     /// Loads this CPU's descriptor tables.
@@ -213,6 +213,8 @@ impl CpuBlock {
 
     /// Offset of the stack's top.
     pub const STACK_TOP: usize = offset_of!(CpuBlock, cpu);
+    /// Offset of the counters.
+    pub const COUNTERS: usize = offset_of!(CpuBlock, counters);
     /// Offset of the descriptor table's page, the last that is mapped.
     pub const GDT: usize = offset_of!(CpuBlock, gdt);
 }
@@ -249,7 +251,6 @@ impl Cpu {
             task_register_stale: Cell::new(false),
             gdt: Cell::new(core::ptr::null_mut()),
             nested: Use::none(),
-            counters: Counters::none(),
             rounds: Rounds::new(),
         }
     }
@@ -264,6 +265,13 @@ impl Cpu {
     /// All CPUs.
     pub fn all() -> impl Iterator<Item = &'static Cpu> {
         (0..count()).filter_map(Self::by_number)
+    }
+
+    /// What it counts.
+    #[inline(always)]
+    pub fn counters(&self) -> &Counters {
+        // SAFETY: a CPU lies inside its block.
+        unsafe { &*core::ptr::from_ref(self).byte_add(CpuBlock::COUNTERS - CpuBlock::STACK_TOP).cast() }
     }
 
     /// The CPU that executes this: its block holds the stack.

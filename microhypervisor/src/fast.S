@@ -114,9 +114,9 @@
     .endif
 .endm
 
-// The handler at RSP is idle again, and the guest EC at RDX runs next on the CPU at R15; R14 = the message. Clobbers RAX.
+// The handler at RSP is idle again, and the guest EC at RDX runs next on the CPU at R15; R14 = the message.
 .macro event_served
-    mov {counters}(%r15), %rax;  incq {calls} + 8(%rax);  incq {entries}(%rax)
+    incq {counters} + {calls} + 8(%r15);  incq {counters} + {entries}(%r15)
     movb ${idle}, {state}(%rsp);  movq ${nobody}, {caller}(%rsp);  movq $0, {callee}(%rdx)
     mov %rdx, {current}(%r15);  mov {message}(%rsp), %r14
 .endm
@@ -155,7 +155,7 @@ syscall_entry:
 known_callee:
     mov {portal_ip}(%rcx), %r8          // a user address
     equal_or slow, ${idle}, {state}(%rdx), w
-    mov {counters}(%r15), %rax;  incq {calls}(%rax)
+    incq {counters} + {calls}(%r15)
     mov {portal_identifier}(%rcx), %rdi
     hand_over ${await_reply}
     pass_on
@@ -194,7 +194,7 @@ is_reply:
     equal_or slow, $0, {unusual}(%r15), l
     user_or slow, {rip}(%rdx)
 
-    mov {counters}(%r15), %rax;  incq {calls} + 8(%rax)
+    incq {counters} + {calls} + 8(%r15)
     movb ${idle}, {state}(%rsp);  movq ${nobody}, {caller}(%rsp);  movq $0, {callee}(%rdx)
     pass_on
     mov {rip}(%rdx), %rcx;  xor %edi, %edi  // SUCCESS
@@ -235,16 +235,16 @@ is_other:
     lea 3(%rax), %r9;  sub %r11, %r9;  sub %r11, %r9    // one more, or less
     lock cmpxchg %r9, {kernel} + {sm_word}(%rcx)
     jne semaphore_waits
-    mov {cpu}(%rsp), %r9;  mov {counters}(%r9), %r9;  incq {calls} + 8 * {up}(%r9)
+    mov {cpu}(%rsp), %r9;  incq {counters} + {calls} + 8 * {up}(%r9)
     mov {rip}(%rsp), %rcx;  mov 72(%rsp), %r9;  mov (%rsp), %rax;  xor %edi, %edi
     mov $0x202, %r11d;  mov {rsp}(%rsp), %rsp
     sysretq
 
-// The EC at RSP, whose RDI and RSI are as they were, makes hypercall EAX: RBX = EC, RSP = its CPU. Clobbers R11.
+// The EC at RSP, whose RDI and RSI are as they were, makes hypercall EAX: RBX = EC, RSP = its CPU.
 .macro begin_hypercall
     mov %rdi, 56(%rsp);  mov %rsi, 48(%rsp);  movb ${busy}, {state}(%rsp)
     mov %rsp, %rbx;  mov {cpu}(%rsp), %rsp
-    mov {counters}(%rsp), %r11;  incq {hypercalls}(%r11, %rax, 8)
+    incq {counters} + {hypercalls}(%rsp, %rax, 8)
 .endm
 
 // The semaphore at RCX is an interrupt's, or somebody waits for it, or has to.
@@ -338,7 +338,7 @@ svm_load:
 // Event R13 of the EC at RSP is sent to the EC at RDX through the portal at RCX: RDI = identifier, RSI = message descriptor,
 // R8 = address, R14 = its message.
 .macro send_event
-    mov {counters}(%r15), %rax;  incq {events}(%rax, %r13, 8)
+    incq {counters} + {events}(%r15, %r13, 8)
     hand_over ${await_event_reply}
     mov %rdx, {current}(%r15)
     mov {portal_ip}(%rcx), %r8;  mov {portal_identifier}(%rcx), %rdi
@@ -363,13 +363,12 @@ svm_event:
     .subsection 1
     // A port: where the next instruction is; as `io_qualification` port; string and REP; input; size less one.
 3:  mov {vmcb_exit_info} + 8(%r11), %rcx;  sub %rax, %rcx;  movzbl %cl, %ecx;  mov %rcx, {utcb_length}(%r14)
-    mov $~({mtd_rip} + {mtd_gpr_0_7} + {mtd_gpr_8_15} + {mtd_cr} + {mtd_efer}), %r15d
+    mov $~({mtd_rip} + {mtd_qual} + {mtd_gpr_0_7} + {mtd_gpr_8_15} + {mtd_cr} + {mtd_efer}), %r15d
     without {mtd_qual}, 1b
     mov {vmcb_exit_info}(%r11), %eax;  mov %eax, %ecx;  and $1, %ecx;  mov %eax, %r13d;  and $13, %r13d;  add %ecx, %r13d
     mov %eax, %ecx;  shr $4, %ecx;  and $7, %ecx;  and $0xffff0000, %eax;  lea -1(%rcx, %r13, 4), %ecx;  or %ecx, %eax
     mov %rax, {utcb_qualification}(%r14);  movq $0, {utcb_qualification} + 8(%r14)
-    movq $0, {utcb_qualification} + 16(%r14);  btr ${mtd_qual_bit}, %r15d
-    jmp 1b
+    movq $0, {utcb_qualification} + 16(%r14);  jmp 1b
 4:  without {mtd_cr}, 1f
     mov {vmcb_cr4}(%r11), %rax;  mov %rax, {utcb_cr4}(%r14);  mov {vmcb_cr3}(%r11), %rax;  mov %rax, {utcb_cr3}(%r14)
     mov {vmcb_cr0}(%r11), %rax;  mov %rax, {utcb_cr0}(%r14);  mov {vmcb_cr2}(%r11), %rax;  mov %rax, {utcb_cr2}(%r14)

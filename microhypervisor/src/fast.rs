@@ -19,7 +19,7 @@ use abi::observation::counter;
 use abi::utcb::Architectural as Utcb;
 use kernel_core::slots::{Entry, Header, HeaderTable, Kind, Reference};
 
-use crate::cpu::{Cpu, Unusual};
+use crate::cpu::{Cpu, CpuBlock, Unusual};
 use crate::ec::{Continuation, Ec};
 use crate::guest::GuestState;
 use crate::object::{HEADER_MEMORY, TABLE};
@@ -38,7 +38,7 @@ core::arch::global_asm!(
     sysenter = const at!(Ec, sysenter), last_found = const at!(Ec, last_found), table = sym TABLE,
     nobody = sym crate::ec::NOBODY, changes = const at!(HeaderTable<'static>, changes),
     current = const at!(Cpu, current), unusual = const at!(Cpu, unusual), space = const at!(Cpu, space),
-    counters = const at!(Cpu, counters), poised = const at!(Cpu, poised), guest_cr2 = const at!(Cpu, guest_cr2),
+    counters = const CpuBlock::COUNTERS - CpuBlock::STACK_TOP, poised = const at!(Cpu, poised), guest_cr2 = const at!(Cpu, guest_cr2),
     a_guest_ran = const Unusual::GUEST, a_guest_alone = const 1 << Unusual::GUEST.trailing_zeros(),
     tracing = const 0xff_u64 << (8 * at!(Unusual, tracing)), up = const abi::Hypercall::CtrlSm as u8,
     down = const abi::Hypercall::CtrlSm as u8 | flag::SM_DOWN << 4, sm_word = const at!(Sm, word),
@@ -55,7 +55,7 @@ core::arch::global_asm!(
     vmcb_efer = const at!(Vmcb, efer), utcb_cr0 = const at!(Utcb, cr0), utcb_cr2 = const at!(Utcb, cr2),
     utcb_cr3 = const at!(Utcb, cr3), utcb_cr4 = const at!(Utcb, cr4), utcb_cr8 = const at!(Utcb, cr8),
     utcb_efer = const at!(Utcb, efer), mtd_cr = const Mtd::CR.bits(), mtd_efer = const Mtd::EFER.bits(),
-    mtd_qual_bit = const Mtd::QUAL.bits().trailing_zeros(), efer_svme = const crate::vcpu::register::EFER_SVME,
+    efer_svme = const crate::vcpu::register::EFER_SVME,
     utcb_qualification = const at!(Utcb, qualification), utcb_length = const at!(Utcb, instruction_length),
     utcb_information = const at!(Utcb, instruction_info), utcb_rip = const at!(Utcb, rip),
     vmcs_qualification = const vmx::field::QUALIFICATION, vmcs_linear = const vmx::field::LINEAR_ADDRESS,

@@ -45,7 +45,7 @@ pub fn acquire(cpu: &Cpu, ec: &Ec) {
     if core::ptr::eq(cpu.fpu_owner.get(), ec) {
         return;
     }
-    cpu.counters.count(abi::observation::counter::FPU_SWITCH);
+    cpu.counters().count(abi::observation::counter::FPU_SWITCH);
     cpu.poised.set(crate::guest::NOBODY);
     clear_ts();
     load_xcr0(cpu, components());

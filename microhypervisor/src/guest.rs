@@ -153,7 +153,7 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         portal::kill(cpu, ec, format_args!("it has no guest, PIO and MSR spaces, or they are gone"))
     };
     run::make_current(cpu, ec);
-    cpu.counters.count(counter::GUEST_ENTRY);
+    cpu.counters().count(counter::GUEST_ENTRY);
     run::switch_space(cpu, ec);
     fpu::acquire(cpu, ec);
     let vcpu = guest.vcpu();
@@ -161,7 +161,7 @@ pub fn enter(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     cpu.nested.enter(space.0.root());
     let generation = space.0.generation.current();
     if generation != guest.generation.replace(generation) {
-        cpu.counters.count(counter::GUEST_FLUSH);
+        cpu.counters().count(counter::GUEST_FLUSH);
         vcpu.common().flush();
     }
     if cpu.guest.get().is_some_and(|last| !core::ptr::eq(last, guest)) {

@@ -106,7 +106,7 @@ pub fn handle(cpu: &'static Cpu, vector: u8) {
         iommu::mask_faults();
     }
     lapic::end_of_interrupt();
-    cpu.counters.count(counter::INTERRUPT);
+    cpu.counters().count(counter::INTERRUPT);
     if flags & flag::INT_MASKED == 0 {
         let _ = semaphore(gsi).and_then(|semaphore| semaphore.up(cpu));
     }
@@ -120,9 +120,9 @@ fn handle_own(cpu: &'static Cpu, vector: u8) {
     match vector {
         lapic::TIMER => sched::expire(cpu),
         lapic::ATTENTION => cpu.reschedule.set(true),
-        _ => return cpu.counters.count(counter::INTERRUPT),
+        _ => return cpu.counters().count(counter::INTERRUPT),
     }
-    cpu.counters.count(if vector == lapic::TIMER { counter::TIMER } else { counter::ATTENTION });
+    cpu.counters().count(if vector == lapic::TIMER { counter::TIMER } else { counter::ATTENTION });
 }
 
 /// What the stub for entries from the kernel passes: vector, error code and the processor's frame.

@@ -4,18 +4,17 @@
 //! Unsafe: writes to frames of the pool that nothing else uses.
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::observation::{COUNTERS, RECORDS_PER_PAGE, Traced, counter};
 
 use crate::cpu::{self, Cpu, now};
-use crate::memory::{FRAME, KERNEL_ACCOUNT, StaticFrame};
+use crate::memory::{FRAME, Frame, KERNEL_ACCOUNT};
+use crate::space;
 
-/// Where a CPU counts. Only that CPU writes there.
-pub struct Counters(AtomicPtr<[AtomicU64; COUNTERS]>);
-
-/// Where CPUs count that have no frames of their own.
-static NOWHERE: StaticFrame = StaticFrame::zeroed();
+/// Where a CPU counts: a page that user programs can see. Only that CPU writes there.
+#[repr(C, align(4096))]
+pub struct Counters([AtomicU64; COUNTERS]);
 
 /// Turns the trace on or off, for all CPUs.
 pub fn set_tracing(on: bool) {
@@ -26,35 +25,31 @@ pub fn set_tracing(on: bool) {
 static FRAMES: AtomicU64 = AtomicU64::new(0);
 
 impl Counters {
-    /// Counts nowhere yet.
+    /// All zero.
     pub const fn none() -> Self {
-        Self(AtomicPtr::new(NOWHERE.get().cast()))
-    }
-
-    fn get(&self) -> &'static [AtomicU64; COUNTERS] {
-        // SAFETY: a frame of atomic words, for ever.
-        unsafe { &*self.0.load(Ordering::Relaxed) }
+        Self([const { AtomicU64::new(0) }; COUNTERS])
     }
 
     /// Counts one more of `counter`.
     #[inline(always)]
     pub fn count(&self, counter: usize) {
-        let counter = &self.get()[counter & (COUNTERS - 1)];
+        let counter = &self.0[counter & (COUNTERS - 1)];
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 }
 
-/// Gives all CPUs, which have started, their frames: 4 MiB at most.
-pub fn init() {
-    let cpus = cpu::count().next_power_of_two().trailing_zeros() as u8;
+/// Provides frames for as many CPUs as may start, 4 MiB at most. The CPU that executes this counts there from now on.
+pub fn init(cpus: usize) {
+    let cpus = cpus.clamp(1, cpu::CPUS_MAX).next_power_of_two().trailing_zeros() as u8;
     let order = 6u8.saturating_sub(cpus.saturating_sub(4));
     let Some(first) = KERNEL_ACCOUNT.frames(cpus + order) else { return };
-    for cpu in Cpu::all() {
-        let offset = (cpu.number as usize * FRAME) << order;
-        // SAFETY: inside the frames just allocated.
-        cpu.counters.0.store(unsafe { first.pointer().add(offset) }.cast(), Ordering::Relaxed);
-    }
     FRAMES.store(first.physical() | order as u64, Ordering::Relaxed);
+    space::map_counters(first.physical());
+}
+
+/// Physical address of the counters of CPU `number`.
+pub fn counters_of(number: u16) -> Option<u64> {
+    place().map(|(start, each)| start + number as u64 * each as u64 * FRAME as u64)
 }
 
 /// Physical address of the frames, and how many each CPU has.
@@ -83,14 +78,15 @@ pub fn trace(cpu: &Cpu, what: Traced, detail: u16, first: u64, second: u64) {
 #[inline(never)]
 fn record(cpu: &Cpu, what: u64, first: u64, second: u64) {
     let Some((_, each)) = place() else { return };
-    let counters = cpu.counters.get();
-    let number = counters[counter::RECORDS].load(Ordering::Relaxed);
+    let Some(frame) = counters_of(cpu.number).and_then(Frame::from_physical) else { return };
+    let counter = &cpu.counters().0[counter::RECORDS];
+    let number = counter.load(Ordering::Relaxed);
     let capacity = (each as u64).saturating_sub(1) * RECORDS_PER_PAGE;
     let Some(place) = number.checked_rem(capacity) else { return };
     // SAFETY: the records follow the counters, in frames that only this CPU writes.
-    let slot = unsafe { &*core::ptr::from_ref(counters).add(1).cast::<[AtomicU64; 4]>().add(place as usize) };
+    let slot = unsafe { &*frame.pointer().add(FRAME).cast::<[AtomicU64; 4]>().add(place as usize) };
     for (word, value) in slot.iter().zip([now(), what, first, second]) {
         word.store(value, Ordering::Relaxed);
     }
-    counters[counter::RECORDS].store(number + 1, Ordering::Release);
+    counter.store(number + 1, Ordering::Release);
 }

@@ -67,7 +67,7 @@ fn waits_for(callee: &'static Ec, caller: &Ec) -> bool {
 fn help(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, retry: Continuation) -> ! {
     caller.continuation.set(retry);
     caller.helps.set(Some(callee.reference));
-    cpu.counters.count(counter::HELP);
+    cpu.counters().count(counter::HELP);
     sched::resume_current(cpu)
 }
 
@@ -111,7 +111,7 @@ pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
         help(cpu, ec, callee, Continuation::SendEvent);
     }
     let (first, guest) = if ec.guest.is_some() { (counter::GUEST_EVENT, 1 << 15) } else { (counter::HOST_EVENT, 0) };
-    cpu.counters.count(first.saturating_add(event as usize));
+    cpu.counters().count(first.saturating_add(event as usize));
     trace(cpu, Traced::Event, event | guest, ec.reference.index() as u64, callee.reference.index() as u64);
     let mtd = Mtd::from_bits_retain(portal.mtd.load(Ordering::Relaxed));
     match ec.guest {

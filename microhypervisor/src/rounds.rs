@@ -79,7 +79,7 @@ pub fn start(cpu: &Cpu, ec: &Ec, after: Continuation, concerned: &dyn Fn(&Cpu) -
     if any {
         ec.after_round.set(after);
         ec.continuation.set(Continuation::AwaitRound);
-        cpu.counters.count(counter::ROUND);
+        cpu.counters().count(counter::ROUND);
         trace(cpu, Traced::Round, 0, ec.reference.index() as u64, 0);
         cpu.rounds.next.get().push(&EcLinks, object::id(ec), false);
         launch(cpu);
@@ -117,7 +117,7 @@ fn answer(cpu: &Cpu, asked: Taken<WORDS>) -> bool {
         if !core::mem::replace(&mut flushed, true) {
             flush(cpu);
         }
-        cpu.counters.count(counter::ANSWER);
+        cpu.counters().count(counter::ANSWER);
         trace(cpu, Traced::Answer, 0, 0, 0);
         if other.rounds.round.acknowledge() {
             call(other);
@@ -221,7 +221,7 @@ fn attend_to_others(cpu: &'static Cpu) -> bool {
     let asked = rounds.requests.take(count());
     let mut handled = 0_u32;
     while let Some((id, message)) = rounds.inbox.get().take(&rounds.mailbox, &Cells) {
-        cpu.counters.count(counter::MESSAGE);
+        cpu.counters().count(counter::MESSAGE);
         deliver(cpu, id, message);
         handled = handled.saturating_add(1);
         if handled.is_multiple_of(BATCH) {

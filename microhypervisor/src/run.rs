@@ -65,7 +65,7 @@ extern "C" fn go_on(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         go_on_with_more(cpu, ec)
     }
     if !core::ptr::eq(cpu.current.replace(ec), ec) {
-        cpu.counters.count(counter::SWITCH);
+        cpu.counters().count(counter::SWITCH);
     }
     // SAFETY: the EC's state is complete, and its RIP is a user address.
     unsafe { return_from_hypercall(ec.gprs.get()) }
@@ -159,7 +159,7 @@ fn show_ports(cpu: &Cpu, ec: &Ec) -> bool {
 #[inline(always)]
 pub fn make_current(cpu: &Cpu, ec: &Ec) {
     if !core::ptr::eq(cpu.current.replace(ec), ec) {
-        cpu.counters.count(counter::SWITCH);
+        cpu.counters().count(counter::SWITCH);
         trace(cpu, Traced::Switch, 0, ec.reference.index() as u64, ec.pd.reference.index() as u64);
     }
 }
@@ -169,7 +169,7 @@ pub fn make_current(cpu: &Cpu, ec: &Ec) {
 pub fn switch_space(cpu: &Cpu, ec: &Ec) {
     let root = ec.space.root();
     if cpu.space.root() != root {
-        cpu.counters.count(counter::SPACE_SWITCH);
+        cpu.counters().count(counter::SPACE_SWITCH);
         cpu.space.announce(root);
         // SAFETY: every host space maps the kernel.
         unsafe { registers::set_cr3(root) };

@@ -217,7 +217,7 @@ fn turn(cpu: &'static Cpu, time: u64) -> u64 {
     }
     let Some(id) = cpu.ready.get().pop_highest(&ScLinks) else { return wait(cpu) };
     let sc = by_id::<Sc>(id);
-    cpu.counters.count(counter::TURN);
+    cpu.counters().count(counter::TURN);
     cpu.sc.set(Some(sc));
     sc.begin(time);
     cpu.slice_end.set(time.saturating_add(sc.left.get()));
@@ -246,7 +246,7 @@ fn go_on(cpu: &'static Cpu, sc: &Sc) -> u64 {
 fn wait(cpu: &Cpu) -> u64 {
     cpu.slice_end.set(u64::MAX);
     timer::program(cpu);
-    cpu.counters.count(counter::IDLE);
+    cpu.counters().count(counter::IDLE);
     if !cpu.current.replace(core::ptr::null()).is_null() {
         trace(cpu, Traced::Idle, 0, 0, 0);
     }

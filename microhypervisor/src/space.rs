@@ -19,7 +19,7 @@ use kernel_core::shootdown::Use;
 use kernel_core::slots::{Entry, Named};
 use spin::{Mutex, MutexGuard};
 
-pub use self::kernel::{CPUS, DEVICES, build_kernel, map_cpu, map_device, master, unmap_device};
+pub use self::kernel::{CPUS, DEVICES, build_kernel, map_counters, map_cpu, map_device, master, unmap_device};
 pub use self::memory::{GuestSpace, HostSpace, Memory};
 use crate::cpu::Cpu;
 use crate::memory::{Frame, KERNEL, release};

@@ -6,6 +6,7 @@
 use crate::cpu::{BLOCK, BLOCK_STRIDE, BOOT_CPU, CpuBlock};
 use crate::descriptors::{WINDOW_GROUP, WINDOW_GROUPS, WINDOW_TSS_PAGES};
 use crate::memory::{Frame, KERNEL, KERNEL_ACCOUNT, StaticFrame, read_entry, write_entry};
+use crate::observation::counters_of;
 
 /// Address of the device window: the LAPIC's page, then one page for each I/O APIC.
 pub const DEVICES: u64 = 0xffff_ffff_c000_0000;
@@ -130,12 +131,20 @@ pub fn map_cpu(number: u16) -> bool {
         let index = (page + (offset >> 12)) & 511;
         // What a CPU that did not answer left is there already.
         if read_entry(table, index) == 0 {
-            let Some(frame) = frame() else { return false };
+            let counters = counters_of(number).filter(|_| offset == CpuBlock::COUNTERS);
+            let Some(frame) = counters.or_else(frame) else { return false };
             write_entry(table, index, frame | PRESENT | WRITE | NO_EXECUTE | GLOBAL);
         }
     }
     map_gdt(table, page & 511, read_entry(table, (page & 511) + (CpuBlock::GDT >> 12)));
     true
+}
+
+/// Makes the frame at `physical` hold the counters of the first CPU, which executes this.
+pub fn map_counters(physical: u64) {
+    let counters = &raw const BOOT_CPU as u64 + CpuBlock::COUNTERS as u64;
+    put(&IMAGE_PT, (counters >> 12) as usize & 511, physical | PRESENT | WRITE | NO_EXECUTE | GLOBAL);
+    x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(counters));
 }
 
 /// Physical address of the page-table root without user memory.

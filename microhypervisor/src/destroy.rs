@@ -302,7 +302,7 @@ pub fn stop(cpu: &Cpu, ec: &'static Ec) {
     if ec.continuation.get() == Continuation::Blocked {
         semaphore::forget(ec);
     }
-    if let Some(callee) = ec.callee.take() {
+    if let Some(callee) = ec.callee() {
         callee.caller.set(None);
         sched::inherit(cpu, callee, first_caller(ec).share.get());
     }

@@ -150,8 +150,8 @@ pub struct Ec {
     pub event: Cell<u16>,
     /// Who called this local thread and waits for its reply.
     pub caller: Caller,
-    /// The local thread whose reply this EC waits for.
-    pub callee: Cell<Option<&'static Ec>>,
+    /// The local thread whose reply this EC waits for, if it does: see [`Self::callee`].
+    pub serves: Cell<Option<&'static Ec>>,
     /// Its capabilities, message words and page tables: what `binding` leads to, close at hand for the fast path.
     pub selectors: &'static Selectors,
     /// See above.
@@ -159,7 +159,7 @@ pub struct Ec {
     /// See above.
     pub tables: u64,
     /// The handler that the fast path found last, see `fast.S`: nobody else's.
-    pub last_found: Owned<[u64; 6]>,
+    pub last_found: Owned<[u64; 7]>,
     /// The busy local thread that it helps until it can call it.
     pub helps: Cell<Option<Ref<Ec>>>,
     /// Header of the scheduling context that was bound to it, plus one; while that is created [`u32::MAX`].
@@ -243,11 +243,11 @@ impl Ec {
             always_0: 0,
             event: Cell::new(0),
             caller: Caller(Cell::new(NOBODY.get().cast())),
-            callee: Cell::new(None),
+            serves: Cell::new(None),
             selectors: binding.objects.selectors(),
             message: binding.utcb.pointer().cast(),
             tables: binding.space.root(),
-            last_found: Owned::new([u64::MAX, u64::MAX >> 1, 0, 0, 0, 0]),
+            last_found: Owned::new([u64::MAX, u64::MAX >> 1, 0, 0, 0, 0, 0]),
             helps: Cell::new(None),
             orphan: Sc::inherited(binding.reference, binding.cpu),
             share: Cell::new(None),
@@ -290,6 +290,12 @@ impl Ec {
         // SAFETY: the continuation is one byte.
         let now = unsafe { AtomicU8::from_ptr(self.continuation.as_ptr().cast()) }.load(Ordering::Relaxed);
         states.iter().any(|state| *state as u8 == now)
+    }
+
+    /// The local thread whose reply this EC waits for.
+    pub fn callee(&self) -> Option<&'static Ec> {
+        let waits = matches!(self.continuation.get(), Continuation::AwaitReply | Continuation::AwaitEventReply);
+        self.serves.get().filter(|_| waits)
     }
 
     /// State of a host EC named by `mtd` -> `utcb` (NOVA 8.7.4).

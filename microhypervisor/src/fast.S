@@ -1,12 +1,14 @@
 // SYSCALL, SYSENTER, and calls and replies when nothing is in the way: see fast.rs.
 
 .section .text, "ax", @progbits
-.globl syscall_entry, sysenter_entry, return_from_hypercall, svm_enter, svm_resume, svm_run, svm_event, vmx_event, vmx_event_for_syscall, vmx_enter, vmx_resume, vmx_exit
+.globl syscall_entry, sysenter_entry, return_from_hypercall, svm_enter, svm_resume, svm_resume_rip, svm_run, svm_event_found, vmx_event, vmx_event_for_syscall, vmx_enter, vmx_resume, vmx_exit
 
 // What an EC found last: the call (RDI) or event and, of SVM, the exit code that alone says so; the count of changes before it
-// looked, or 0; address of the portal, its message descriptor, address of its EC. At first nothing that can come.
+// looked, or 0; address of the portal, its message descriptor, address of its EC; SVM's code for the rest. At first nothing that
+// can come.
 .set found_key, {last_found};          .set found_code, {last_found} + 8;  .set found_changes, {last_found} + 16
 .set found_portal, {last_found} + 24;  .set found_mtd, {last_found} + 32;  .set found_handler, {last_found} + 40
+.set found_tail, {last_found} + 48
 .set no_code, 0x7fffffffffffffff
 
 // To \miss unless two operands are equal, or unless no bit is set in both.
@@ -89,11 +91,11 @@
     clear_or \miss, $0x3f, %cl
 .endm
 
-// RCX = the portal that the EC at RSP found last, RDX = its EC. If something has changed since, goes to \look, which finds
+// R8 = the portal that the EC at RSP found last, RDX = its EC. If something has changed since, goes to \look, which finds
 // it. Clobbers RAX.
 .macro handler look
     same_or \look, {table} + {changes}, found_changes(%rsp)
-    mov found_portal(%rsp), %rcx;  mov found_handler(%rsp), %rdx
+    mov found_portal(%rsp), %r8;  mov found_handler(%rsp), %rdx
 .endm
 
 // The EC at RSP waits, with continuation \waits, until the EC at RDX has served it.
@@ -117,7 +119,7 @@
 // The handler at RSP is idle again, and the guest EC at RDX runs next on the CPU at R15; R14 = the message.
 .macro event_served
     incq {counters} + {calls} + 8(%r15);  incq {counters} + {entries}(%r15)
-    movb ${idle}, {state}(%rsp);  movq ${nobody}, {caller}(%rsp);  movq $0, {callee}(%rdx)
+    movb ${idle}, {state}(%rsp);  movq ${nobody}, {caller}(%rsp)
     mov %rdx, {current}(%r15);  mov {message}(%rsp), %r14
 .endm
 
@@ -153,16 +155,15 @@ syscall_entry:
     equal_or find_callee, %rdi, found_key(%rsp)
     handler find_callee
 known_callee:
-    mov {portal_ip}(%rcx), %r8          // a user address
     equal_or slow, ${idle}, {state}(%rdx), w
     incq {counters} + {calls}(%r15)
-    mov {portal_identifier}(%rcx), %rdi
+    mov {portal_identifier}(%r8), %rdi
     hand_over ${await_reply}
     pass_on
 
-    // Into the portal: identifier in RDI, descriptor in RSI, address in R8.
+    // Into the portal at R8, which enters at a user address: identifier in RDI, descriptor in RSI.
 enter_portal:
-    mov {rsp}(%rdx), %rsp;  mov %r8, %rcx;  mov $0x202, %r11d
+    mov {rsp}(%rdx), %rsp;  mov {portal_ip}(%r8), %rcx;  mov $0x202, %r11d
     clear eax, edx, ebx, ebp, r8d, r9d, r10d, r12d, r13d, r14d, r15d
     sysretq
 
@@ -195,7 +196,7 @@ is_reply:
     user_or slow, {rip}(%rdx)
 
     incq {counters} + {calls} + 8(%r15)
-    movb ${idle}, {state}(%rsp);  movq ${nobody}, {caller}(%rsp);  movq $0, {callee}(%rdx)
+    movb ${idle}, {state}(%rsp);  movq ${nobody}, {caller}(%rsp)
     pass_on
     mov {rip}(%rdx), %rcx;  xor %edi, %edi  // SUCCESS
 leave:
@@ -211,7 +212,10 @@ event_reply:
     clear_or slow, $~{a_guest_ran}, {unusual}(%r15), l
     mov {guest}(%rdx), %rbx
     equal_or slow, {poised}(%r15), %rbx
-    clear_or slow, ${not_fast_reply}, %esi
+    equal_or 1f, ${mtd_rip}, %esi
+    event_served
+    jmp *{resume_rip}(%rbx)
+1:  clear_or slow, ${not_fast_reply}, %esi
     event_served
     jmp *{resume}(%rbx)
 
@@ -296,7 +300,21 @@ svm_enter:
 // the EC. RBX = what the guest has beyond an EC.
 svm_resume:
     mov {control}(%rbx), %rbp;  lea 128(%rdx), %rsp;  mov {control_physical}(%rbx), %rax
-    equal_or 1f, ${mtd_rip}, %esi
+    without {mtd_rip}, 1f
+    mov {utcb_rip}(%r14), %rcx;  mov %rcx, {vmcb_rip}(%rbp)
+1:  mov %rdx, %rdi;  mov %rdx, %r15
+    test ${mtd_gpr_8_15}, %sil
+    cmovnz %r14, %r15
+    without {mtd_gpr_0_7}, svm_load
+    mov %r14, %rdi
+    mov 32(%r14), %rcx;  mov %rcx, {vmcb_rsp}(%rbp);  mov (%r14), %rcx;  mov %rcx, {vmcb_rax}(%rbp)
+svm_load:
+    load_guest %rdi, %r15
+    jmp svm_run
+
+// The same with RIP from the message, all else from the EC.
+svm_resume_rip:
+    mov {control}(%rbx), %rbp;  lea 128(%rdx), %rsp;  mov {control_physical}(%rbx), %rax
     mov {utcb_rip}(%r14), %rcx;  mov %rcx, {vmcb_rip}(%rbp)
     load_guest %rdx, %rdx               // RAX is in the control block still
 
@@ -321,54 +339,64 @@ svm_run:
     equal_or svm_reason, %r8, found_code(%rsp)
 svm_handler:
     handler find_handler
-    .subsection 1
-1:  without {mtd_rip}, 1f
-    mov {utcb_rip}(%r14), %rcx;  mov %rcx, {vmcb_rip}(%rbp)
-1:  mov %rdx, %rdi;  mov %rdx, %r15
-    test ${mtd_gpr_8_15}, %sil
-    cmovnz %r14, %r15
-    without {mtd_gpr_0_7}, svm_load
-    mov %r14, %rdi
-    mov 32(%r14), %rcx;  mov %rcx, {vmcb_rsp}(%rbp);  mov (%r14), %rcx;  mov %rcx, {vmcb_rax}(%rbp)
-svm_load:
-    load_guest %rdi, %r15
-    jmp svm_run
-    .previous
 
-// Event R13 of the EC at RSP is sent to the EC at RDX through the portal at RCX: RDI = identifier, RSI = message descriptor,
-// R8 = address, R14 = its message.
+// Event R13 of the EC at RSP is sent to the EC at RDX through the portal at R8: RDI = identifier, RSI = message descriptor,
+// R14 = its message.
 .macro send_event
     incq {counters} + {events}(%r15, %r13, 8)
     hand_over ${await_event_reply}
     mov %rdx, {current}(%r15)
-    mov {portal_ip}(%rcx), %r8;  mov {portal_identifier}(%rcx), %rdi
-    mov found_mtd(%rsp), %esi;  mov {message}(%rdx), %r14
+    mov {portal_identifier}(%r8), %rdi;  mov found_mtd(%rsp), %esi;  mov {message}(%rdx), %r14
 .endm
 
 // Event R13 of the guest EC at RSP, whose exit code is in the control block at R11, goes to the EC at RDX through the portal at
-// RCX, if it is idle and nothing else is in the way. The guest's RBX, RBP, R9 and R10 are where they were. What a monitor
+// R8, if it is idle and nothing else is in the way. The guest's RBX, RBP, R9 and R10 are where they were. What a monitor
 // asks for to answer CPUID, a port or device memory is told here.
 svm_event:
     equal_or exit, ${idle}, {state}(%rdx), w
     send_event
     mov {vmcb_rip}(%r11), %rax;  mov %rax, {utcb_rip}(%r14)
-    if_equal 3f, ${io_exit}, {vmcb_exit_code}(%r11), l
+    jmp *found_tail(%rsp)
+
+// The same when the handler has just been found: what the rest is. Where the CPU tells no instruction's length it never does.
+svm_event_found:
+    mov $svm_port, %rax
+    if_equal 1f, ${io_exit}, {vmcb_exit_code}(%r11), l
+    mov $svm_more, %rax
+    clear_or 1f, $~{mtd_rip}, found_mtd(%rsp), l
+    mov $svm_rip, %rax
+    equal_or 1f, $0, {vmcb_next_rip}(%r11), q
+    mov $svm_rip_alone, %rax
+1:  mov %rax, found_tail(%rsp)
+    jmp svm_event
+
+// The rest. RIP is in RAX; the length of the instruction is told, 0 if it is not known, and no information.
+svm_rip_alone:
+    movq $0, {utcb_length}(%r14)
+    jmp enter_portal
+.macro svm_length
     mov {vmcb_next_rip}(%r11), %rcx;  sub %rax, %rcx;  cmp $15, %rcx;  jbe 2f
-    xor %ecx, %ecx                      // the length is not known
-2:  mov %rcx, {utcb_length}(%r14)       // and no information
-    if_clear enter_portal, $~{mtd_rip}, %esi
+    xor %ecx, %ecx
+2:  mov %rcx, {utcb_length}(%r14)
+.endm
+svm_rip:
+    svm_length
+    jmp enter_portal
+svm_port:
+    // As `io_qualification` port; string and REP; input; size less one.
+    mov {vmcb_exit_info} + 8(%r11), %rcx;  sub %rax, %rcx;  movzbl %cl, %ecx;  mov %rcx, {utcb_length}(%r14)
+    mov $~({mtd_rip} + {mtd_qual} + {mtd_gpr_0_7} + {mtd_gpr_8_15} + {mtd_cr} + {mtd_efer}), %r15d
+    without {mtd_qual}, 1f
+    mov {vmcb_exit_info}(%r11), %eax;  mov %eax, %ecx;  and $1, %ecx;  mov %eax, %r13d;  and $13, %r13d;  add %ecx, %r13d
+    mov %eax, %ecx;  shr $4, %ecx;  and $7, %ecx;  and $0xffff0000, %eax;  lea -1(%rcx, %r13, 4), %ecx;  or %ecx, %eax
+    mov %rax, {utcb_qualification}(%r14);  movq $0, {utcb_qualification} + 8(%r14)
+    movq $0, {utcb_qualification} + 16(%r14);  jmp 1f
+svm_more:
+    svm_length
     mov $~({mtd_rip} + {mtd_gpr_0_7} + {mtd_gpr_8_15} + {mtd_cr} + {mtd_efer}), %r15d
 1:  clear_or 4f, ${mtd_cr} + {mtd_efer}, %esi
 5:  mov {vmcb_rsp}(%r11), %rcx
     .subsection 1
-    // A port: where the next instruction is; as `io_qualification` port; string and REP; input; size less one.
-3:  mov {vmcb_exit_info} + 8(%r11), %rcx;  sub %rax, %rcx;  movzbl %cl, %ecx;  mov %rcx, {utcb_length}(%r14)
-    mov $~({mtd_rip} + {mtd_qual} + {mtd_gpr_0_7} + {mtd_gpr_8_15} + {mtd_cr} + {mtd_efer}), %r15d
-    without {mtd_qual}, 1b
-    mov {vmcb_exit_info}(%r11), %eax;  mov %eax, %ecx;  and $1, %ecx;  mov %eax, %r13d;  and $13, %r13d;  add %ecx, %r13d
-    mov %eax, %ecx;  shr $4, %ecx;  and $7, %ecx;  and $0xffff0000, %eax;  lea -1(%rcx, %r13, 4), %ecx;  or %ecx, %eax
-    mov %rax, {utcb_qualification}(%r14);  movq $0, {utcb_qualification} + 8(%r14)
-    movq $0, {utcb_qualification} + 16(%r14);  jmp 1b
 4:  without {mtd_cr}, 1f
     mov {vmcb_cr4}(%r11), %rax;  mov %rax, {utcb_cr4}(%r14);  mov {vmcb_cr3}(%r11), %rax;  mov %rax, {utcb_cr3}(%r14)
     mov {vmcb_cr0}(%r11), %rax;  mov %rax, {utcb_cr0}(%r14);  mov {vmcb_cr2}(%r11), %rax;  mov %rax, {utcb_cr2}(%r14)
@@ -394,7 +422,7 @@ message:
 1:  clear_or more_to_tell, %r15d, %esi, l
 to_portal:
     if_equal enter_portal, $0, {syscall_off}(%r12), b
-    mov {rsp}(%rdx), %rcx;  mov %r8, %rdx
+    mov {rsp}(%rdx), %rcx;  mov {portal_ip}(%r8), %rdx
     clear eax, ebx, ebp, r8d, r9d, r10d, r11d, r12d, r13d, r14d, r15d
     sti                                 // takes effect behind the next instruction
     sysexitq
@@ -424,7 +452,7 @@ vmx_event_for_syscall:
     equal_or exit, ${idle}, {state}(%rdx), l
     mov %r15, %rsp;  mov %r15, %rdi
     call {leave}
-    mov {current}(%r15), %rsp;  mov found_portal(%rsp), %rcx;  mov found_handler(%rsp), %rdx
+    mov {current}(%r15), %rsp;  mov found_portal(%rsp), %r8;  mov found_handler(%rsp), %rdx
     mov 72(%rsp), %r9;  mov 80(%rsp), %r10
     jmp 3b
 
@@ -488,7 +516,7 @@ exit:
 find_callee:
     mov %rdi, %r9;  mov %rdi, %r13;  shr $8, %r9;  mov ${may_call}, %r10d;  jmp find
 callee_found:
-    mov %r14, found_changes(%rsp);  jmp known_callee
+    mov %r14, found_changes(%rsp);  mov %rcx, %r8;  jmp known_callee
 
 // Keeps the exit code with the handler, unless it does not tell the event alone.
 svm_reason:
@@ -521,7 +549,7 @@ find:
     xor ${mtd_rip}, %r9d
     clear_or exit, ${not_fast}, %r9d
     same_or exit, {tables}(%rdx), {tables}(%rsp)
-    mov %r14, found_changes(%rsp);  mov 72(%rsp), %r9;  mov 80(%rsp), %r10
+    mov %r14, found_changes(%rsp);  mov %rcx, %r8;  mov 72(%rsp), %r9;  mov 80(%rsp), %r10
     jmp *{pass_event}(%r12)
 1:  if_equal slow, ${may_call}, %r10b, b
     jmp exit

@@ -32,7 +32,7 @@ use crate::vmx::spec as vmx;
 core::arch::global_asm!(
     include_str!("fast.S"),
     cpu = const at!(Ec, stack), rip = const at!(Ec, rip), rsp = const at!(Ec, rsp),
-    state = const at!(Ec, continuation), caller = const at!(Ec, caller), callee = const at!(Ec, callee),
+    state = const at!(Ec, continuation), caller = const at!(Ec, caller), callee = const at!(Ec, serves),
     selectors = const at!(Ec, selectors), message = const at!(Ec, message), tables = const at!(Ec, tables),
     event_base = const at!(Ec, binding.event_base), guest = const at!(Ec, binding.guest),
     sysenter = const at!(Ec, sysenter), last_found = const at!(Ec, last_found), table = sym TABLE,
@@ -46,7 +46,7 @@ core::arch::global_asm!(
     portal_enters = const at!(Pt, enters), portal_ip = const at!(Pt, ip),
     portal_identifier = const at!(Pt, identifier), portal_mtd = const at!(Pt, mtd),
     control = const at!(GuestState, block.va), control_physical = const at!(GuestState, block.pa),
-    resume = const at!(GuestState, resume), syscall_off = const at!(GuestState, syscall_off),
+    resume = const at!(GuestState, resume), resume_rip = const at!(GuestState, resume_rip), syscall_off = const at!(GuestState, syscall_off),
     pass_event = const at!(GuestState, pass_event), vmcb_next_rip = const at!(Vmcb, next_rip),
     vmcb_interrupted = const at!(Vmcb, interrupted), vmcb_exit_code = const at!(Vmcb, exit_code),
     vmcb_rip = const at!(Vmcb, rip), vmcb_rsp = const at!(Vmcb, rsp), vmcb_rax = const at!(Vmcb, rax),
@@ -105,6 +105,8 @@ unsafe extern "C" {
     pub fn vmx_enter(gprs: *mut Gprs, launched: u64) -> !;
     /// Enters a guest again.
     pub fn svm_resume() -> !;
+    /// Enters a guest again, with a new RIP alone.
+    pub fn svm_resume_rip() -> !;
     /// Enters a guest again.
     pub fn vmx_resume() -> !;
     /// Where exits go.
@@ -114,7 +116,7 @@ unsafe extern "C" {
     /// Passes an event of a guest on to its handler, which enters by SYSCALL.
     pub fn vmx_event_for_syscall() -> !;
     /// Passes an event of a guest on to its handler.
-    pub fn svm_event() -> !;
+    pub fn svm_event_found() -> !;
     /// Where SYSCALL enters, through the stubs.
     pub static syscall_entry: u8;
     /// Where SYSENTER enters.

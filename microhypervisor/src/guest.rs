@@ -44,7 +44,9 @@ pub struct GuestState {
     pub block: PhysPage,
     /// Where the fast path enters the guest again.
     pub resume: unsafe extern "C" fn() -> !,
-    /// How it passes on an event.
+    /// The same with a new RIP alone.
+    pub resume_rip: unsafe extern "C" fn() -> !,
+    /// How it passes on an event: on VMX any, on SVM one whose handler was just found.
     pub pass_event: Cell<unsafe extern "C" fn() -> !>,
     /// Its exits turn SYSCALL off, for a handler that enters by SYSENTER (VMX).
     pub syscall_off: Cell<bool>,
@@ -66,13 +68,14 @@ impl GuestState {
             Processor::Vmx(processor) => Vcpu::Vmx(Vmx::new(processor, block, apic, root, rsp)),
             Processor::Svm(processor) => Vcpu::Svm(Svm::new(processor, block, rsp)),
         };
-        let (resume, pass_event): (unsafe extern "C" fn() -> !, unsafe extern "C" fn() -> !) = match vcpu {
-            Vcpu::Vmx(_) => (fast::vmx_resume, fast::vmx_event_for_syscall),
-            Vcpu::Svm(_) => (fast::svm_resume, fast::svm_event),
+        let [resume, resume_rip, pass_event]: [unsafe extern "C" fn() -> !; 3] = match vcpu {
+            Vcpu::Vmx(_) => [fast::vmx_resume, fast::vmx_resume, fast::vmx_event_for_syscall],
+            Vcpu::Svm(_) => [fast::svm_resume, fast::svm_resume_rip, fast::svm_event_found],
         };
         Self {
             block,
             resume,
+            resume_rip,
             pass_event: Cell::new(pass_event),
             syscall_off: Cell::new(false),
             vcpu: Owned::new(vcpu),

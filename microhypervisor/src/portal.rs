@@ -45,7 +45,7 @@ impl Pt {
 /// Lends the caller's scheduling context to `callee`, which starts at the portal's address.
 fn enter(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, portal: &Pt, mtd: u32) -> ! {
     callee.caller.set(Some(caller));
-    caller.callee.set(Some(callee));
+    caller.serves.set(Some(callee));
     *callee.gprs.get() = Gprs([0; 16]);
     callee.set_gpr(gpr::RDI, portal.identifier.load(Ordering::Relaxed));
     callee.set_gpr(gpr::RSI, mtd as u64);
@@ -73,7 +73,6 @@ fn help(cpu: &'static Cpu, caller: &'static Ec, callee: &'static Ec, retry: Cont
 
 /// ipc_call of `caller`, whose registers hold the portal and the message descriptor.
 pub fn call(cpu: &'static Cpu, caller: &'static Ec, call: Call) -> Result<(), Status> {
-    caller.callee.set(None);
     let (portal, _) = caller.selectors.get::<Pt>(call.selector, Permissions::CALL)?;
     let callee = portal.ec.get().ok_or(Status::Aborted)?;
     if !core::ptr::eq(callee.cpu, caller.cpu) {
@@ -94,7 +93,6 @@ pub fn call(cpu: &'static Cpu, caller: &'static Ec, call: Call) -> Result<(), St
 
 /// Sends `event` of `ec` to its portal; kills `ec` if that cannot be done.
 pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
-    ec.callee.set(None);
     let portal = match ec.selectors.get::<Pt>(ec.event_base.wrapping_add(event as u64), Permissions::EVENT) {
         Ok((portal, _)) => portal,
         Err(_) => kill(cpu, ec, format_args!("no portal for event {}", Hex(event as u64))),
@@ -138,7 +136,6 @@ pub fn reply(cpu: &'static Cpu, callee: &'static Ec) -> ! {
     };
     let mtd = callee.gpr(gpr::RSI) as u32;
     callee.caller.set(None);
-    caller.callee.set(None);
     if caller.continuation.get() == Continuation::AwaitReply {
         let mtd = mtd & 0x1ff;
         copy_words(callee.utcb, caller.utcb, (mtd as usize).saturating_add(1));
@@ -196,14 +193,12 @@ pub fn unwind(cpu: &Cpu, ec: &'static Ec) {
     let mut dead = ec;
     loop {
         dead.continuation.set(Continuation::Dead);
-        dead.callee.set(None);
         sched::unpark(cpu, dead);
         // It and its scheduling context are inactive now.
         TABLE.suspect(dead.reference.index());
         TABLE.suspect(dead.bound.load(Ordering::Relaxed).wrapping_sub(1));
         let Some(caller) = dead.caller.get() else { return };
         dead.caller.set(None);
-        caller.callee.set(None);
         if caller.continuation.get() == Continuation::AwaitReply {
             return run::finish(caller, Status::Aborted);
         }

@@ -268,7 +268,7 @@ pub fn ahead(ec: &Ec) -> Option<&'static Ec> {
     let busy = |callee: &&Ec| !matches!(callee.continuation.get(), Continuation::Idle | Continuation::Dead);
     match ec.continuation.get() {
         Continuation::SendCall | Continuation::SendEvent => ec.helps.get().and_then(Ref::get).filter(busy),
-        _ => ec.callee.get(),
+        _ => ec.callee(),
     }
 }
 

@@ -269,7 +269,6 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     enable_virtualization(cpu);
     observation::init(processors.len());
     smp::start_all(processors, &mut trampoline);
-    observation::init();
     let [mhz, cpus, pins64, id] =
         [timer::frequency() / 1_000_000, crate::cpu::count() as u64, pins as u64, lapic::id() as u64].map(Decimal);
     log!("system time runs at {mhz} MHz; {pins64} interrupt pins; {cpus} CPUs, the first with APIC id {id}");

@@ -13,7 +13,7 @@ use core::sync::atomic::Ordering;
 use kernel_core::boot::acpi::{self, Tables as AcpiTables};
 use kernel_core::boot::memory_map::{MemoryMap, UefiMap};
 use kernel_core::boot::{BootInformation, PhysicalMemory, multiboot1, multiboot2, pvh};
-use kernel_core::reason::{Decimal, Hex, Words};
+use kernel_core::reason::Words;
 use x86_64::instructions::port::Port;
 
 use crate::cpu::{BOOT_CPU, CPUS_MAX, Cpu, CpuBlock, now};
@@ -78,14 +78,14 @@ fn hand_over(magic: u32, information: u32) -> HandOver {
         multiboot2::MAGIC => ("multiboot2", multiboot2::parse(memory, address, &mut found)),
         pvh::MAGIC => ("PVH", pvh::parse(memory, address, &mut found)),
         multiboot1::MAGIC => ("multiboot", multiboot1::parse(memory, address, &mut found)),
-        _ => fatal(format_args!("boot loader magic {} is neither multiboot nor PVH", Hex(magic as u64))),
+        _ => fatal(format_args!("boot loader magic {:#x} is neither multiboot nor PVH", magic as u64)),
     };
     if let Err(error) = result {
         fatal(format_args!("{} information: {error}", Words(name)))
     }
     let kernel = memory::kernel_range();
     if let Some(have) = found.map.ram(memory).filter(|ram| *ram < kernel.1) {
-        let (need, have) = (Decimal(kernel.1 >> 20), Decimal(have >> 20));
+        let (need, have) = (kernel.1 >> 20, have >> 20);
         fatal(format_args!("too little memory: the kernel alone needs {need} MiB, the machine has {have} MiB"));
     }
     require_ram("the kernel", &found.map, kernel);
@@ -94,15 +94,15 @@ fn hand_over(magic: u32, information: u32) -> HandOver {
     };
     require_ram("the root image", &found.map, image);
     if image.0 < kernel.1 && kernel.0 < image.1 {
-        fatal(format_args!("the root image at {}..{} overlaps the kernel", Hex(image.0), Hex(image.1)));
+        fatal(format_args!("the root image at {:#x}..{:#x} overlaps the kernel", image.0, image.1));
     }
     HandOver { magic, information, image, found }
 }
 
 fn require_ram(what: &str, map: &MemoryMap, (start, end): (u64, u64)) {
     if let Some(hole) = map.hole(&BootMemory, start, end) {
-        let (what, start, end, hole) = (Words(what), Hex(start), Hex(end), Hex(hole));
-        fatal(format_args!("{what} is at {start}..{end}, but the memory map has no RAM at {hole}"));
+        let what = Words(what);
+        fatal(format_args!("{what} is at {start:#x}..{end:#x}, but the memory map has no RAM at {hole:#x}"));
     }
 }
 
@@ -207,7 +207,7 @@ fn protect(tables: &AcpiTables, uefi: Option<UefiMap>) {
     let mut slots = protected.iter_mut();
     let mut keep = |start: u64, end: u64| {
         let Some(slot) = slots.next() else {
-            let most = Decimal(platform::RANGES as u64);
+            let most = platform::RANGES as u64;
             fatal(format_args!("firmware and devices keep more than {most} ranges of memory"))
         };
         *slot = (start >> 12, end.div_ceil(4096));
@@ -270,7 +270,7 @@ extern "C" fn kernel_main(magic: u32, information: u32) -> ! {
     observation::init(processors.len());
     smp::start_all(processors, &mut trampoline);
     let [mhz, cpus, pins64, id] =
-        [timer::frequency() / 1_000_000, crate::cpu::count() as u64, pins as u64, lapic::id() as u64].map(Decimal);
+        [timer::frequency() / 1_000_000, crate::cpu::count() as u64, pins as u64, lapic::id() as u64];
     log!("system time runs at {mhz} MHz; {pins64} interrupt pins; {cpus} CPUs, the first with APIC id {id}");
     root::create(cpu, &image, &hand_over, pins);
     sched::schedule(cpu, crate::cpu::now())
@@ -306,6 +306,6 @@ fn enable_virtualization(cpu: &Cpu) {
         Ok(processor) => {
             cpu.processor.call_once(|| processor);
         }
-        Err(reason) => log!("no virtual machines on CPU {}: {reason}", Decimal(cpu.number as u64)),
+        Err(reason) => log!("no virtual machines on CPU {}: {reason}", cpu.number as u64),
     }
 }

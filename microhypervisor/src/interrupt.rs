@@ -9,7 +9,6 @@ use ::iommu::entry::{self, Interrupt};
 use abi::Status;
 use abi::hypercall::flag;
 use abi::observation::{Traced, counter};
-use kernel_core::reason::Hex;
 use spin::Once;
 
 use crate::cpu::Cpu;
@@ -147,12 +146,9 @@ pub extern "C" fn kernel_interrupt(frame: &mut KernelFrame) {
         2 => {}
         // A program that steps executed SYSENTER: it does no longer.
         1 if *rip == &raw const sysenter_entry as u64 => *rflags &= !TRAP,
-        0..32 => {
-            let [vector, error, rip, rsp, cr2, rflags] = [*vector, *error, *rip, *rsp, cr2, *rflags].map(Hex);
-            crate::panic::fatal(format_args!(
-                "exception {vector} in the kernel: error {error}, RIP {rip}, RSP {rsp}, CR2 {cr2}, RFLAGS {rflags}",
-            ))
-        }
+        0..32 => crate::panic::fatal(format_args!(
+            "exception {vector:#x} in the kernel: error {error:#x}, RIP {rip:#x}, RSP {rsp:#x}, CR2 {cr2:#x}, RFLAGS {rflags:#x}",
+        )),
         _ => handle(Cpu::this(), *vector as u8),
     }
 }

@@ -17,7 +17,7 @@ use abi::capability::Permissions;
 use abi::utcb::gpr;
 use kernel_core::boot::{PhysicalMemory, Window};
 use kernel_core::paging::{DMA, Piece};
-use kernel_core::reason::{Decimal, Hex, Words};
+use kernel_core::reason::Words;
 use spin::{Mutex, Once};
 use x86_64::instructions::port::Port;
 
@@ -144,7 +144,7 @@ fn put(table: u64, index: usize, [low, high]: Entry) {
 pub fn start(pd: &'static Pd) -> Result<(), Status> {
     let Some(dmar) = table() else { return Ok(()) };
     let (mut common, account) = (Abilities::ALL, &KERNEL_ACCOUNT);
-    let complain = |at, problem| log!("the IOMMU at {} is left out: {}", Hex(at), Words(problem));
+    let complain = |at, problem| log!("the IOMMU at {at:#x} is left out: {}", Words(problem));
     for (number, (at, slot)) in dmar.units.as_slice().iter().zip(&mut STATE.lock().units).enumerate() {
         let first = FIRST_SLOT + number * PAGES;
         for page in 0..PAGES {
@@ -193,7 +193,7 @@ fn keep_reserved(pd: &'static Pd, all: &[Reserved]) {
                 STATE.lock().attach(source, &space.memory, &KERNEL_ACCOUNT)
             });
             let outcome = Words(if kept.is_ok() { "keeps" } else { "does not keep" });
-            log!("device {} {outcome} its memory at {}", Hex(source as u64), Hex(first.start));
+            log!("device {:#x} {outcome} its memory at {:#x}", source as u64, first.start);
         }
     }
 }
@@ -295,7 +295,7 @@ pub fn settle(space: &Memory) {
     if !state.forget(&[entry::forget_domain(space.domain)]) {
         state.detach(space.domain);
         drop(state);
-        log!("an IOMMU does not answer: the devices of domain {} are cut off", Decimal(space.domain as u64));
+        log!("an IOMMU does not answer: the devices of domain {} are cut off", space.domain as u64);
     }
 }
 

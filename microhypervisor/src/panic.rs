@@ -2,7 +2,7 @@
 
 use core::panic::PanicInfo;
 
-use kernel_core::reason::{Decimal, Words};
+use kernel_core::reason::Words;
 
 /// Reports and stops.
 pub fn fatal(arguments: core::fmt::Arguments) -> ! {
@@ -17,5 +17,5 @@ pub fn fatal(arguments: core::fmt::Arguments) -> ! {
 #[panic_handler]
 fn panic(info: &PanicInfo) -> ! {
     let (file, line) = info.location().map_or(("", 0), |place| (place.file(), place.line()));
-    fatal(format_args!("{}:{}: {}", Words(file), Decimal(line.into()), info.message()))
+    fatal(format_args!("{}:{}: {}", Words(file), line as u64, info.message()))
 }

@@ -7,7 +7,6 @@ use abi::hypercall::flag;
 use abi::observation::{Traced, counter};
 use abi::utcb::gpr;
 use abi::{Mtd, Status, USER_END, event};
-use kernel_core::reason::Hex;
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec, EcKind};
@@ -95,15 +94,15 @@ pub fn call(cpu: &'static Cpu, caller: &'static Ec, call: Call) -> Result<(), St
 pub fn raise(cpu: &'static Cpu, ec: &'static Ec, event: u16) -> ! {
     let portal = match ec.selectors.get::<Pt>(ec.event_base.wrapping_add(event as u64), Permissions::EVENT) {
         Ok((portal, _)) => portal,
-        Err(_) => kill(cpu, ec, format_args!("no portal for event {}", Hex(event as u64))),
+        Err(_) => kill(cpu, ec, format_args!("no portal for event {:#x}", event as u64)),
     };
     let callee = match portal.ec.get() {
         Some(callee) if core::ptr::eq(callee.cpu, ec.cpu) && callee.continuation.get() != Continuation::Dead => callee,
-        _ => kill(cpu, ec, format_args!("the handler of event {} is gone", Hex(event as u64))),
+        _ => kill(cpu, ec, format_args!("the handler of event {:#x} is gone", event as u64)),
     };
     if callee.continuation.get() != Continuation::Idle {
         if waits_for(callee, ec) {
-            kill(cpu, ec, format_args!("event {} in its own handler", Hex(event as u64)));
+            kill(cpu, ec, format_args!("event {:#x} in its own handler", event as u64));
         }
         ec.event.set(event);
         help(cpu, ec, callee, Continuation::SendEvent);
@@ -183,7 +182,7 @@ fn resume_event(cpu: &'static Cpu, ec: &'static Ec, handler: &Ec, mtd: Mtd) {
 
 /// Kills `ec`; whoever waits for its reply gets ABORTED, or dies as well if it was waiting for an event handler.
 pub fn kill(cpu: &'static Cpu, ec: &'static Ec, reason: core::fmt::Arguments) -> ! {
-    crate::log!("killed EC {} at RIP {}: {reason}", Hex(ec.reference.index() as u64), Hex(ec.rip.get()));
+    crate::log!("killed EC {:#x} at RIP {:#x}: {reason}", ec.reference.index() as u64, ec.rip.get());
     unwind(cpu, ec);
     sched::resume_current(cpu)
 }
@@ -202,7 +201,7 @@ pub fn unwind(cpu: &Cpu, ec: &'static Ec) {
         if caller.continuation.get() == Continuation::AwaitReply {
             return run::finish(caller, Status::Aborted);
         }
-        crate::log!("killed EC {}: its event handler died", Hex(caller.reference.index() as u64));
+        crate::log!("killed EC {:#x}: its event handler died", caller.reference.index() as u64);
         dead = caller;
     }
 }

@@ -14,7 +14,6 @@ use abi::{HIP_ADDRESS, ROOT_UTCB_ADDRESS, Status, event};
 use kernel_core::boot::PhysicalMemory;
 use kernel_core::boot::elf::RootElf;
 use kernel_core::paging::Piece;
-use kernel_core::reason::Decimal;
 use kernel_core::slots::Entry;
 
 use crate::boot::HandOver;
@@ -58,7 +57,7 @@ fn must<T>(result: Result<T, Status>) -> T {
 
 #[inline(never)]
 fn failed(status: Status) -> ! {
-    fatal(format_args!("cannot create the root protection domain: error {}", Decimal(status as u64)))
+    fatal(format_args!("cannot create the root protection domain: error {}", status as u64))
 }
 
 /// MSRs that a guest may be given, by what of them (NOVA 8.2.3). To read and write: what is switched with the vCPU. To

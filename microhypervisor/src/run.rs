@@ -8,7 +8,6 @@ use core::sync::atomic::Ordering;
 use abi::observation::{Traced, counter};
 use abi::utcb::gpr;
 use abi::{Status, USER_END};
-use kernel_core::reason::Hex;
 
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
@@ -192,9 +191,7 @@ extern "C" fn user_interrupt(ec: &'static Ec) -> ! {
     let vector = ec.vector.get();
     match vector {
         2 => {}
-        8 | 18 => {
-            crate::panic::fatal(format_args!("exception {} in user mode at RIP {}", Hex(vector), Hex(ec.rip.get())))
-        }
+        8 | 18 => crate::panic::fatal(format_args!("exception {vector:#x} in user mode at RIP {:#x}", ec.rip.get())),
         // It may be for a SYSCALL while that was a guest's.
         6 if cpu.guest.get().is_some() => {}
         7 if ec.fpu_state.is_some() => fpu::acquire(cpu, ec),

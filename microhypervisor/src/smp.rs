@@ -9,8 +9,6 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use kernel_core::reason::Decimal;
-
 use crate::cpu::{self, CPUS_MAX, CpuBlock, CpuNumber, now};
 use crate::memory::Shared;
 use crate::{fast, lapic, log, space, timer};
@@ -110,7 +108,7 @@ pub fn start_all(apic_ids: &[u32], code: &mut Trampoline) {
         }
         let number = cpu::count();
         if !lapic::reaches(id) || number as usize >= CPUS_MAX || !space::map_cpu(number) {
-            log!("the CPU with APIC id {} is left out: no room for it", Decimal(id as u64));
+            log!("the CPU with APIC id {} is left out: no room for it", id as u64);
             continue;
         }
         let block = cpu::block(number);
@@ -120,7 +118,7 @@ pub fn start_all(apic_ids: &[u32], code: &mut Trampoline) {
         if start(id) {
             cpu::add();
         } else {
-            log!("the CPU with APIC id {} is left out: it does not answer", Decimal(id as u64));
+            log!("the CPU with APIC id {} is left out: it does not answer", id as u64);
         }
     }
     code.exchange();
@@ -145,7 +143,7 @@ fn start(id: u32) -> bool {
         return false;
     }
     if !wait_until(PATIENCE.1, || TICKET.load(Ordering::Acquire) == STARTED) {
-        crate::panic::fatal(format_args!("the CPU with APIC id {} hung at its start", Decimal(id as u64)));
+        crate::panic::fatal(format_args!("the CPU with APIC id {} hung at its start", id as u64));
     }
     true
 }

@@ -4,7 +4,6 @@
 //! A broken table is ignored and complained about; what it would have told is missing then.
 
 use super::{List, PhysicalMemory, Window};
-use crate::reason::Hex;
 use core::fmt;
 
 /// Most I/O APICs.
@@ -88,7 +87,7 @@ impl fmt::Display for Complaint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         ["table ", self.table, " "].iter().try_for_each(|text| f.write_str(text))?;
         if self.address != 0 {
-            write!(f, "at {} ", Hex(self.address))?;
+            write!(f, "at {:#x} ", self.address)?;
         }
         f.write_str(self.problem)
     }

@@ -21,6 +21,7 @@ tests! {
     "recall::a caller raises RECALL when the reply is there" => calling,
     "recall::a local thread raises RECALL at its next portal" => local,
     "recall::each recall is an event, once it was taken" => again,
+    "recall::who recalls itself raises RECALL when that call returns" => itself,
 }
 
 fn control() -> Outcome {
@@ -87,6 +88,22 @@ fn waiting() -> Outcome {
     equal!((state.get(field::RIP), state.get(field::RCX)), (return_address(), return_address()));
     equal!((state.get(field::RDI) & 0xff, state.word(11)), (0, 0x202));
     equal!(state.get(field::RFLAGS), 0x202);
+    Ok(())
+}
+
+fn itself() -> Outcome {
+    let (own, after) = (number(0), number(0));
+    let subject = subject(move || {
+        ctrl_ec(own.load(Relaxed), 0);
+        after.store(1, Relaxed);
+    })?;
+    own.store(subject.ec, Relaxed);
+    subject.start()?;
+    let seen = subject.wait()?;
+    equal!((seen.len(), seen[1].number), (2, recall()));
+    let state = &seen[1].state;
+    equal!((state.get(field::RIP), state.get(field::RDI) & 0xff), (return_address(), 0));
+    equal!(after.load(Relaxed), 0);
     Ok(())
 }
 

@@ -71,11 +71,7 @@ impl Sm {
     /// Takes `ec` out of the queue; false if it is not there.
     fn remove(&self, ec: &Ec) -> bool {
         let mut state = self.state.lock();
-        let found = state.queue.remove(&EcLinks, object::id(ec));
-        if found {
-            self.settle(&state);
-        }
-        found
+        state.queue.remove(&EcLinks, object::id(ec)).then(|| self.settle(&state)).is_some()
     }
 
     /// Somebody waits no longer: if nobody does, the count is 0.
@@ -104,19 +100,20 @@ impl Sm {
     }
 
     /// Counts down, or blocks `ec` until an up, or until the time in its RSI if that is not 0.
-    pub fn down(&'static self, cpu: &'static Cpu, ec: &'static Ec, zero: bool) -> Result<(), Status> {
+    #[inline(always)]
+    pub fn down(&'static self, cpu: &Cpu, ec: &'static Ec, zero: bool) -> Result<(), Status> {
         if let Some(gsi) = self.interrupt {
-            if self.route.load(Ordering::Relaxed) != ec.cpu.number as u32 {
+            if self.route.load(Ordering::Relaxed) != cpu.number as u32 {
                 return Err(Status::BadCpu);
             }
             crate::interrupt::unmask_level(gsi);
         }
-        self.take(cpu, ec, zero)
+        self.take(ec, zero)
     }
 
     /// The same, of any semaphore.
     #[inline(never)]
-    fn take(&'static self, cpu: &'static Cpu, ec: &'static Ec, zero: bool) -> Result<(), Status> {
+    fn take(&'static self, ec: &'static Ec, zero: bool) -> Result<(), Status> {
         let (timeout, mut state) = (ec.gpr(gpr::RSI), self.state.lock());
         loop {
             let word = self.word.load(Ordering::Relaxed);
@@ -144,10 +141,10 @@ impl Sm {
         ec.continuation.set(Continuation::Blocked);
         ec.waits_on.set(Some(self));
         if timeout != 0 {
-            cpu.timeouts.get().insert(&EcTimeouts, object::id(ec), timeout);
-            timer::program(cpu);
+            ec.cpu.timeouts.get().insert(&EcTimeouts, object::id(ec), timeout);
+            timer::program(ec.cpu);
         }
-        sched::park(cpu, ec)
+        sched::park(ec.cpu, ec)
     }
 }
 

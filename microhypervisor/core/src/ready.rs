@@ -124,8 +124,10 @@ impl ReadyQueue {
     #[inline(always)]
     pub fn highest(&self) -> Option<u8> {
         let [low, high] = self.occupied;
-        let (word, last) = if high != 0 { (high, 127) } else { (low, 63) };
-        (word != 0).then(|| last ^ word.leading_zeros() as u8)
+        match high.checked_ilog2() {
+            Some(bit) => Some(bit as u8 | 64),
+            None => low.checked_ilog2().map(|bit| bit as u8),
+        }
     }
 
     /// Puts an object before all of its priority (at most [`PRIORITY_MAX`]), or behind; false if it is queued already.

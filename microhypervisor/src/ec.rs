@@ -26,8 +26,9 @@ use crate::semaphore::Sm;
 use crate::space::{HostSpace, ObjectSpace, Selectors};
 use crate::vcpu::Gprs;
 
-/// What an EC does when it next gets the CPU, or what it waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What an EC does when it next gets the CPU, or what it waits for. With those before [`Continuation::SendCall`] it
+/// runs without looking at anybody else.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
 #[repr(u8)]
 pub enum Continuation {
     /// Return from a hypercall.

@@ -1,7 +1,7 @@
 #![allow(unsafe_code)]
 //! Kernel objects, the headers that name them, and references that can never dangle.
 //!
-//! Unsafe: turns a header's offset into a reference to the object.
+//! Unsafe: turns a header's offset, or an object's number, into a reference to the object.
 //!
 //! Every object has a type-stable header with a generation. A capability and a reference between objects is (header
 //! index, generation): once the object is destroyed the generations differ, and the reference reads as null everywhere.

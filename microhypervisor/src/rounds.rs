@@ -189,11 +189,10 @@ pub fn post_sc(sc: &Sc, message: u32) {
 fn deliver(cpu: &'static Cpu, id: u32, message: u32) {
     if id & SC != 0 {
         let sc = by_id::<Sc>(id & !SC);
-        match message & mail::STOP != 0 {
+        return match message & mail::STOP != 0 {
             true => sched::remove(cpu, sc),
             false => sched::begin(cpu, sc),
-        }
-        return;
+        };
     }
     let ec = by_id::<Ec>(id);
     if message & mail::STOP != 0 {

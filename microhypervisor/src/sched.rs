@@ -229,7 +229,7 @@ fn turn(cpu: &'static Cpu, time: u64) -> u64 {
     cpu.unusual.helping.set(false);
     match sc.ec.find() {
         // The usual case: nobody is ahead of its own EC, which can run.
-        Ok(ec) if (ec.continuation.get() as u8) < Continuation::SendCall as u8 => run::run(cpu, ec),
+        Ok(ec) if ec.continuation.get() < Continuation::SendCall => run::run(cpu, ec),
         _ => go_on(cpu, sc),
     }
 }

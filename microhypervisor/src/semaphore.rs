@@ -100,7 +100,6 @@ impl Sm {
     }
 
     /// Counts down, or blocks `ec` until an up, or until the time in its RSI if that is not 0.
-    #[inline(always)]
     pub fn down(&'static self, cpu: &Cpu, ec: &'static Ec, zero: bool) -> Result<(), Status> {
         if let Some(gsi) = self.interrupt {
             if self.route.load(Ordering::Relaxed) != cpu.number as u32 {
@@ -150,8 +149,11 @@ impl Sm {
 
 /// ctrl_sm without Z of `ec`, which holds all registers that the call preserves, when the fast path has found `sm`.
 pub extern "C" fn control(cpu: &'static Cpu, ec: &'static Ec, sm: &'static Sm, which: u8) -> Status {
-    let down = which >> 4 & flag::SM_DOWN != 0;
-    let result = if down { sm.down(cpu, ec, false) } else { sm.up(cpu) };
+    let result = match (which >> 4 & flag::SM_DOWN != 0, sm.interrupt) {
+        (false, _) => sm.up(cpu),
+        (true, None) => sm.take(ec, false),
+        (true, Some(_)) => sm.down(cpu, ec, false),
+    };
     result.err().unwrap_or(Status::Success)
 }
 

@@ -300,6 +300,7 @@ fn madt_entry(entry: &Window<impl PhysicalMemory>) -> Option<MadtEntry> {
 }
 
 /// Reads the FADT; ACPI 1.0's, of 116 bytes, lacks the extended fields.
+#[inline(never)]
 fn read_fadt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) -> Result<(), Problem> {
     let fadt = table(memory, address, "FACP")?;
     let [smi_command, flags] = fadt.numbers(&[(48, 4), (112, 4)]).ok_or(BAD_LENGTH)?;

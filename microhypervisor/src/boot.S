@@ -83,7 +83,7 @@ boot_gdtr:
 
 // Where a further processor starts: a copy of this on a page below 1 MiB, which CS points to, in real mode.
 .code16
-.globl trampoline, trampoline_end
+.globl trampoline
 trampoline:
     cli
     cld
@@ -93,7 +93,7 @@ trampoline:
 trampoline_gdtr:
     .short boot_gdtr - boot_gdt - 1
     .long boot_gdt
-trampoline_end:
+.org trampoline + {trampoline_size}
 .code32
 3:  mov $16, %eax;  mov %eax, %ds
     xor %ebp, %ebp

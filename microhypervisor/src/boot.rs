@@ -36,6 +36,7 @@ core::arch::global_asm!(
     ticket = sym smp::TICKET,
     offered = const smp::OFFERED,
     claimed = const smp::CLAIMED,
+    trampoline_size = const smp::TRAMPOLINE_SIZE,
     tables = sym smp::TABLES,
     further_stack = sym smp::STACK,
     further = sym further_main,

@@ -88,12 +88,7 @@ impl Writer<'_> {
 
 impl Write for Writer<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            if byte == b'\n' {
-                self.put(b'\r');
-            }
-            self.put(byte);
-        }
+        text.bytes().for_each(|byte| self.put(byte));
         if self.1 {
             registers::interrupt_window();
         }
@@ -112,7 +107,7 @@ pub fn line(arguments: fmt::Arguments) {
     {
         let mut position = WRITER.lock();
         let mut writer = Writer(&mut position, Cpu::this().sc.get().is_some());
-        let _ = writer.write_fmt(format_args!("kilonova: {arguments}\n"));
+        let _ = writer.write_fmt(format_args!("kilonova: {arguments}\r\n"));
     }
     crate::interrupt::signal_console();
 }
@@ -121,7 +116,7 @@ pub fn line(arguments: fmt::Arguments) {
 pub fn last_words(arguments: fmt::Arguments) {
     UART_OURS.store(true, Ordering::Relaxed);
     let mut position = WRITER.try_lock().map_or(0, |guard| *guard);
-    let _ = Writer(&mut position, false).write_fmt(format_args!("\nkilonova: fatal: {arguments}\n"));
+    let _ = Writer(&mut position, false).write_fmt(format_args!("\r\nkilonova: fatal: {arguments}\r\n"));
     drain();
 }
 

@@ -32,7 +32,7 @@ const STUB: usize = 16;
 /// Where SYSCALL enters on each CPU: loads RSP from an address that is the CPU's own. Written before the kernel runs on
 /// its own page tables, which map this without the right to write.
 #[unsafe(link_section = ".stubs")]
-static STUBS: Shared<[[u8; STUB]; CPUS_MAX]> = Shared::new([[0; STUB]; CPUS_MAX]);
+static STUBS: Shared<[[u64; STUB / 8]; CPUS_MAX]> = Shared::new([[0; STUB / 8]; CPUS_MAX]);
 
 /// Address of the entry of CPU `number`.
 pub fn stub(number: CpuNumber) -> u64 {
@@ -43,15 +43,12 @@ pub fn stub(number: CpuNumber) -> u64 {
 pub fn fill_stubs() {
     // SAFETY: nobody executes the stubs yet.
     let stubs = unsafe { &mut *STUBS.get() };
-    for (number, bytes) in (0..).zip(stubs) {
+    for (number, code) in (0..).zip(stubs) {
         let current = cpu::block(number) as u64 + CpuBlock::STACK_TOP as u64;
         let next = stub(number) + STUB as u64;
         let distance = (&raw const fast::syscall_entry as u64).wrapping_sub(next);
-        let (current, distance) = ((current as u32).to_le_bytes(), (distance as u32).to_le_bytes());
-        bytes[..7].copy_from_slice(&[0x49, 0x89, 0xe3, 0x48, 0x8b, 0x24, 0x25]); // mov %rsp, %r11; mov current, %rsp
-        bytes[7..11].copy_from_slice(&current);
-        bytes[11] = 0xe9; // jmp syscall_entry
-        bytes[12..].copy_from_slice(&distance);
+        // mov %rsp, %r11; mov current, %rsp; jmp syscall_entry
+        *code = [0x25_248b_48e3_8949 | current << 56, current >> 8 & 0xff_ffff | 0xe9 << 24 | distance << 32];
     }
 }
 
@@ -60,25 +57,21 @@ const TRAMPOLINE: u64 = 0x8000;
 /// Slot of the device window at which the kernel sees that page meanwhile.
 const TRAMPOLINE_SLOT: usize = 511;
 
+/// Bytes of the code there.
+pub const TRAMPOLINE_SIZE: usize = 32;
+
 unsafe extern "C" {
-    static trampoline: u8;
-    static trampoline_end: u8;
+    static trampoline: [u8; TRAMPOLINE_SIZE];
 }
 
 /// The code with which further CPUs start.
-pub struct Trampoline([u8; 64]);
+pub struct Trampoline([u8; TRAMPOLINE_SIZE]);
 
 impl Trampoline {
     /// Reads the code, which only the boot page tables map.
     pub fn read() -> Self {
-        let start = &raw const trampoline;
-        let length = (&raw const trampoline_end as usize - start as usize).min(64);
-        let mut bytes = [0; 64];
-        for (offset, byte) in bytes.iter_mut().enumerate().take(length) {
-            // SAFETY: the code in the boot section.
-            *byte = unsafe { start.add(offset).read() };
-        }
-        Self(bytes)
+        // SAFETY: the code in the boot section, which nobody writes.
+        Self(unsafe { trampoline })
     }
 
     /// Exchanges it with what lies on the page: puts it there, or back what was there before.
@@ -86,12 +79,7 @@ impl Trampoline {
         let page = space::map_device(TRAMPOLINE_SLOT, TRAMPOLINE);
         for (offset, byte) in self.0.iter_mut().enumerate() {
             // SAFETY: mapped just now; nothing of Rust's lies there, and the root image does not run yet.
-            unsafe {
-                let place = page.add(offset);
-                let old = place.read_volatile();
-                place.write_volatile(*byte);
-                *byte = old;
-            }
+            unsafe { core::ptr::swap(page.add(offset), byte) };
         }
         space::unmap_device(TRAMPOLINE_SLOT);
     }

@@ -81,9 +81,7 @@ fn hand_over(magic: u32, information: u32) -> HandOver {
         multiboot1::MAGIC => ("multiboot", multiboot1::parse(memory, address, &mut found)),
         _ => fatal(format_args!("boot loader magic {:#x} is neither multiboot nor PVH", magic as u64)),
     };
-    if let Err(error) = result {
-        fatal(format_args!("{} information: {error}", Words(name)))
-    }
+    result.unwrap_or_else(|error| fatal(format_args!("{} information: {error}", Words(name))));
     let kernel = memory::kernel_range();
     if let Some(have) = found.map.ram(memory).filter(|ram| *ram < kernel.1) {
         let (need, have) = (kernel.1 >> 20, have >> 20);

@@ -9,6 +9,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use kernel_core::reason::Words;
+
 use crate::cpu::{self, CPUS_MAX, CpuBlock, CpuNumber, now};
 use crate::memory::Shared;
 use crate::{fast, lapic, log, space, timer};
@@ -95,18 +97,12 @@ pub fn start_all(apic_ids: &[u32], code: &mut Trampoline) {
             continue;
         }
         let number = cpu::count();
-        if !lapic::reaches(id) || number as usize >= CPUS_MAX || !space::map_cpu(number) {
-            log!("the CPU with APIC id {} is left out: no room for it", id as u64);
-            continue;
-        }
-        let block = cpu::block(number);
-        // SAFETY: mapped just now; a number is used again only if nobody claimed the block.
-        unsafe { CpuBlock::prepare(block, number) };
-        STACK.store(block as u64 + CpuBlock::STACK_TOP as u64, Ordering::Relaxed);
-        if start(id) {
+        let room = lapic::reaches(id) && (number as usize) < CPUS_MAX && space::map_cpu(number);
+        if room && start(id, number) {
             cpu::add();
         } else {
-            log!("the CPU with APIC id {} is left out: it does not answer", id as u64);
+            let reason = Words(if room { "it does not answer" } else { "no room for it" });
+            log!("the CPU with APIC id {} is left out: {reason}", id as u64);
         }
     }
     code.exchange();
@@ -115,8 +111,12 @@ pub fn start_all(apic_ids: &[u32], code: &mut Trampoline) {
 /// Milliseconds that a CPU has to claim its offer, and to be ready after that.
 const PATIENCE: (u64, u64) = (100, 1000);
 
-/// Starts one CPU; false if it did not answer.
-fn start(id: u32) -> bool {
+/// Starts one CPU, whose block is mapped; false if it did not answer.
+fn start(id: u32, number: CpuNumber) -> bool {
+    let block = cpu::block(number);
+    // SAFETY: mapped just now; a number is used again only if nobody claimed the block.
+    unsafe { CpuBlock::prepare(block, number) };
+    STACK.store(block as u64 + CpuBlock::STACK_TOP as u64, Ordering::Relaxed);
     TICKET.store(OFFERED, Ordering::Release);
     lapic::send(id, lapic::INIT);
     wait_until(10, || false);

@@ -12,10 +12,8 @@ const COMPLAINTS_MAX: usize = 8;
 /// Most bytes that a table may have; real ones have a few hundred.
 const LENGTH_MAX: u64 = 1 << 20;
 
-/// Length of the header that all tables but the root pointer have (5.2.6).
+/// Length of the header that all tables but the root pointer have (5.2.6); it begins with signature and length.
 const HEADER: u64 = 36;
-const SIGNATURE: u8 = 0;
-const LENGTH: u8 = 4;
 /// Where the MADT's entries begin: behind the header, the address of the LAPICs and flags (5.2.12).
 const MADT_ENTRIES: u64 = HEADER + 8;
 /// Start and end of the BIOS area that can hold the root pointer (5.2.5.1).
@@ -219,7 +217,7 @@ fn search(memory: &impl PhysicalMemory) -> Option<(u64, [Root; 2])> {
 /// The table at `address`, if it is intact and has this signature.
 fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &str) -> Result<Window<'a, M>, Problem> {
     let header = Window::new(memory, address, HEADER).ok_or(UNREADABLE)?;
-    let [found, len] = header.numbers(&[(SIGNATURE, 4), (LENGTH, 4)]).ok_or(UNREADABLE)?;
+    let [found, len] = header.numbers(&[(0, 4), (4, 4)]).ok_or(UNREADABLE)?;
     if (found as u32).to_le_bytes() != *signature.as_bytes() {
         return Err("has another signature");
     }
@@ -239,7 +237,7 @@ fn read_root(tables: &mut Tables, root: &Window<impl PhysicalMemory>, wide: bool
     let size = if wide { 8 } else { 4 };
     for offset in (HEADER..root.len).step_by(size) {
         let Some(address) = root.number(offset, size) else { return tables.complain("RSDT", root.start, BAD_LENGTH) };
-        let signature = Window::new(root.memory, address, HEADER).and_then(|header| header.number(SIGNATURE.into(), 4));
+        let signature = Window::new(root.memory, address, HEADER).and_then(|header| header.number(0, 4));
         let (wanted, result) = match signature.map(|signature| (signature as u32).to_le_bytes()).as_ref() {
             Some(b"APIC") if tables.madt.is_none() => ("APIC", read_madt(tables, root.memory, address)),
             Some(b"DMAR") if tables.dmar.is_none() => {

@@ -21,12 +21,8 @@ pub struct MemoryMap {
     stride: u64,
 }
 
-/// An entry of a map.
-struct Entry {
-    start: u64,
-    end: u64,
-    is_ram: bool,
-}
+/// An entry of a map: start, end, whether it is RAM.
+struct Entry(u64, u64, bool);
 
 impl MemoryMap {
     /// The map with `count` entries at `start`, if all of them can be read and they are not absurdly many.
@@ -42,7 +38,7 @@ impl MemoryMap {
     fn entry(&self, memory: &impl PhysicalMemory, index: u64) -> Option<Entry> {
         let entry = Window::new(memory, self.start.checked_add(index.checked_mul(self.stride)?)?, ENTRY)?;
         let [start, len, kind] = entry.numbers(&[(0, 8), (8, 8), (16, 4)])?;
-        Some(Entry { start, end: start.saturating_add(len), is_ram: kind == RAM })
+        Some(Entry(start, start.saturating_add(len), kind == RAM))
     }
 
     fn entries(&self, memory: &impl PhysicalMemory) -> impl Iterator<Item = Entry> {
@@ -51,18 +47,18 @@ impl MemoryMap {
 
     /// Bytes of RAM, if there is a map. RAM that is listed twice counts twice.
     pub fn ram(&self, memory: &impl PhysicalMemory) -> Option<u64> {
-        let ram = self.entries(memory).filter(|entry| entry.is_ram);
-        (self.count != 0).then(|| ram.fold(0, |sum, entry| entry.end.abs_diff(entry.start).saturating_add(sum)))
+        let ram = self.entries(memory).filter(|Entry(.., is_ram)| *is_ram);
+        (self.count != 0).then(|| ram.fold(0, |sum, Entry(start, end, _)| end.abs_diff(start).saturating_add(sum)))
     }
 
     /// The first address from `start` to before `end` that is no RAM. Without a map everything passes for RAM.
     pub fn hole(&self, memory: &impl PhysicalMemory, start: u64, end: u64) -> Option<u64> {
-        let entries = |is_ram| self.entries(memory).filter(move |entry| entry.is_ram == is_ram);
-        let taken = entries(false).filter(|entry| entry.start.max(start) < entry.end.min(end));
-        let taken = taken.map(|entry| entry.start.max(start)).min();
+        let entries = |is_ram| self.entries(memory).filter(move |entry| entry.2 == is_ram);
+        let taken = entries(false).filter(|entry| entry.0.max(start) < entry.1.min(end));
+        let taken = taken.map(|entry| entry.0.max(start)).min();
         // Each round gets behind one entry more.
         let mut ram = start;
-        while let Some(further) = entries(true).filter(|entry| entry.start <= ram).map(|entry| entry.end).max() {
+        while let Some(further) = entries(true).filter(|entry| entry.0 <= ram).map(|entry| entry.1).max() {
             if further <= ram || ram >= end {
                 break;
             }

@@ -58,7 +58,8 @@ fn read(index: u32) -> u32 {
     }
 }
 
-fn write(index: u32, value: u32) {
+#[inline(always)]
+fn write_here(index: u32, value: u32) {
     // SAFETY: as for `read`; values are legal.
     unsafe {
         if X2APIC.load(Ordering::Relaxed) {
@@ -67,6 +68,12 @@ fn write(index: u32, value: u32) {
             register(index).write_volatile(value)
         }
     }
+}
+
+/// The same, where a call is no matter.
+#[inline(never)]
+fn write(index: u32, value: u32) {
+    write_here(index, value);
 }
 
 /// Physical address of the registers.
@@ -153,7 +160,7 @@ pub fn set_timer(now: u64, deadline: u64) {
         return;
     }
     let ticks = (deadline.saturating_sub(now) as u128 * RATIO.load(Ordering::Relaxed) as u128) >> 32;
-    write(INITIAL_COUNT, ticks.clamp(1, u32::MAX as u128) as u32);
+    write_here(INITIAL_COUNT, ticks.clamp(1, u32::MAX as u128) as u32);
 }
 
 /// Sends the interrupt that `command` describes (11.6.1) to LAPIC `id`, and waits until it has left.
@@ -184,5 +191,5 @@ pub fn stop_others() {
 
 /// End of interrupt.
 pub fn end_of_interrupt() {
-    write(EOI, 0);
+    write_here(EOI, 0);
 }

@@ -197,7 +197,8 @@ fn calibrate(pm_timer: Option<(u16, bool)>) {
     timer::FREQUENCY.store(kernel_core::calibration::frequency(stc, elapsed), Ordering::Relaxed);
 }
 
-/// What of the machine programs cannot have.
+/// What of the machine programs cannot have. (Not inlined: its frame is half of the stack.)
+#[inline(never)]
 fn protect(tables: &AcpiTables, uefi: Option<UefiMap>) {
     let mut protected = [(0, 0); platform::RANGES];
     let (start, end) = memory::kernel_range();

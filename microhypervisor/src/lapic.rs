@@ -43,6 +43,7 @@ const X2APIC_ENABLE: u64 = 1 << 10;
 const APIC_ENABLE: u64 = 1 << 11;
 
 static X2APIC: AtomicBool = AtomicBool::new(false);
+/// Whether the timer takes an absolute system time.
 static DEADLINE: AtomicBool = AtomicBool::new(false);
 /// LAPIC timer ticks per system-time tick, as a 32.32 fixed-point number.
 static RATIO: AtomicU64 = AtomicU64::new(0);
@@ -121,17 +122,12 @@ pub fn init() {
 }
 
 fn choose_timer() {
-    write(LVT_TIMER, TIMER as u32 | if has_deadline() { MODE_DEADLINE } else { 0 });
+    write(LVT_TIMER, TIMER as u32 | if DEADLINE.load(Ordering::Relaxed) { MODE_DEADLINE } else { 0 });
 }
 
 /// Identifier of this CPU's LAPIC.
 pub fn id() -> u32 {
     if X2APIC.load(Ordering::Relaxed) { read(ID) } else { read(ID) >> 24 }
-}
-
-/// Whether the timer takes an absolute system time.
-pub fn has_deadline() -> bool {
-    DEADLINE.load(Ordering::Relaxed)
 }
 
 /// Starts counting down from the largest value, for calibration.
@@ -154,7 +150,7 @@ pub fn set_rate(lapic: u32, stc: u64) {
 
 /// Programs the timer for absolute system time `deadline`; earlier if that is too far away for its counter.
 pub fn set_timer(now: u64, deadline: u64) {
-    if has_deadline() {
+    if DEADLINE.load(Ordering::Relaxed) {
         // SAFETY: deadline mode was found by CPUID; zero would disarm, hence at least 1.
         unsafe { wrmsr(TSC_DEADLINE, deadline.max(1)) };
         return;

@@ -96,7 +96,8 @@ impl Entry {
 
     /// The capability reduced to `permissions`; null if none remain.
     pub const fn mask(self, permissions: Permissions) -> Self {
-        Self::new(self.reference(), self.permissions().intersection(permissions))
+        let left = self.0 & !(0x1f & !permissions.bits() as u64);
+        if left & 0x1f == 0 { Self::NULL } else { Self(left) }
     }
 }
 

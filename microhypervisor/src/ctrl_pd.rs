@@ -84,6 +84,7 @@ fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
 
 /// The end of a call that changed `space`, with `result`: if it took rights away, or another EC did that and not every
 /// CPU has seen it, goes on when all have.
+#[inline(always)]
 fn conclude(cpu: &'static Cpu, ec: &'static Ec, space: &Memory, result: Result<(), Status>) -> Result<(), Status> {
     if space.domain != 0 {
         iommu::settle(space);
@@ -131,23 +132,28 @@ impl Request {
 
     /// Has `work` done piece by piece, which begins where it is told and returns how much it did. Lets pending work run
     /// in between: then the call begins anew with what it looks up, so that nothing that was destroyed meanwhile is used.
+    #[inline(always)]
     fn each(&self, mut work: impl FnMut(u64) -> Result<u64, Status>) -> Result<(), Status> {
-        let (mut done, mut steps) = (self.ec.progress.get(), 0);
+        let (mut done, mut steps) = (self.ec.progress.get(), 0_u64);
         while done < self.pages {
+            let pages = work(done)?;
+            done = done.wrapping_add(pages);
+            if done >= self.pages {
+                break;
+            }
+            // Many take time. None: the source has changed, or a large page was split.
+            steps = if pages == 1 { steps.wrapping_add(1) } else { BATCH };
             if steps >= BATCH {
                 self.ec.progress.set(done);
                 self.ec.continuation.set(Continuation::ResumeCtrlPd);
                 registers::interrupt_window();
                 run::run(self.cpu, self.ec);
             }
-            let pages = work(done)?;
-            // Many take time. None: the source has changed, or a large page was split.
-            steps = if pages == 1 { steps.wrapping_add(1) } else { BATCH };
-            done = done.wrapping_add(pages);
         }
         Ok(())
     }
 
+    #[inline(never)]
     fn objects(&self, from: &ObjectSpace, to: &ObjectSpace) -> Result<(), Status> {
         self.within(SELECTOR_COUNT, SELECTOR_COUNT)?;
         self.each(|done| {
@@ -159,6 +165,7 @@ impl Request {
         })
     }
 
+    #[inline(never)]
     fn memory(&self, from: &Memory, nova: bool, to: &Memory) -> Result<(), Status> {
         // Key identifiers, bits 17:3, end with 0; what is above is ignored.
         let attributes = self.ec.gpr(8) as u32 & 0x3_ffff;
@@ -169,26 +176,21 @@ impl Request {
         let result = self.each(|done| {
             let (page, seen) = (self.source.wrapping_add(done), from.generation.current());
             let va = self.destination.wrapping_add(done) << 12;
-            let mut piece = Piece { cacheability, ..Piece::unmap(va, self.pages.wrapping_sub(done)) };
-            let mut run = piece.count;
-            // Unmapping needs no source.
-            if !self.mask.is_empty() && nova {
-                piece.pa = page << 12;
-                (piece.permissions, run) = held(page);
-            } else if !self.mask.is_empty() {
-                let (leaf, pages) = from.lookup(page << 12, run);
-                run = pages;
-                if let Some(Leaf { address, permissions, cacheability, .. }) = leaf {
-                    (piece.pa, piece.permissions, piece.cacheability) = (address, permissions, cacheability);
-                }
-            }
-            piece.count = piece.count.min(run);
-            piece.permissions &= self.mask;
+            let left = self.pages.wrapping_sub(done);
+            let (Leaf { address: pa, permissions, cacheability }, run) = match nova {
+                // Unmapping needs no source.
+                _ if self.mask.is_empty() => (Leaf::NONE, left),
+                true => held(page, cacheability),
+                false => from.lookup(page, left),
+            };
+            let permissions = permissions & self.mask;
+            let piece = Piece { pa, permissions, cacheability, ..Piece::unmap(va, left.min(run)) };
             to.step(&piece, Some((&from.generation, seen)))
         });
         conclude(self.cpu, self.ec, to, result)
     }
 
+    #[inline(never)]
     fn ports(&self, from: &PioSpace, nova: bool, to: &PioSpace) -> Result<(), Status> {
         self.within(1 << 16, 1 << 16)?;
         if self.source != self.destination {
@@ -209,6 +211,7 @@ impl Request {
         settle(self.cpu, self.ec, Ok(()), &|other| to.cached_by(other))
     }
 
+    #[inline(never)]
     fn msrs(&self, from: &MsrSpace, to: &MsrSpace) -> Result<(), Status> {
         self.within(1 << 32, 1 << 32)?;
         if self.source != self.destination || self.pages > 1 << 14 {
@@ -241,7 +244,8 @@ fn is_nova(which: &AtomicU64, entry: Entry) -> bool {
 
 /// What the NOVA host space holds at physical page `page`: everything but what the kernel protects. Also the number of
 /// pages from there for which this holds.
-fn held(page: u64) -> (Permissions, u64) {
+fn held(page: u64, cacheability: Cacheability) -> (Leaf, u64) {
+    let leaf = |permissions| Leaf { address: page << 12, permissions, cacheability };
     let mut run = u64::MAX;
     for &(start, end) in platform::PLATFORM.get().map_or(&[][..], |platform| &platform.protected) {
         if page < start {
@@ -249,11 +253,11 @@ fn held(page: u64) -> (Permissions, u64) {
         } else if page < end {
             let open = crate::observation::pages();
             if open.contains(&page) {
-                return (Permissions::READ, open.end.wrapping_sub(page));
+                return (leaf(Permissions::READ), open.end.wrapping_sub(page));
             }
             let end = if page < open.start { end.min(open.start) } else { end };
-            return (Permissions::empty(), end.wrapping_sub(page));
+            return (leaf(Permissions::empty()), end.wrapping_sub(page));
         }
     }
-    (MEMORY_ALL, run)
+    (leaf(MEMORY_ALL), run)
 }

@@ -97,15 +97,14 @@ pub fn ioapic(id: Option<u8>) -> Option<u16> {
     table()?.ioapic(id?)
 }
 
-/// Has entries from `first` up to `end` of the table at physical address `table` leave the caches, if units do not look
-/// there.
-pub fn flush(table: u64, first: usize, end: usize) {
+/// Has what stands in a table from physical address `first` up to `end` leave the caches, if units do not look there.
+pub fn flush(first: u64, end: u64) {
     if ABILITIES.get().is_some_and(|abilities| abilities.coherent()) {
         return;
     }
-    for line in (first & !7..end).step_by(8) {
+    for line in (first & !63..end).step_by(64) {
         // SAFETY: writes back a line of a table in the pool; every processor with long mode can.
-        unsafe { core::arch::x86_64::_mm_clflush((KERNEL + table + line as u64 * 8) as *const u8) };
+        unsafe { core::arch::x86_64::_mm_clflush((KERNEL + line) as *const u8) };
     }
     fence(Ordering::SeqCst);
 }
@@ -126,7 +125,7 @@ pub fn read(memory: &impl PhysicalMemory, (start, length): (u64, u64)) -> Option
 
 fn frame(account: &Account) -> Result<u64, Status> {
     let table = account.frames(0).map(Frame::physical).ok_or(Status::MemObj)?;
-    flush(table, 0, 512);
+    flush(table, table | 0xfff);
     Ok(table)
 }
 
@@ -136,7 +135,7 @@ fn put(table: u64, index: usize, [low, high]: Entry) {
     for (word, value) in [(0, 0), (1, high), (0, low)] {
         write_entry(table, index | word, value);
     }
-    flush(table, index, index | 2);
+    flush(table | (index as u64 * 8), table | ((index | 1) as u64 * 8));
 }
 
 /// Turns remapping on, for nobody but those with reserved memory. Once, at boot.
@@ -265,7 +264,7 @@ pub fn create(owner: Option<&Pd>, pd: &'static Pd) -> Found<DmaSpace> {
         let (domain, used) = domains.find(|(_, used)| !**used).ok_or(Status::MemObj)?;
         let selectors = 1 << (9 * u64::from(abilities.depth()));
         let memory = Memory::new(pd, format.ok_or(Status::BadFtr)?, abilities.leaf(), selectors, domain)?;
-        flush(memory.root(), 0, 512);
+        flush(memory.root(), memory.root() | 0xfff);
         *used = true;
         Ok(DmaSpace { memory, attached: AtomicBool::new(true) })
     })

@@ -15,8 +15,9 @@ use core::ptr;
 use abi::Status;
 use kernel_core::account::Account as Balance;
 use kernel_core::frames::{FrameMeta, FrameNumber, Frames};
-use kernel_core::shootdown::Generation;
 use spin::Mutex;
+
+use crate::space::Memory;
 
 /// Size of a frame in bytes.
 pub const FRAME: usize = 4096;
@@ -318,17 +319,13 @@ pub static KERNEL_ACCOUNT: Account = Account::new(POOL_FRAMES as u32);
 
 /// Page tables that were taken out of a space, the oldest first: processors may still walk them. Behind the space's
 /// lock.
+#[derive(Default)]
 pub struct Retired {
     first: Option<Frame>,
     last: Option<Frame>,
 }
 
 impl Retired {
-    /// None.
-    pub const fn none() -> Self {
-        Self { first: None, last: None }
-    }
-
     /// Adds `table`, which no processor walks any more when all have seen `generation`. That and the next table's
     /// address stand in its first entries, which have their low bits clear: not present for who still walks it.
     fn add(&mut self, table: Frame, generation: u64) {
@@ -354,24 +351,10 @@ impl Retired {
 
 /// Memory for the page-table walker.
 pub struct Tables<'a> {
-    /// Pays.
-    pub account: &'a Account,
+    /// Whose tables they are.
+    pub space: &'a Memory,
     /// Gets what is taken out.
     pub retired: &'a mut Retired,
-    /// Counts what is taken away: once for all that is done with these tables.
-    pub generation: &'a Generation,
-    /// Something was taken away.
-    pub taken: bool,
-    /// IOMMUs read the tables.
-    pub for_devices: bool,
-}
-
-impl Drop for Tables<'_> {
-    fn drop(&mut self) {
-        if self.taken {
-            self.generation.bump();
-        }
-    }
 }
 
 #[inline(always)]
@@ -396,53 +379,47 @@ pub fn write_entry(table: u64, index: usize, value: u64) {
 
 impl kernel_core::paging::Tables for Tables<'_> {
     fn alloc(&mut self) -> Option<u64> {
-        let frame = self.account.frames(0)?;
+        let frame = self.space.pd.account().frames(0)?;
         slab(frame.0).free = 0;
-        self.changed(frame.physical(), 0, 512);
+        self.changed(frame.physical(), frame.physical() + FRAME as u64, false);
         Some(frame.physical())
     }
 
     fn free(&mut self, table: u64) {
         if let Some(frame) = Frame::from_physical(table) {
-            self.retired.add(frame, self.generation.current().wrapping_add(1));
+            self.retired.add(frame, self.space.generation.current());
         }
     }
 
-    #[inline(always)]
-    fn read(&self, table: u64, index: usize) -> u64 {
-        read_entry(table, index)
+    fn read(&self, place: u64) -> u64 {
+        read_entry(place, 0)
     }
 
-    #[inline(always)]
-    fn write(&mut self, table: u64, index: usize, value: u64) {
-        write_entry(table, index, value);
+    fn write(&mut self, place: u64, value: u64) {
+        write_entry(place, 0, value);
     }
 
     // Processors cache present entries only (Intel SDM vol. 3A, 4.10.2.3; vol. 3C, 29.4.2).
     #[inline(always)]
-    fn taken(&mut self) {
-        self.taken = true;
-    }
-
-    #[inline(always)]
-    fn changed(&mut self, table: u64, first: usize, end: usize) {
-        if self.for_devices {
-            crate::iommu::flush(table, first, end);
+    fn changed(&mut self, first: u64, end: u64, taken: bool) {
+        if self.space.domain != 0 {
+            crate::iommu::flush(first, end);
+        }
+        if taken {
+            self.space.generation.bump();
         }
     }
 
     fn fill(&mut self, table: u64, first: u64, step: u64) {
-        let mut value = first;
         for index in 0..512 {
-            write_entry(table, index, value);
-            value = value.wrapping_add(step);
+            write_entry(table, index, first.wrapping_add(step.wrapping_mul(index as u64)));
         }
-        self.changed(table, 0, 512);
+        self.changed(table, table + FRAME as u64, false);
     }
 
-    fn live(&mut self, table: u64, delta: i32) -> u32 {
+    fn live(&mut self, place: u64, delta: i32) -> u32 {
         // It lies in the pool.
-        let live = &mut slab((table.wrapping_sub(POOL.get() as u64 - KERNEL) / FRAME as u64) as u32).free;
+        let live = &mut slab((place.wrapping_sub(POOL.get() as u64 - KERNEL) / FRAME as u64) as u32).free;
         *live = live.wrapping_add_signed(delta as i64);
         *live as u32
     }

@@ -182,20 +182,20 @@ impl Tables for Frames<'_> {
     fn free(&mut self, table: u64) {
         self.freed.push(table);
     }
-    fn read(&self, table: u64, index: usize) -> u64 {
-        self.model.entry(table, index)
+    fn read(&self, place: u64) -> u64 {
+        self.model.entry(place & !0xfff, place as usize % 4096 / 8)
     }
-    fn write(&mut self, table: u64, index: usize, entry: u64) {
-        self.model.put(table, index, entry);
+    fn write(&mut self, place: u64, entry: u64) {
+        self.model.put(place & !0xfff, place as usize % 4096 / 8, entry);
     }
-    fn taken(&mut self) {
-        self.taken = true;
+    fn changed(&mut self, _first: u64, _end: u64, taken: bool) {
+        self.taken |= taken;
     }
     fn fill(&mut self, table: u64, first: u64, step: u64) {
-        (0..512).for_each(|index| self.write(table, index, first + index as u64 * step));
+        (0..512).for_each(|index| self.write(table + index * 8, first + index * step));
     }
-    fn live(&mut self, table: u64, delta: i32) -> u32 {
-        let live = self.live.entry(table).or_default();
+    fn live(&mut self, place: u64, delta: i32) -> u32 {
+        let live = self.live.entry(place & !0xfff).or_default();
         *live += delta;
         *live as u32
     }

@@ -13,12 +13,14 @@ use abi::Status;
 use abi::capability::{Cacheability, Permissions};
 
 /// Most entries that one call looks at, or changes.
-const STEP: usize = 64;
+const STEP: u64 = 64;
 /// Largest leaf that any format has: 1 GiB.
 const LEAF_LEVEL_MAX: u8 = 2;
 /// Frames of physical memory that entries can name.
 const FRAMES: u64 = 1 << 40;
 const ENTRIES: usize = 512;
+/// In a place: of a table's last entry.
+const LAST: u64 = 8 * (ENTRIES as u64 - 1);
 /// Physical address in an entry: bits 51:12.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// In tables of level 1 and 2: the entry maps a large page. The same bit in all formats.
@@ -35,16 +37,11 @@ pub struct Format {
     pages: u64,
     /// Bits that refer to a table, beside its address.
     table: u64,
-    /// Bits of any leaf, beside its address: it is readable.
-    leaf: u64,
-    /// Bits of a leaf that is writable, too.
-    write: u64,
-    /// Bits of a leaf that is executable, too.
-    execute: u64,
-    /// Bits of a leaf that is not executable.
-    no_execute: u64,
-    /// The memory type in a small and in a large leaf, by cacheability in its numeric order: WB, WT, WC, UC, WP.
-    memory_types: [[u64; 5]; 2],
+    /// Bits of a leaf, beside its address, by its permissions: rotated to the left, so that bit 63 is at the bottom.
+    rights: [u16; 16],
+    /// The memory type in a small and in a large leaf, with [`LARGE`], by cacheability in its numeric order: WB, WT, WC, UC,
+    /// WP. The bits that stand for it come last.
+    memory_types: [[u16; 6]; 2],
 }
 
 /// Four-level paging for user pages (Intel SDM vol. 3A, 4.5; AMD APM vol. 2, 5.3), and nested paging, where every access
@@ -56,11 +53,8 @@ pub static HOST: Format = Format {
     root_level: 3,
     pages: pages(4),
     table: host::PRESENT | host::WRITE | host::USER | host::ACCESSED,
-    leaf: host::PRESENT | host::USER | host::ACCESSED | host::DIRTY,
-    write: host::WRITE,
-    execute: 0,
-    no_execute: host::NO_EXECUTE,
-    memory_types: [host::memory_types(host::PAT_SMALL), host::memory_types(host::PAT_LARGE)],
+    rights: rights(host::PRESENT | host::USER | host::ACCESSED | host::DIRTY, host::WRITE, 0, host::NO_EXECUTE),
+    memory_types: [types(host::memory_types(host::PAT_SMALL), 0), types(host::memory_types(host::PAT_LARGE), LARGE)],
 };
 
 /// Bits of [`HOST`] entries.
@@ -68,15 +62,15 @@ mod host {
     pub const PRESENT: u64 = 1 << 0;
     pub const WRITE: u64 = 1 << 1;
     pub const USER: u64 = 1 << 2;
-    pub const WRITE_THROUGH: u64 = 1 << 3;
-    pub const CACHE_DISABLE: u64 = 1 << 4;
+    pub const WRITE_THROUGH: u16 = 1 << 3;
+    pub const CACHE_DISABLE: u16 = 1 << 4;
     pub const ACCESSED: u64 = 1 << 5;
     pub const DIRTY: u64 = 1 << 6;
-    pub const PAT_SMALL: u64 = 1 << 7;
-    pub const PAT_LARGE: u64 = 1 << 12;
+    pub const PAT_SMALL: u16 = 1 << 7;
+    pub const PAT_LARGE: u16 = 1 << 12;
     pub const NO_EXECUTE: u64 = 1 << 63;
 
-    pub const fn memory_types(pat: u64) -> [u64; 5] {
+    pub const fn memory_types(pat: u16) -> [u16; 5] {
         [0, WRITE_THROUGH, pat, CACHE_DISABLE | WRITE_THROUGH, pat | WRITE_THROUGH]
     }
 }
@@ -87,11 +81,8 @@ pub static EPT: Format = Format {
     root_level: 3,
     pages: pages(4),
     table: ept::READ | ept::WRITE | ept::EXECUTE,
-    leaf: ept::READ | ept::IGNORE_PAT,
-    write: ept::WRITE,
-    execute: ept::EXECUTE,
-    no_execute: 0,
-    memory_types: [ept::MEMORY_TYPES; 2],
+    rights: rights(ept::READ | ept::IGNORE_PAT, ept::WRITE, ept::EXECUTE, 0),
+    memory_types: [types(ept::MEMORY_TYPES, 0), types(ept::MEMORY_TYPES, LARGE)],
 };
 
 /// Bits of [`EPT`] entries.
@@ -101,13 +92,11 @@ mod ept {
     pub const EXECUTE: u64 = 1 << 2;
     pub const IGNORE_PAT: u64 = 1 << 6;
     /// Encoded as in the MTRRs (Intel SDM vol. 3A, 12.11).
-    pub const MEMORY_TYPES: [u64; 5] = [6 << 3, 4 << 3, 1 << 3, 0, 5 << 3];
+    pub const MEMORY_TYPES: [u16; 5] = [6 << 3, 4 << 3, 1 << 3, 0, 5 << 3];
 }
 
 /// Second-level tables of VT-d (VT-d specification 9.8) with three and with four levels. What is mapped is readable.
 pub static DMA: [Format; 2] = [Format::dma(2), Format::dma(3)];
-
-const EXECUTE: Permissions = Permissions::EXECUTE_USER.union(Permissions::EXECUTE_SUPERVISOR);
 
 /// Where tables live. Tables are named by their physical addresses; only addresses that [`Tables::alloc`] returned,
 /// and the root, are passed back.
@@ -116,31 +105,33 @@ pub trait Tables {
     fn alloc(&mut self) -> Option<u64>;
     /// Gives back a frame that no entry refers to any more. It may not be reused before the next shootdown.
     fn free(&mut self, table: u64);
-    /// Entry `index`, below 512, of a table.
-    fn read(&self, table: u64, index: usize) -> u64;
-    /// Replaces entry `index`, below 512, of a table, by one 64-bit store.
-    fn write(&mut self, table: u64, index: usize, entry: u64);
-    /// An entry that processors may have cached was replaced by another one.
-    fn taken(&mut self);
-    /// Entries from `first` up to `end` of a table were written.
-    fn changed(&mut self, _table: u64, _first: usize, _end: usize) {}
+    /// The entry at `place`: the address of its table, and 8 times its index.
+    fn read(&self, place: u64) -> u64;
+    /// Replaces the entry at `place` by one 64-bit store.
+    fn write(&mut self, place: u64, entry: u64);
+    /// Entries from place `first` up to `end` were written; if `taken`, processors may have cached one that was there.
+    fn changed(&mut self, first: u64, end: u64, taken: bool);
     /// Sets all entries of a table that nothing refers to yet: `first`, and each `step` more than the one before.
     fn fill(&mut self, table: u64, first: u64, step: u64);
-    /// Adds `delta` to a table's number of entries in use and returns the result.
-    fn live(&mut self, table: u64, delta: i32) -> u32;
+    /// Adds `delta` to the number of entries in use of the table with `place` and returns the result.
+    fn live(&mut self, place: u64, delta: i32) -> u32;
 }
 
-/// What a page is mapped to.
+/// What a page is mapped to; without permissions if to nothing that can be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leaf {
     /// Physical address of the 4 KiB page, not of the leaf that maps it.
     pub address: u64,
-    /// Level of the leaf.
-    pub level: u8,
     /// Permissions of the memory capability.
     pub permissions: Permissions,
     /// Cacheability of the memory capability.
     pub cacheability: Cacheability,
+}
+
+impl Leaf {
+    /// Nothing.
+    pub const NONE: Self =
+        Self { address: 0, permissions: Permissions::empty(), cacheability: Cacheability::WriteBack };
 }
 
 /// A mapping to make: `count` pages from `va` on show those from `pa` on. Low 12 bits of addresses are ignored.
@@ -156,7 +147,7 @@ pub struct Piece {
     pub permissions: Permissions,
     /// Cacheability.
     pub cacheability: Cacheability,
-    /// The pages are the kernel's own: nobody can take them from here.
+    /// The pages are the kernel's own: nobody can take them from here, and nothing else is unmapped.
     pub kept: bool,
 }
 
@@ -177,9 +168,8 @@ pub struct Space {
 impl Space {
     /// The space with root table `root`, a zeroed frame or one used before. Leaves are made up to level `leaf_level`:
     /// 0 for 4 KiB, 1 for 2 MiB, 2 for 1 GiB pages.
-    pub const fn new(format: &'static Format, root: u64, leaf_level: u8) -> Self {
-        let leaf_level = if leaf_level > LEAF_LEVEL_MAX { LEAF_LEVEL_MAX } else { leaf_level };
-        Self { root, leaf_level, format }
+    pub fn new(format: &'static Format, root: u64, leaf_level: u8) -> Self {
+        Self { root, leaf_level: leaf_level.min(LEAF_LEVEL_MAX), format }
     }
 
     /// Physical address of the root table.
@@ -187,46 +177,52 @@ impl Space {
         self.root
     }
 
-    /// Down to the entry for `page` in a table of level `target`, or above if there is no table: table, level, entry.
-    fn descend(&self, tables: &impl Tables, page: u64, target: u8) -> (u64, u8, u64) {
-        let (mut table, mut level) = (self.root, self.format.root_level);
-        let mut entry = tables.read(table, index(page, level));
-        while level > target && entry & LARGE == 0 && entry != 0 {
-            (table, level) = (entry & ADDRESS, level - 1);
-            entry = tables.read(table, index(page, level));
-        }
-        (table, level, entry)
+    /// Down to the entry for `page` in a table of level 1 if `to_tables`, else 0, or above if there is no table: its
+    /// place and level. No loop, as all that is done with a page begins here.
+    #[inline(never)]
+    fn descend(&self, tables: &impl Tables, page: u64, to_tables: bool) -> (u64, u8) {
+        let root = |level| place(self.root, page, level);
+        let way = || {
+            let top = if self.format.root_level == 3 { below(tables, root(3), page, 3)? } else { root(2) };
+            let middle = below(tables, top, page, 2)?;
+            if to_tables { Err(ends(middle, 1)) } else { below(tables, middle, page, 1) }
+        };
+        way().map_or_else(|end| end, |last| (last, 0))
     }
 
-    /// What the page at `va` is mapped to, and the number of pages from it on, at least one, for which the same leaf
+    /// What page `page` is mapped to, and the number of pages from it on, at least one, for which the same leaf
     /// answers, or those behind it that map what follows with the same rights; or absent entries. Counts up to about
     /// `most` pages, in bounded time.
-    pub fn lookup_run(&self, tables: &impl Tables, va: u64, most: u64) -> (Option<Leaf>, u64) {
-        let page = va >> abi::PAGE_BITS;
+    #[inline(always)]
+    pub fn lookup_run(&self, tables: &impl Tables, page: u64, most: u64) -> (Leaf, u64) {
         if page >= self.format.pages {
-            return (None, 1);
+            return (Leaf::NONE, 1);
         }
-        let (table, level, entry) = self.descend(tables, page, 0);
-        let first = index(page, level);
-        let span = pages(level);
-        let offset = page & (span - 1);
-        let (mut next, mut run) = (entry, span - offset);
-        for at in first + 1..ENTRIES.min(first + STEP) {
-            if entry != 0 {
-                next = next.wrapping_add(span << abi::PAGE_BITS);
-            }
-            if run >= most || tables.read(table, at) != next {
+        let (at, level) = self.descend(tables, page, false);
+        let entry = tables.read(at);
+        let (small, run) = if level == 0 && most == 1 { (entry, 1) } else { self.run(tables, at, level, page, most) };
+        let cacheability = cacheability(&self.format.memory_types[0], small);
+        let permissions = Permissions::from_bits_truncate((small >> PERMISSIONS_SHIFT) as u8 & PERMISSIONS.bits());
+        (Leaf { address: small & ADDRESS, permissions, cacheability }, run)
+    }
+
+    /// What the entry of small page `page` is, or would be if that at `place`, in a table of level `level`, were split, and
+    /// the number of pages.
+    #[inline(never)]
+    fn run(&self, tables: &impl Tables, place: u64, level: u8, page: u64, most: u64) -> (u64, u64) {
+        let entry = tables.read(place);
+        let (span, offset) = (pages(level), page & (pages(level) - 1));
+        let size = if entry == 0 { 0 } else { 1 << abi::PAGE_BITS };
+        let (mut at, mut next, mut run) = (place, entry, span - offset);
+        // To the table's end, but not too many.
+        while run < most && at < (place | LAST).min(place + 8 * (STEP - 1)) {
+            (at, next) = (at + 8, next.wrapping_add(span * size));
+            if tables.read(at) != next {
                 break;
             }
             run += span;
         }
-        let leaf = (entry != 0).then(|| Leaf {
-            address: leaf_address(entry, level) + (offset << abi::PAGE_BITS),
-            level,
-            permissions: permissions(entry),
-            cacheability: self.format.cacheability(entry, level),
-        });
-        (leaf, run)
+        (self.format.first_of(entry, level, 0) + offset * size, run)
     }
 
     /// Maps the first page of a piece, and as many behind it as a bounded number of leaves in one table can, replacing
@@ -239,107 +235,109 @@ impl Space {
     /// # Errors
     /// MEM_CAP if there is no memory for a table, BAD_PAR if the range does not lie in the space or the physical address is
     /// too large. Then nothing was mapped.
+    #[inline(always)]
     pub fn map_step(&self, tables: &mut impl Tables, piece: &Piece) -> Result<u64, Status> {
         let Piece { va, pa, count, permissions, cacheability, kept } = *piece;
         let (page, frame) = (va >> abi::PAGE_BITS, pa >> abi::PAGE_BITS);
-        let permissions = permissions & PERMISSIONS;
-        let mapping = !permissions.is_empty();
-        if count > self.format.pages || page > self.format.pages - count || (mapping && frame > FRAMES - count) {
-            return Err(Status::BadPar);
+        let mapping = permissions.intersects(PERMISSIONS);
+        let last = count.wrapping_sub(1);
+        // `frame` is of 52 bits.
+        let fits = page.checked_add(last).is_some_and(|end| end < self.format.pages);
+        if !fits || (mapping && frame + last >= FRAMES) {
+            return if count == 0 { Ok(0) } else { Err(Status::BadPar) };
+        }
+        // One small page in a table that exists needs nothing of the rest.
+        let one = last | u64::from(kept) == 0;
+        if one && let (place, 0) = self.descend(tables, page, false) {
+            let new = if mapping { self.format.leaf(pa, 0, permissions, cacheability) } else { 0 };
+            let (added, taken) = replace(tables, place, new);
+            tables.changed(place, place + 8, taken);
+            if tables.live(place, added) == 0 {
+                self.prune(tables, page);
+            }
+            return Ok(1);
         }
         // Unmapping clears whole tables even where no leaf is that large.
-        let (alignment, limit) = if mapping { (page | frame, self.leaf_level) } else { (page, LEAF_LEVEL_MAX) };
-        let Some(order) = count.checked_ilog2() else { return Ok(0) };
-        let order = alignment.trailing_zeros().min(order);
-        let target = limit.min(u8::from(order >= 9) + u8::from(order >= 18));
-        let (table, level, entry) = loop {
+        let (alignment, limit) = if mapping { (va | pa, self.leaf_level) } else { (va, LEAF_LEVEL_MAX) };
+        let fits = |level| count >= pages(level) && (alignment >> abi::PAGE_BITS) & (pages(level) - 1) == 0;
+        let target = limit.min(if fits(2) { 2 } else { u8::from(fits(1)) });
+        let (place, level) = loop {
             // Of a table only those are replaced that hold leaves: one after the other.
-            let (table, level, entry) = self.descend(tables, page, target.min(1));
+            let (place, level) = self.descend(tables, page, target != 0);
             if level <= target {
-                break (table, level, entry);
+                break (place, level);
             }
-            if entry == 0 && !mapping {
-                return Ok(count.min(pages(level) - (page & (pages(level) - 1))));
-            }
-            if !self.insert_table(tables, table, index(page, level), entry, level) {
-                self.prune(tables, page);
-                return Err(Status::MemCap);
-            }
-            if entry != 0 {
-                return Ok(0);
+            if let Some(result) = self.insert(tables, piece, place, level) {
+                return result;
             }
         };
-        let mut new =
-            if mapping { self.format.leaf(frame << abi::PAGE_BITS, level, permissions, cacheability) } else { 0 };
-        if kept {
-            new &= !KEPT;
+        let entry = tables.read(place);
+        if kept & !mapping & ((entry ^ pa) & ADDRESS != 0) {
+            return Ok(count);
+        }
+        let (mut new, mut step) = (0, 0);
+        if mapping {
+            new = self.format.leaf(pa, level, permissions, cacheability) & if kept { !KEPT } else { u64::MAX };
+            step = pages(level) << abi::PAGE_BITS;
         }
         let below = is_table(entry, level);
-        let first = index(page, level);
-        let most = if below { 1 } else { STEP.min((count >> (9 * level)) as usize) };
-        let (mut at, mut old, mut gone) = (first, entry, 0);
+        let most = if below { 1 } else { STEP.min(count >> (9 * level)) };
+        let end = (place + 8 * most).min((place | LAST) + 8);
+        let (mut at, mut added, mut taken) = (place, 0, false);
         loop {
-            tables.write(table, at, new);
-            if old != 0 {
-                gone += 1;
-                if old != new {
-                    tables.taken();
-                }
-            }
-            at += 1;
-            if at == ENTRIES.min(first + most) {
+            let (more, gone) = replace(tables, at, new);
+            (at, added, taken) = (at + 8, added + more, taken | gone);
+            if at == end || is_table(tables.read(at), level) {
                 break;
             }
-            old = tables.read(table, at);
-            if is_table(old, level) {
-                break;
-            }
-            if mapping {
-                new = new.wrapping_add(pages(level) << abi::PAGE_BITS);
-            }
+            new = new.wrapping_add(step);
         }
-        tables.changed(table, first, at);
+        tables.changed(place, at, taken);
         if below {
             tables.free(entry & ADDRESS);
         }
-        let done = at - first;
-        if tables.live(table, if mapping { done as i32 - gone } else { -gone }) == 0 {
+        if tables.live(place, added) == 0 {
             self.prune(tables, page);
         }
-        Ok((done as u64) << (9 * level))
+        Ok(((at - place) / 8) << (9 * level))
     }
 
-    /// Makes an entry of a table of level `level` that is absent or a leaf refer to a table that maps the same; false if
-    /// there is no memory for it.
-    fn insert_table(&self, tables: &mut impl Tables, table: u64, index: usize, entry: u64, level: u8) -> bool {
-        let Some(below) = tables.alloc() else { return false };
-        if entry != 0 {
-            let (permissions, cacheability) = (permissions(entry), self.format.cacheability(entry, level));
-            let first = self.format.leaf(leaf_address(entry, level), level - 1, permissions, cacheability);
-            tables.fill(below, first, pages(level - 1) << abi::PAGE_BITS);
-            tables.live(below, ENTRIES as i32);
-            tables.taken();
-        } else {
-            tables.live(table, 1);
+    /// Makes the entry at `place`, in a table of level `level`, which is absent or a leaf, refer to a table that maps the
+    /// same. Returns the result of a step that ends with this.
+    #[inline(never)]
+    fn insert(&self, tables: &mut impl Tables, piece: &Piece, place: u64, level: u8) -> Option<Result<u64, Status>> {
+        let (entry, page) = (tables.read(place), piece.va >> abi::PAGE_BITS);
+        if !piece.permissions.intersects(PERMISSIONS) && (entry == 0 || piece.kept) {
+            return Some(Ok(piece.count.min(pages(level) - (page & (pages(level) - 1)))));
         }
-        tables.write(table, index, below | self.format.table);
-        tables.changed(table, index, index + 1);
-        true
+        let Some(below) = tables.alloc() else {
+            self.prune(tables, page);
+            return Some(Err(Status::MemCap));
+        };
+        if entry != 0 {
+            tables.fill(below, self.format.first_of(entry, level, level - 1), pages(level - 1) << abi::PAGE_BITS);
+        }
+        tables.write(place, below | self.format.table);
+        tables.changed(place, place + 8, entry != 0);
+        let (counted, more) = if entry == 0 { (place, 1) } else { (below, ENTRIES as i32) };
+        tables.live(counted, more);
+        (entry != 0).then_some(Ok(0))
     }
 
     /// Frees the tables on the way to `page` that are empty.
     fn prune(&self, tables: &mut impl Tables, page: u64) {
         loop {
-            let (table, level, _) = self.descend(tables, page, 0);
-            if level == self.format.root_level || tables.live(table, 0) != 0 {
-                return;
+            // The entry for `page` in the last table on the way, and the entry that refers to that.
+            let mut level = self.format.root_level;
+            let (mut at, mut above) = (place(self.root, page, level), None);
+            while let Ok(next) = below(tables, at, page, level) {
+                (at, above, level) = (next, Some(at), level - 1);
             }
-            let (above, level, _) = self.descend(tables, page, level + 1);
-            tables.write(above, index(page, level), 0);
-            tables.changed(above, index(page, level), index(page, level) + 1);
+            let Some(above) = above.filter(|_| tables.live(at, 0) == 0) else { return };
+            tables.write(above, 0);
+            tables.changed(above, above + 8, true);
             tables.live(above, -1);
-            tables.taken();
-            tables.free(table);
+            tables.free(at & ADDRESS);
         }
     }
 }
@@ -349,47 +347,84 @@ const fn pages(level: u8) -> u64 {
     1 << (9 * level as u32)
 }
 
-const fn index(page: u64, level: u8) -> usize {
-    (page >> (9 * level as u32)) as usize % ENTRIES
+/// Place of the entry for `page` in `table`, of level `level`.
+const fn place(table: u64, page: u64, level: u8) -> u64 {
+    table | ((page >> (9 * level as u32)) % ENTRIES as u64 * 8)
 }
 
+/// Replaces the entry at `place`; by how many the entries in use are more, and whether processors may have cached it.
+#[inline(always)]
+fn replace(tables: &mut impl Tables, place: u64, new: u64) -> (i32, bool) {
+    let old = tables.read(place);
+    tables.write(place, new);
+    (i32::from(new != 0) - i32::from(old != 0), old != 0 && old != new)
+}
+
+/// The way down ends above: out of line, as most ways do not.
+#[cold]
+#[inline(never)]
+fn ends(place: u64, level: u8) -> (u64, u8) {
+    (place, level)
+}
+
+/// If the entry at place `at`, in a table of level `level`, refers to a table: the place there of the entry for `page`.
+#[inline(always)]
+fn below(tables: &impl Tables, at: u64, page: u64, level: u8) -> Result<u64, (u64, u8)> {
+    let entry = tables.read(at);
+    if is_table(entry, level) { Ok(place(entry & ADDRESS, page, level - 1)) } else { Err(ends(at, level)) }
+}
+
+/// Whether an entry in a table of level `level` refers to a table: then its low byte is positive, as [`LARGE`], its sign,
+/// is clear, and a bit that allows something is set.
 const fn is_table(entry: u64, level: u8) -> bool {
-    entry != 0 && level != 0 && entry & LARGE == 0
-}
-
-/// The address in a leaf; the bits below its alignment can have other meanings.
-const fn leaf_address(entry: u64, level: u8) -> u64 {
-    entry & ADDRESS & !((pages(level) << abi::PAGE_BITS) - 1)
-}
-
-const fn permissions(entry: u64) -> Permissions {
-    Permissions::from_bits_truncate((entry >> PERMISSIONS_SHIFT) as u8).intersection(PERMISSIONS)
+    level != 0 && entry as i8 > 0
 }
 
 impl Format {
     const fn dma(root_level: u8) -> Self {
         let (read, write) = (1 << 0, 1 << 1);
-        let memory_types = [[0; 5]; 2];
-        let pages = pages(root_level + 1);
-        Self { root_level, pages, table: read | write, leaf: read, write, execute: 0, no_execute: 0, memory_types }
+        let memory_types = [types([0; 5], 0), types([0; 5], LARGE)];
+        let (pages, rights) = (pages(root_level + 1), rights(read, write, 0, 0));
+        Self { root_level, pages, table: read | write, rights, memory_types }
     }
 
     fn leaf(&self, address: u64, level: u8, permissions: Permissions, cacheability: Cacheability) -> u64 {
-        let large = if level == 0 { 0 } else { LARGE };
-        let write = if permissions.contains(Permissions::WRITE) { self.write } else { 0 };
-        let execute = if permissions.intersects(EXECUTE) { self.execute } else { self.no_execute };
-        let memory_type = self.memory_types[usize::from(level != 0)][cacheability as usize];
-        let software = u64::from(permissions.bits()) << PERMISSIONS_SHIFT;
-        address | self.leaf | large | write | execute | memory_type | software
+        let (address, permissions) = (address & ADDRESS, permissions & PERMISSIONS);
+        let rights = u64::from(self.rights[permissions.bits() as usize]).rotate_right(1);
+        let memory_type = u64::from(self.memory_types[usize::from(level != 0)][cacheability as usize]);
+        address | rights | memory_type | u64::from(permissions.bits()) << PERMISSIONS_SHIFT
     }
 
-    /// The cacheability of a leaf of level `level`.
-    fn cacheability(&self, entry: u64, level: u8) -> Cacheability {
-        let types = &self.memory_types[usize::from(level != 0)];
-        let bits = entry & (types[0] | types[1] | types[2] | types[3] | types[4]);
-        let found = types.iter().position(|known| *known == bits).and_then(|n| Cacheability::from_bits(n as u32));
-        found.unwrap_or(Cacheability::Uncacheable)
+    /// The first of the leaves of level `to` that together do what leaf `entry` of level `level` does.
+    fn first_of(&self, entry: u64, level: u8, to: u8) -> u64 {
+        let [small, large] = &self.memory_types;
+        let memory_type = small[cacheability(large, entry) as usize];
+        if entry == 0 || level == 0 || to != 0 {
+            entry
+        } else {
+            (entry & !u64::from(large[5])) | u64::from(memory_type)
+        }
     }
+}
+
+/// See [`Format::rights`]: of the bits of any leaf, and of those that say what can be done with it.
+const fn rights(any: u64, write: u64, execute: u64, no_execute: u64) -> [u16; 16] {
+    let (r, x, w) = ((any | no_execute).rotate_left(1) as u16, (any | execute) as u16 * 2, write as u16 * 2);
+    [r, r, r | w, r | w, x, x, x | w, x | w, x, x, x | w, x | w, x, x, x | w, x | w]
+}
+
+/// See [`Format::memory_types`].
+const fn types([wb, wt, wc, uc, wp]: [u16; 5], large: u64) -> [u16; 6] {
+    let large = large as u16;
+    [wb | large, wt | large, wc | large, uc | large, wp | large, wb | wt | wc | uc | wp | large]
+}
+
+/// The cacheability of a leaf with one of these `types`.
+#[inline(always)]
+fn cacheability(types: &[u16; 6], leaf: u64) -> Cacheability {
+    let bits = leaf as u16 & types[5];
+    let other = || types.iter().position(|known| *known == bits).and_then(|n| Cacheability::from_bits(n as u32));
+    if bits == types[0] { Cacheability::WriteBack } else { other().unwrap_or(Cacheability::Uncacheable) }
 }
 
 #[cfg(test)]

@@ -22,7 +22,8 @@ use crate::vcpu::Processor;
 pub struct Memory {
     tree: Space,
     lock: Mutex<Retired>,
-    pd: &'static Pd,
+    /// Pays.
+    pub pd: &'static Pd,
     /// Number of selectors, a power of two.
     pub selectors: u64,
     /// Of a DMA space: the number by which IOMMUs know it; else 0.
@@ -36,7 +37,7 @@ impl Memory {
     pub fn new(pd: &'static Pd, format: &'static Format, leaf: u8, pages: u64, domain: u16) -> Result<Self, Status> {
         let root = pd.account().draft(0)?.keep().physical();
         let leaf = leaf.min(crate::platform::PLATFORM.get().map_or(1, |platform| platform.largest_page));
-        let (tree, lock) = (Space::new(format, root, leaf), Mutex::new(Retired::none()));
+        let (tree, lock) = (Space::new(format, root, leaf), Mutex::default());
         Ok(Self { tree, lock, pd, selectors: pages, domain, generation: Generation::first() })
     }
 
@@ -46,16 +47,6 @@ impl Memory {
         self.tree.root()
     }
 
-    fn tables<'a>(&'a self, retired: &'a mut Retired) -> Tables<'a> {
-        Tables {
-            account: self.pd.account(),
-            retired,
-            generation: &self.generation,
-            taken: false,
-            for_devices: self.domain != 0,
-        }
-    }
-
     /// Maps or unmaps as much of `piece` as takes bounded time; if it was taken `from` a space, only if that still has
     /// this generation when nobody else changes this one. Returns the number of pages done, 0 if it must be tried again.
     pub fn step(&self, piece: &Piece, from: Option<(&Generation, u64)>) -> Result<u64, Status> {
@@ -63,7 +54,7 @@ impl Memory {
         if from.is_some_and(|(generation, seen)| generation.current() != seen) {
             return Ok(0);
         }
-        self.tree.map_step(&mut self.tables(&mut retired), piece)
+        self.tree.map_step(&mut Tables { space: self, retired: &mut retired }, piece)
     }
 
     /// Frees one of the tables that no processor can reach any more; false if there is none.
@@ -71,11 +62,12 @@ impl Memory {
         self.lock.lock().free_one(self.generation.completed())
     }
 
-    /// The capability at `address` and for how many pages, of `most`, it goes on, or how many pages are not mapped.
-    pub fn lookup(&self, address: u64, most: u64) -> (Option<Leaf>, u64) {
+    /// The capability for page `page` and for how many pages, of `most`, it goes on, or how many pages are not mapped.
+    #[inline(always)]
+    pub fn lookup(&self, page: u64, most: u64) -> (Leaf, u64) {
         // Else a table on the way could be freed.
         let mut retired = self.lock.lock();
-        self.tree.lookup_run(&self.tables(&mut retired), address, most)
+        self.tree.lookup_run(&Tables { space: self, retired: &mut retired }, page, most)
     }
 
     /// Whether `cpu` may have cached what the space held.
@@ -141,13 +133,8 @@ impl HostSpace {
 
     /// Unmaps the kernel's page `physical` at `address`, if it is still there.
     pub fn unmap_kernel_page(&self, address: u64, physical: u64) {
-        let memory = &self.memory;
-        let mut retired = memory.lock.lock();
-        let mut tables = memory.tables(&mut retired);
-        if memory.tree.lookup_run(&tables, address, 1).0.is_some_and(|leaf| leaf.address == physical) {
-            // Unmapping needs no memory but where a large page is split; this is a small one.
-            let _ = memory.tree.map_step(&mut tables, &Piece::unmap(address, 1));
-        }
+        // Unmapping a small page needs no memory.
+        let _ = self.memory.step(&Piece { pa: physical, kept: true, ..Piece::unmap(address, 1) }, None);
     }
 
     /// Destruction: frees some more of its tables. True when all are gone.

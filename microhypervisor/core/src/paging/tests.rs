@@ -18,7 +18,7 @@ struct Memory {
     stale: bool,
     told: bool,
     /// Entries that were written, and are not yet flushed.
-    dirty: BTreeSet<(u64, usize)>,
+    dirty: BTreeSet<u64>,
     /// Bits of an entry that refers to a table.
     table_bits: u64,
 }
@@ -74,39 +74,38 @@ impl Tables for Memory {
     fn free(&mut self, table: u64) {
         self.table(table);
         assert_ne!(table, ROOT);
-        self.dirty.retain(|place| place.0 != table);
+        self.dirty.retain(|place| place & !0xfff != table);
         self.tables[table as usize / 4096] = None;
         self.budget += 1;
     }
 
-    fn read(&self, table: u64, index: usize) -> u64 {
-        self.table(table).0[index]
+    fn read(&self, place: u64) -> u64 {
+        assert_eq!(place % 8, 0);
+        self.table(place & !0xfff).0[place as usize % 4096 / 8]
     }
 
-    fn write(&mut self, table: u64, index: usize, entry: u64) {
-        let old = self.read(table, index);
+    fn write(&mut self, place: u64, entry: u64) {
+        let old = self.read(place);
         self.stale |= old != 0 && old != entry;
-        self.dirty.insert((table, index));
-        self.tables[table as usize / 4096].as_mut().unwrap().0[index] = entry;
+        self.dirty.insert(place);
+        self.tables[place as usize / 4096].as_mut().unwrap().0[place as usize % 4096 / 8] = entry;
     }
 
-    fn taken(&mut self) {
-        self.told = true;
-    }
-
-    fn changed(&mut self, table: u64, first: usize, end: usize) {
-        self.dirty.retain(|place| place.0 != table || !(first..end).contains(&place.1));
+    fn changed(&mut self, first: u64, end: u64, taken: bool) {
+        self.told |= taken;
+        assert_eq!(first / 4096, (end - 1) / 4096, "of one table");
+        self.dirty.retain(|place| !(first..end).contains(place));
     }
 
     fn fill(&mut self, table: u64, first: u64, step: u64) {
-        (0..ENTRIES).for_each(|index| self.write(table, index, first + index as u64 * step));
+        (0..ENTRIES).for_each(|index| self.write(table + index as u64 * 8, first + index as u64 * step));
         // Whoever keeps the tables flushes what he fills.
-        self.changed(table, 0, ENTRIES);
+        self.changed(table, table + 4096, false);
     }
 
-    fn live(&mut self, table: u64, delta: i32) -> u32 {
-        self.table(table);
-        let live = &mut self.tables[table as usize / 4096].as_mut().unwrap().1;
+    fn live(&mut self, place: u64, delta: i32) -> u32 {
+        self.table(place & !0xfff);
+        let live = &mut self.tables[place as usize / 4096].as_mut().unwrap().1;
         *live += delta;
         u32::try_from(*live).unwrap()
     }
@@ -166,8 +165,8 @@ fn check(space: &Space, memory: &Memory, model: &BTreeMap<u64, Page>, decode: De
             let (pa, permissions, ca) = model[&(page + offset)];
             assert_eq!((address + offset * 4096, cacheability), (pa, ca));
             assert_eq!(write, permissions.contains(Permissions::WRITE));
-            let executes = space.format.execute | space.format.no_execute != 0;
-            assert_eq!(execute, executes && permissions.intersects(EXECUTE));
+            let executes = space.format.rights[0] != space.format.rights[4];
+            assert_eq!(execute, executes && permissions.bits() >= 4);
         }
         seen += pages(level);
     });
@@ -233,10 +232,9 @@ fn agrees_with_map(format: &'static Format, leaf_level: u8, budget: usize, ops: 
         }
         check(&space, &memory, &model, decode);
         for page in (page.saturating_sub(2)..page + count + 2).step_by(97) {
-            let (leaf, run) = space.lookup_run(&memory, page << 12 | 0xabc, count);
-            let found = leaf.map(|leaf| (leaf.address, leaf.permissions, leaf.cacheability));
+            let (leaf, run) = space.lookup_run(&memory, page, count);
+            let found = (!leaf.permissions.is_empty()).then_some((leaf.address, leaf.permissions, leaf.cacheability));
             assert_eq!(found, model.get(&page).copied());
-            assert_eq!(space.lookup_run(&memory, page << 12, count), (leaf, run));
             for offset in 1..run.min(1500) {
                 let expected = found.map(|(pa, permissions, ca)| (pa + offset * 4096, permissions, ca));
                 assert_eq!(model.get(&(page + offset)).copied(), expected);
@@ -275,8 +273,8 @@ proptest! {
     }
 }
 
-fn lookup_level(space: &Space, memory: &Memory, va: u64) -> Option<u8> {
-    space.lookup_run(memory, va, 1).0.map(|leaf| leaf.level)
+fn level(space: &Space, memory: &Memory, va: u64) -> u8 {
+    space.descend(memory, va >> 12, false).1
 }
 
 const ALL: Permissions = abi::capability::MEMORY_ALL;
@@ -292,24 +290,27 @@ fn large_pages_are_used_split_and_replaced() {
     let mut memory = Memory::new(100, &HOST);
     let gib = 1u64 << 30;
     assert_eq!(space.map_step(&mut memory, &piece(gib, 4 * gib, 1 << 18, ALL)), Ok(1 << 18));
-    let leaf = Leaf { address: 4 * gib + 0x5000, level: 2, permissions: ALL, cacheability: WB };
-    assert_eq!(space.lookup_run(&memory, gib + 0x5123, 1), (Some(leaf), (1 << 18) - 5));
-    assert_eq!(space.lookup_run(&memory, 0, 1), (None, 1 << 18));
+    let leaf = |address| Leaf { address, permissions: ALL, cacheability: WB };
+    let lookup = |memory: &Memory, va: u64| space.lookup_run(memory, va >> 12, 1);
+    assert_eq!(lookup(&memory, gib + 0x5000), (leaf(4 * gib + 0x5000), (1 << 18) - 5));
+    assert_eq!(lookup(&memory, 0).1, 1 << 18);
     // One page less: 511 leaves of 2 MiB and 511 of 4 KiB remain, after two splits.
     for done in [0, 0, 1] {
         assert_eq!(space.map_step(&mut memory, &piece(gib + 0x5000, 0, 1, Permissions::empty())), Ok(done));
     }
     assert_eq!(memory.tables.iter().flatten().count(), 4);
-    let lookup = |va| space.lookup_run(&memory, va, 1).0;
-    assert_eq!(lookup(gib + 0x5000), None);
-    assert_eq!(lookup(gib + 0x6000), Some(Leaf { address: 4 * gib + 0x6000, level: 0, ..leaf }));
-    assert_eq!(lookup(gib + 0x200000), Some(Leaf { address: 4 * gib + 0x200000, level: 1, ..leaf }));
+    assert_eq!(lookup(&memory, gib + 0x5000).0.permissions, Permissions::empty());
+    assert_eq!((lookup(&memory, gib + 0x6000).0, level(&space, &memory, gib + 0x6000)), (leaf(4 * gib + 0x6000), 0));
+    assert_eq!(
+        (lookup(&memory, gib + 0x200000).0, level(&space, &memory, gib + 0x200000)),
+        (leaf(4 * gib + 0x200000), 1)
+    );
     // Back to leaves of 2 MiB: the table below goes.
     assert_eq!(space.map_step(&mut memory, &piece(gib, 4 * gib, 1 << 18, ALL)), Ok(1 << 9));
-    assert_eq!(lookup_level(&space, &memory, gib + 0x5000), Some(1));
+    assert_eq!(level(&space, &memory, gib + 0x5000), 1);
     assert_eq!(memory.tables.iter().flatten().count(), 3);
     // Aligned differently: no large leaf is possible.
-    for done in [0, STEP as u64] {
+    for done in [0, STEP] {
         assert_eq!(space.map_step(&mut memory, &piece(gib, 4 * gib + 0x1000, 1 << 18, ALL)), Ok(done));
     }
 }
@@ -337,7 +338,8 @@ fn ranges_are_checked() {
     assert_eq!(step((1 << 48) - 4096, (1 << 52) - 4096, 1, ALL), Ok(1));
     assert_eq!(step((1 << 48) - 4096, u64::MAX, 1, Permissions::empty()), Ok(1));
     assert_eq!(step(0, 0, 1 << 36, Permissions::empty()), Ok(1 << 27));
-    assert_eq!(space.lookup_run(&memory, u64::MAX, 1), (None, 1));
+    let (leaf, run) = space.lookup_run(&memory, 1 << 36, 1);
+    assert_eq!((leaf.address, leaf.permissions, run), (0, Permissions::empty(), 1));
 }
 
 #[test]
@@ -346,13 +348,22 @@ fn what_is_kept_is_mapped_but_gives_nothing() {
     let mut memory = Memory::new(100, &HOST);
     let kept = Piece { kept: true, ..piece(0x5000, 0x8000, 1, ALL) };
     assert_eq!(space.map_step(&mut memory, &kept), Ok(1));
-    let (table, level, entry) = space.descend(&memory, 5, 0);
-    assert_eq!((level, decode_host(entry, 0)), (0, (0x8000, true, true, WB)));
-    let leaf = space.lookup_run(&memory, 0x5000, 1).0.unwrap();
+    let (place, level) = space.descend(&memory, 5, false);
+    assert_eq!((level, decode_host(memory.read(place), 0)), (0, (0x8000, true, true, WB)));
+    let leaf = space.lookup_run(&memory, 5, 1).0;
     assert_eq!((leaf.address, leaf.permissions), (0x8000, Permissions::empty()));
     // A page of the program's own behind it is another piece.
     assert_eq!(space.map_step(&mut memory, &piece(0x6000, 0x9000, 1, ALL)), Ok(1));
-    assert_eq!(space.lookup_run(&memory, 0x5000, 9).1, 1);
+    assert_eq!(space.lookup_run(&memory, 5, 9).1, 1);
+    // What is unmapped as the kernel's own must be that page.
+    let unmap = |va, pa| Piece { pa, kept: true, ..Piece::unmap(va, 1) };
+    for other in [unmap(0x5000, 0x9000), unmap(0x7000, 0x8000), unmap(1 << 40, 0x8000)] {
+        assert_eq!(space.map_step(&mut memory, &other), Ok(1));
+    }
+    assert_eq!(space.lookup_run(&memory, 5, 1).0.address, 0x8000);
+    assert_eq!(space.map_step(&mut memory, &unmap(0x5000, 0x8000)), Ok(1));
+    assert_eq!(space.lookup_run(&memory, 5, 1).0.address, 0);
+    assert_eq!(space.map_step(&mut memory, &kept), Ok(1));
     assert_eq!(space.map_step(&mut memory, &Piece::unmap(0x5000, 2)), Ok(2));
-    assert!(memory.tables[table as usize / 4096].is_none(), "the table goes with its last page");
+    assert!(memory.tables[place as usize / 4096].is_none(), "the table goes with its last page");
 }

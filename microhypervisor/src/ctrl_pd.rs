@@ -55,7 +55,7 @@ pub fn resume(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     // It may have taken something away before.
     let result = match (memory_space(named(ec.destination.get().reference())), result) {
         (Ok(space), result) => conclude(cpu, ec, space, result),
-        (_, Err(status)) => settle(cpu, ec, Err(status), &|_| true),
+        (_, Err(status)) => settle(cpu, ec, Err(status), &|_| true, None),
         (_, Ok(())) => Ok(()),
     };
     run::end(cpu, ec, result)
@@ -91,11 +91,14 @@ fn conclude(cpu: &'static Cpu, ec: &'static Ec, space: &Memory, result: Result<(
     }
     let Some(generation) = space.generation.due() else { return result };
     ec.progress.set(generation);
-    settle(cpu, ec, result, &|other| space.cached_by(other))
+    settle(cpu, ec, result, &|other| space.cached_by(other), Some(space))
 }
 
+type Cached<'a> = &'a dyn Fn(&Cpu) -> bool;
+
 /// The end of a call that took rights away, with `result`: goes on when no CPU for which `cached` holds can use them.
-fn settle(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>, cached: &dyn Fn(&Cpu) -> bool) -> ! {
+/// `space` has the tables that it made superfluous.
+fn settle(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>, cached: Cached, space: Option<&Memory>) -> ! {
     if cached(cpu) {
         rounds::flush(cpu);
     }
@@ -103,13 +106,17 @@ fn settle(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>, cached
     if rounds::start(cpu, ec, Continuation::FreeTables, cached) {
         sched::park(cpu, ec)
     }
-    free_tables(cpu, ec)
+    free_from(cpu, ec, space)
 }
 
 /// The last part of a call: frees the tables that it made superfluous.
 pub fn free_tables(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     ec.continuation.set(Continuation::ReturnHypercall);
-    if let Ok(space) = memory_space(named(ec.destination.get().reference())) {
+    free_from(cpu, ec, memory_space(named(ec.destination.get().reference())).ok())
+}
+
+fn free_from(cpu: &'static Cpu, ec: &'static Ec, space: Option<&Memory>) -> ! {
+    if let Some(space) = space {
         space.generation.complete(ec.progress.get());
         if space.free_table() {
             ec.continuation.set(Continuation::FreeTables);
@@ -208,7 +215,7 @@ impl Request {
             }
             Ok(count)
         })?;
-        settle(self.cpu, self.ec, Ok(()), &|other| to.cached_by(other))
+        settle(self.cpu, self.ec, Ok(()), &|other| to.cached_by(other), None)
     }
 
     #[inline(never)]
@@ -224,7 +231,7 @@ impl Request {
             Ok(1)
         })?;
         // The bitmap may not change under a guest that runs (Intel SDM vol. 3C, 25.11.4): none does when this is over.
-        settle(self.cpu, self.ec, Ok(()), &|other| other.nested.root() != Use::NONE)
+        settle(self.cpu, self.ec, Ok(()), &|other| other.nested.root() != Use::NONE, None)
     }
 }
 

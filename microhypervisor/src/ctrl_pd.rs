@@ -86,10 +86,12 @@ fn perform(cpu: &'static Cpu, ec: &'static Ec) -> Result<(), Status> {
 /// CPU has seen it, goes on when all have.
 #[inline(always)]
 fn conclude(cpu: &'static Cpu, ec: &'static Ec, space: &Memory, result: Result<(), Status>) -> Result<(), Status> {
+    // Before devices are told: another EC that finds nothing due need not tell them of what it took away.
+    let due = space.generation.due();
     if space.domain != 0 {
-        iommu::settle(space);
+        iommu::settle(space, due.is_some());
     }
-    let Some(generation) = space.generation.due() else { return result };
+    let Some(generation) = due else { return result };
     ec.progress.set(generation);
     settle(cpu, ec, result, &|other| space.cached_by(other), Some(space))
 }

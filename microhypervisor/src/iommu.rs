@@ -283,11 +283,11 @@ impl DmaSpace {
     }
 }
 
-/// `space`, a DMA space, was changed: if that took rights away, or units must be told anyhow, devices notice before this
-/// returns. If a unit does not answer, the devices that use the space are taken out.
-pub fn settle(space: &Memory) {
+/// `space`, a DMA space, was changed: if that took rights away, as `due` says, or units must be told anyhow, devices notice
+/// before this returns. If a unit does not answer, the devices that use the space are taken out.
+pub fn settle(space: &Memory, due: bool) {
     let told = ABILITIES.get().is_some_and(|abilities| abilities.must_be_told());
-    if !told && space.generation.due().is_none() {
+    if !told && !due {
         return;
     }
     let mut state = STATE.lock();

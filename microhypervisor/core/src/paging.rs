@@ -250,7 +250,7 @@ impl Space {
         let one = last | u64::from(kept) == 0;
         if one && let (place, 0) = self.descend(tables, page, false) {
             let new = if mapping { self.format.leaf(pa, 0, permissions, cacheability) } else { 0 };
-            let (added, taken) = replace(tables, place, new);
+            let (added, taken) = replace(tables, place, tables.read(place), new);
             tables.changed(place, place + 8, taken);
             if tables.live(place, added) == 0 {
                 self.prune(tables, page);
@@ -283,14 +283,17 @@ impl Space {
         let below = is_table(entry, level);
         let most = if below { 1 } else { STEP.min(count >> (9 * level)) };
         let end = (place + 8 * most).min((place | LAST) + 8);
-        let (mut at, mut added, mut taken) = (place, 0, false);
+        let (mut at, mut old, mut added, mut taken) = (place, entry, 0, false);
         loop {
-            let (more, gone) = replace(tables, at, new);
+            let (more, gone) = replace(tables, at, old, new);
             (at, added, taken) = (at + 8, added + more, taken | gone);
-            if at == end || is_table(tables.read(at), level) {
+            if at == end {
                 break;
             }
-            new = new.wrapping_add(step);
+            (old, new) = (tables.read(at), new.wrapping_add(step));
+            if is_table(old, level) {
+                break;
+            }
         }
         tables.changed(place, at, taken);
         if below {
@@ -352,10 +355,9 @@ const fn place(table: u64, page: u64, level: u8) -> u64 {
     table | ((page >> (9 * level as u32)) % ENTRIES as u64 * 8)
 }
 
-/// Replaces the entry at `place`; by how many the entries in use are more, and whether processors may have cached it.
+/// Replaces entry `old` at `place`; by how many the entries in use are more, and whether processors may have cached it.
 #[inline(always)]
-fn replace(tables: &mut impl Tables, place: u64, new: u64) -> (i32, bool) {
-    let old = tables.read(place);
+fn replace(tables: &mut impl Tables, place: u64, old: u64, new: u64) -> (i32, bool) {
     tables.write(place, new);
     (i32::from(new != 0) - i32::from(old != 0), old != 0 && old != new)
 }

@@ -1,7 +1,7 @@
 // SYSCALL, SYSENTER, and calls and replies when nothing is in the way: see fast.rs.
 
 .section .text, "ax", @progbits
-.globl syscall_entry, sysenter_entry, return_from_hypercall, svm_enter, svm_resume, svm_resume_rip, svm_run, svm_event_found, vmx_event, vmx_event_for_syscall, vmx_enter, vmx_resume, vmx_exit
+.globl syscall_entry, sysenter_entry, run, return_from_hypercall, svm_enter, svm_resume, svm_resume_rip, svm_run, svm_event_found, vmx_event, vmx_event_for_syscall, vmx_enter, vmx_resume, vmx_exit
 
 // What an EC found last: the call (RDI) or event and, of SVM, the exit code that alone says so; the count of changes before it
 // looked, or 0; address of the portal, its message descriptor, address of its EC; SVM's code for the rest. At first nothing that
@@ -270,7 +270,7 @@ end_hypercall:
     mov 64(%rbx), %r8;  mov 72(%rbx), %r9;  mov 80(%rbx), %r10;  mov {rsp}(%rbx), %rsp;  mov 24(%rbx), %rbx
     sysretq
 1:  mov %rdi, 56(%rbx);  mov %rsp, %rdi;  mov %rbx, %rsi
-    call {run};  ud2
+    jmp run
 
 // All other calls, and these if anything is in the way. Whoever replies has nothing to save.
 slow_other:
@@ -286,11 +286,24 @@ slow:
 2:  mov %rbx, %rdi
     call {trace_hypercall};  mov 56(%rbx), %rdi;  jmp 1b
 
-// Back to user mode after a hypercall: RDI = EC.
+// Runs the EC at RSI on the CPU at RDI: at once if it returns from a hypercall and is not recalled, its page tables are loaded,
+// the FPU is another's, and nothing is unusual, nor anybody to be looked for.
 .balign 16
+run:
+    mov %rdi, %rsp
+    equal_or 1f, $0, {unusual}(%rdi), q
+    equal_or 1f, ${busy}, {state}(%rsi), w
+    user_or 1f, {rip}(%rsi)
+    same_or 1f, {tables}(%rsi), {space}(%rdi)
+    if_equal 1f, %rsi, {fpu_owner}(%rdi)
+    if_equal return_from_hypercall, %rsi, {current}(%rdi)
+    mov %rsi, {current}(%rdi);  incq {counters} + {switches}(%rdi)
+
+// Back to user mode after a hypercall of the EC at RSI.
 return_from_hypercall:
-    mov %rdi, %rdx;  mov 48(%rdx), %rsi;  mov 56(%rdx), %rdi
+    mov %rsi, %rdx;  mov 48(%rdx), %rsi;  mov 56(%rdx), %rdi
     mov {rip}(%rdx), %rcx;  jmp leave   // RCX is canonical and in user space: checked by the caller
+1:  call {go_on};  ud2
 
 // Enters a guest from Rust: RDI = its EC, RSI = physical address of its control block.
 svm_enter:

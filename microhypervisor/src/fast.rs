@@ -77,7 +77,8 @@ core::arch::global_asm!(
     nested_fault = const code::NESTED_FAULT, event_page_fault = const event::PAGE_FAULT,
     event_rdmsr = const event::RDMSR, exit_codes = const EVENTS.len(), ctrl_sm = sym crate::semaphore::control,
     hypercall = sym crate::hypercall::hypercall, trace_hypercall = sym crate::hypercall::trace_hypercall,
-    hypercalls = const 8 * counter::HYPERCALL, recall = const at!(Ec, recall), run = sym crate::run::run, headers = sym HEADER_MEMORY, make_live = sym crate::guest::make_live,
+    hypercalls = const 8 * counter::HYPERCALL, recall = const at!(Ec, recall), go_on = sym crate::run::go_on,
+    switches = const 8 * counter::SWITCH, fpu_owner = const at!(Cpu, fpu_owner), headers = sym HEADER_MEMORY, make_live = sym crate::guest::make_live,
     leave = sym crate::guest::leave, save_rest = sym crate::guest::save_state, exit_events = sym EVENTS,
     vcpu_exit = sym crate::guest::vcpu_exit,
     options(att_syntax)
@@ -93,9 +94,14 @@ const _: () = {
     assert!(entry == 7 << 32 | 3 << 5 | Permissions::CALL.bits() as u64);
 };
 
+// Nothing crosses but addresses.
+#[allow(improper_ctypes)]
 unsafe extern "C" {
-    /// Leaves the kernel after a hypercall of the EC that begins with these registers.
-    pub fn return_from_hypercall(ec: *const Gprs) -> !;
+    /// Runs `ec`, the end of the current SC's chain, unless something more urgent is ready. The stack, on whose top `cpu` is,
+    /// begins anew: programs can bring the kernel here any number of times before it returns to user mode.
+    pub safe fn run(cpu: &'static Cpu, ec: &'static Ec) -> !;
+    /// Leaves the kernel after a hypercall of the EC, whose RIP is a user address.
+    pub fn return_from_hypercall(cpu: &'static Cpu, ec: &'static Ec) -> !;
     /// Loads the general registers and enters the guest of this control block, which is complete; as for
     /// [`crate::vcpu::VirtualCpu::enter`]. Goes on at the exit with the registers stored. Entry 4 of them holds the physical
     /// address of the block with the host's FS, GS, TR, LDTR and syscall MSRs.

@@ -12,6 +12,7 @@ use abi::{Status, USER_END};
 use crate::cpu::Cpu;
 use crate::ec::{Continuation, Ec};
 use crate::fast::return_from_hypercall;
+pub use crate::fast::run;
 use crate::hypercall::Call;
 use crate::observation::trace;
 use crate::vcpu::Gprs;
@@ -46,32 +47,11 @@ pub fn end(cpu: &'static Cpu, ec: &'static Ec, result: Result<(), Status>) -> ! 
     run(cpu, ec)
 }
 
-/// Runs `ec`, the end of the current SC's chain, unless something more urgent is ready. The stack, on whose top `cpu` is,
-/// begins anew: programs can bring the kernel here any number of times before it returns to user mode.
-#[unsafe(naked)]
-pub extern "C" fn run(cpu: &'static Cpu, ec: &'static Ec) -> ! {
-    core::arch::naked_asm!("mov rsp, rdi", "call {}", sym go_on)
-}
-
-extern "C" fn go_on(cpu: &'static Cpu, ec: &'static Ec) -> ! {
+/// What [`run`] does if there is more to do than to return from a hypercall.
+pub extern "C" fn go_on(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     if cpu.reschedule.get() {
         sched::check(cpu, ec)
     }
-    // All that `prepare_user` does is to tell who runs, and the trace is off.
-    let returns = || ec.continuation.get() == Continuation::ReturnHypercall && !ec.recall.load(Ordering::Relaxed);
-    let same = || cpu.space.root() == ec.tables && !core::ptr::eq(cpu.fpu_owner.get(), ec);
-    if !(returns() && same() && cpu.unusual.bits() == 0 && ec.rip.get() < USER_END) {
-        go_on_with_more(cpu, ec)
-    }
-    if !core::ptr::eq(cpu.current.replace(ec), ec) {
-        cpu.counters().count(counter::SWITCH);
-    }
-    // SAFETY: the EC's state is complete, and its RIP is a user address.
-    unsafe { return_from_hypercall(ec.gprs.get()) }
-}
-
-/// What [`go_on`] does if there is more to do.
-fn go_on_with_more(cpu: &'static Cpu, ec: &'static Ec) -> ! {
     let continuation = ec.continuation.get();
     if ec.recall.load(Ordering::Relaxed) {
         recall(cpu, ec, continuation);
@@ -80,7 +60,7 @@ fn go_on_with_more(cpu: &'static Cpu, ec: &'static Ec) -> ! {
         Continuation::ReturnHypercall => {
             prepare_user(cpu, ec);
             // SAFETY: the EC's state is complete, and its RIP and RSP are user addresses or fault in user mode.
-            unsafe { return_from_hypercall(ec.gprs.get()) }
+            unsafe { return_from_hypercall(cpu, ec) }
         }
         Continuation::ReturnInterrupt => {
             prepare_user(cpu, ec);
@@ -189,6 +169,10 @@ extern "C" fn user_interrupt(ec: &'static Ec) -> ! {
     let cpu = ec.cpu;
     ec.continuation.set(Continuation::ReturnInterrupt);
     let vector = ec.vector.get();
+    if vector >= 32 {
+        interrupt::handle(cpu, vector as u8);
+        run(cpu, ec)
+    }
     match vector {
         2 => {}
         8 | 18 => crate::panic::fatal(format_args!("exception {vector:#x} in user mode at RIP {:#x}", ec.rip.get())),
@@ -196,11 +180,10 @@ extern "C" fn user_interrupt(ec: &'static Ec) -> ! {
         6 if cpu.guest.get().is_some() => {}
         7 if ec.fpu_state.is_some() => fpu::acquire(cpu, ec),
         13 if show_ports(cpu, ec) => {}
-        0..32 => {
+        _ => {
             ec.fault_address.set(if vector == 14 { registers::Cr2::read_raw() } else { 0 });
             portal::raise(cpu, ec, vector as u16)
         }
-        _ => interrupt::handle(cpu, vector as u8),
     }
     run(cpu, ec)
 }

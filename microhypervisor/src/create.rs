@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use abi::capability::Permissions;
+use abi::capability::{Permissions, SELECTOR_COUNT};
 use abi::hypercall::{CreatePd, flag};
 use abi::scd::Scd;
 use abi::utcb::gpr;
@@ -13,73 +13,65 @@ use crate::cpu::Cpu;
 use crate::ec::{Binding, Ec, EcKind};
 use crate::guest::GuestState;
 use crate::hypercall::Call;
+use crate::iommu::DmaSpace;
 use crate::memory::Draft;
-use crate::object::{self, Found, Object, Ref};
+use crate::object::{Caller, Found, Object, create, create_found};
 use crate::pd::Pd;
 use crate::portal::Pt;
 use crate::sched::{self, Sc};
 use crate::semaphore::Sm;
-use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace, Place};
+use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace};
 use crate::vcpu::{PhysPage, Processor};
-use crate::{fpu, iommu, rounds, timer};
-
-/// Creates an object, and its capability at `place`.
-fn install<T: Object>(
-    place: &Place,
-    owner: &Pd,
-    permissions: Permissions,
-    build: impl FnOnce(Ref<T>) -> Result<T, Status>,
-) -> Found<T> {
-    let created = object::create(Some(owner), owner.account(), build)?;
-    place.fill(created.1.capability(permissions));
-    Ok(created)
-}
+use crate::{fpu, rounds, timer};
 
 /// Creates what belongs into `room`, which only one caller can fill.
-fn only<T: Object>(room: &Once<&'static T>, create: impl FnOnce() -> Found<T>) -> Result<(), Status> {
+fn only<T: Object>(room: &Once<&'static T>, new: impl FnOnce() -> Found<T>) -> Result<(), Status> {
     let mut filled = false;
     room.try_call_once(|| {
         filled = true;
-        create().map(|(space, _)| space)
+        new().map(|(space, _)| space)
     })?;
     if filled { Ok(()) } else { Err(Status::Aborted) }
 }
 
 /// create_pd: a protection domain or one of its spaces.
 pub fn pd(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
-    const OPERATIONS: [CreatePd; 7] = {
+    if call.flags != CreatePd::ProtectionDomain as u8 {
+        return space(ec, call);
+    }
+    create(ec, call.selector, |owner, own| Ok(Pd::new(own, owner.account(), false)))
+}
+
+#[inline(never)]
+fn space(ec: &'static Ec, call: Call) -> Result<(), Status> {
+    const OPERATIONS: [CreatePd; 6] = {
         use CreatePd::*;
-        [ProtectionDomain, ObjectSpace, HostSpace, GuestSpace, DmaSpace, PioSpace, MsrSpace]
+        [ObjectSpace, HostSpace, GuestSpace, DmaSpace, PioSpace, MsrSpace]
     };
-    const MEMORY: Permissions = Permissions::GRANT.union(Permissions::TAKE);
-    const REGISTERS: Permissions = MEMORY.union(Permissions::ASSIGN);
-    let operation = *OPERATIONS.get(call.flags as usize).ok_or(Status::BadPar)?;
-    let owner = ec.selectors.find(ec.gpr(gpr::RSI));
-    let (pd, _) = object::resolve::<Pd>(owner, Permissions::PD)?;
-    let place = ec.objects.reserve(call.selector)?;
-    let account = pd.account();
-    let guest = Permissions::GRANT | Permissions::ASSIGN;
+    let operation = *OPERATIONS.get((call.flags as usize).wrapping_sub(1)).ok_or(Status::BadPar)?;
+    let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::PD)?;
+    if call.selector >= SELECTOR_COUNT || !ec.selectors.find(call.selector).1.is_nothing() {
+        return Err(Status::BadCap);
+    }
+    // Another CPU may change the capability.
+    let same = |owner| if core::ptr::eq(pd, owner) { Ok(pd) } else { Err(Status::BadCap) };
+    let (selector, caller) = (call.selector, Ok((ec, call.selector)));
     match operation {
-        CreatePd::ProtectionDomain => {
-            install(&place, pd, owner.0.permissions(), |own| Ok(Pd::new(own, account, false))).map(drop)
-        }
-        CreatePd::ObjectSpace => only(&pd.objects, || install(&place, pd, MEMORY, |_| ObjectSpace::new(pd))),
-        CreatePd::HostSpace => only(&pd.host, || install(&place, pd, MEMORY, |_| HostSpace::new(pd))),
-        CreatePd::GuestSpace => install(&place, pd, guest, |_| GuestSpace::new(pd)).map(drop),
-        CreatePd::DmaSpace => iommu::create(Some(pd), pd).map(|(_, space)| place.fill(space.capability(guest))),
+        CreatePd::ObjectSpace => only(&pd.objects, || create_found(caller, |pd, _| ObjectSpace::new(same(pd)?))),
+        CreatePd::HostSpace => only(&pd.host, || create_found(caller, |pd, _| HostSpace::new(same(pd)?))),
         CreatePd::PioSpace => {
-            let create = |first| install(&place, pd, REGISTERS, |_| PioSpace::new(pd, first));
-            let result = only(&pd.pio, || create(true));
-            if result == Err(Status::Aborted) { create(false).map(drop) } else { result }
+            let new = |first| create_found(caller, |pd, _| PioSpace::new(same(pd)?, first));
+            let result = only(&pd.pio, || new(true));
+            if result == Err(Status::Aborted) { new(false).map(drop) } else { result }
         }
-        CreatePd::MsrSpace => install(&place, pd, REGISTERS, |_| MsrSpace::new(pd)).map(drop),
+        CreatePd::DmaSpace => create(ec, selector, |pd, _| DmaSpace::new(pd)),
+        CreatePd::MsrSpace => create(ec, selector, |pd, _| MsrSpace::new(pd)),
+        _ => create(ec, selector, |pd, _| GuestSpace::new(pd)),
     }
 }
 
 /// create_ec: a local thread, a global thread or a virtual CPU.
 pub fn ec(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
-    let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::EC)?;
-    let place = ec.objects.reserve(call.selector)?;
     let rdx = ec.gpr(gpr::RDX);
     let (page, number) = (rdx >> PAGE_BITS, rdx as u16 & 0xfff);
     let cpu = Cpu::by_number(number).ok_or(Status::BadCpu)?;
@@ -92,14 +84,8 @@ pub fn ec(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
     if shows_page(guest, cpu) && page >= USER_END >> PAGE_BITS {
         return Err(Status::BadPar);
     }
-    if !guest && pd.pio.get().is_none() {
-        return Err(Status::Aborted);
-    }
     let fpu = guest || call.flags & flag::EC_FPU != 0;
-    let (_, reference) = host_or_guest(cpu, pd, kind, fpu, [page, ec.gpr(gpr::RAX), ec.gpr(8)])?;
-    let permissions = Permissions::CTRL | Permissions::BIND_PT | Permissions::BIND_SC;
-    place.fill(reference.capability(permissions));
-    Ok(())
+    host_or_guest(cpu, Ok((ec, call.selector)), kind, fpu, [page, ec.gpr(gpr::RAX), ec.gpr(8)]).map(drop)
 }
 
 /// Whether an EC's page is mapped in its host space: a UTCB, or the virtual-APIC page, which only VMX has.
@@ -107,13 +93,16 @@ fn shows_page(guest: bool, cpu: &Cpu) -> bool {
     !guest || matches!(cpu.processor.get(), Some(Processor::Vmx(_)))
 }
 
-/// Creates an EC in `pd` with its pages, its UTCB or virtual-APIC page mapped at the page number that
-/// comes first in `words`, before its stack pointer and the selector of its first event portal.
-pub fn host_or_guest(cpu: &'static Cpu, pd: &'static Pd, kind: EcKind, fpu: bool, words: [u64; 3]) -> Found<Ec> {
+/// Creates an EC for the caller, or at boot in a protection domain, with its pages, its UTCB or virtual-APIC page mapped
+/// at the page number that comes first in `words`, before its stack pointer and the selector of its first event portal.
+pub fn host_or_guest(cpu: &'static Cpu, caller: Caller, kind: EcKind, fpu: bool, words: [u64; 3]) -> Found<Ec> {
     let [page, rsp, event_base] = words;
-    let (Some(&objects), Some(&space)) = (pd.objects.get(), pd.host.get()) else { return Err(Status::Aborted) };
-    let account = pd.account();
-    object::create(Some(pd), account, |reference| {
+    create_found(caller, |pd, reference| {
+        let (Some(&objects), Some(&space)) = (pd.objects.get(), pd.host.get()) else { return Err(Status::Aborted) };
+        if kind != EcKind::Guest && pd.pio.get().is_none() {
+            return Err(Status::Aborted);
+        }
+        let account = pd.account();
         let utcb = account.draft(0)?;
         let fpu_state = if fpu { Some(account.draft(0)?) } else { None };
         let control = if kind == EcKind::Guest { Some(account.draft(0)?) } else { None };
@@ -147,8 +136,6 @@ pub fn host_or_guest(cpu: &'static Cpu, pd: &'static Pd, kind: EcKind, fpu: bool
 
 /// create_sc: gives an EC time.
 pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
-    let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SC)?;
-    let place = ec.objects.reserve(call.selector)?;
     let (target, target_reference) = ec.selectors.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_SC)?;
     let scd = Scd::from_raw(ec.gpr(gpr::RAX)).filter(|scd| scd.cos == 0).ok_or(Status::BadPar)?;
     if target.kind == EcKind::Local {
@@ -158,7 +145,7 @@ pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> 
         return Err(Status::Aborted);
     }
     let ticks = timer::frequency() / 1000;
-    let result = install(&place, pd, Permissions::CTRL, |_| {
+    let result = create_found(Ok((ec, call.selector)), |_, _| {
         target_reference.retain()?;
         Ok(Sc::new(target_reference, target.cpu, scd, ticks))
     });
@@ -174,21 +161,17 @@ pub fn sc(cpu: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> 
 
 /// create_pt: an entry into an EC.
 pub fn pt(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
-    let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::PT)?;
-    let place = ec.objects.reserve(call.selector)?;
-    let (target, target_reference) = ec.selectors.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_PT)?;
-    if target.kind != EcKind::Local {
-        return Err(Status::BadCap);
-    }
-    let ip = ec.gpr(gpr::RAX);
-    let permissions = Permissions::CTRL | Permissions::CALL | Permissions::EVENT;
-    install(&place, pd, permissions, |_| target_reference.retain().map(|()| Pt::new(target_reference, ip))).map(drop)
+    create(ec, call.selector, |_, _| {
+        let (target, target_reference) = ec.selectors.get::<Ec>(ec.gpr(gpr::RDX), Permissions::BIND_PT)?;
+        if target.kind != EcKind::Local {
+            return Err(Status::BadCap);
+        }
+        target_reference.retain()?;
+        Ok(Pt::new(target_reference, ec.gpr(gpr::RAX)))
+    })
 }
 
 /// create_sm: a semaphore.
 pub fn sm(_: &'static Cpu, ec: &'static Ec, call: Call) -> Result<(), Status> {
-    let (pd, _) = ec.selectors.get::<Pd>(ec.gpr(gpr::RSI), Permissions::SM)?;
-    let place = ec.objects.reserve(call.selector)?;
-    let counter = ec.gpr(gpr::RDX);
-    install(&place, pd, Permissions::UP | Permissions::DOWN, |_| Ok(Sm::new(counter, None))).map(drop)
+    create(ec, call.selector, |_, _| Ok(Sm::new(ec.gpr(gpr::RDX), None)))
 }

@@ -214,7 +214,7 @@ fn inactive(index: u32) -> Option<u32> {
     } else if is_part(index) {
         return TABLE.owner(index).filter(|pd| inactive(*pd).is_some());
     } else {
-        !object::header(index).is_nothing()
+        !object::header(index).content().is_nothing()
     };
     gone.then_some(index)
 }

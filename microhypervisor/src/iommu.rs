@@ -25,7 +25,7 @@ use crate::cpu::Cpu;
 use crate::ec::Ec;
 use crate::hypercall::Call;
 use crate::memory::{Account, Frame, KERNEL, KERNEL_ACCOUNT, kernel_range, read_entry, write_entry};
-use crate::object::{self, Found};
+use crate::object;
 use crate::pd::Pd;
 use crate::platform::PLATFORM;
 use crate::space::{DEVICES, Memory, map_device};
@@ -187,7 +187,7 @@ fn keep_reserved(pd: &'static Pd, all: &[Reserved]) {
     for (index, first) in all.iter().enumerate() {
         let (source, same) = (first.source, |range: &&Reserved| range.source == first.source);
         if !all.iter().take(index).any(|before| same(&before)) {
-            let kept = create(None, pd).and_then(|(space, _)| {
+            let kept = object::create_own(|_| DmaSpace::new(pd)).and_then(|(space, _)| {
                 all.iter().filter(same).try_for_each(|range| keep(space, range))?;
                 STATE.lock().attach(source, &space.memory, &KERNEL_ACCOUNT)
             });
@@ -253,10 +253,10 @@ pub struct DmaSpace {
     attached: AtomicBool,
 }
 
-/// Creates a DMA space of `pd`. (Not inlined, for the kernel's size.)
-#[inline(never)]
-pub fn create(owner: Option<&Pd>, pd: &'static Pd) -> Found<DmaSpace> {
-    object::create(owner, pd.account(), |_| {
+impl DmaSpace {
+    /// A space of `pd`. (Not inlined, for the kernel's size.)
+    #[inline(never)]
+    pub fn new(pd: &'static Pd) -> Result<Self, Status> {
         let abilities = *ABILITIES.get().ok_or(Status::BadFtr)?;
         let format = abilities.depth().checked_sub(3).and_then(|levels| DMA.get(levels as usize));
         let mut state = STATE.lock();
@@ -266,11 +266,9 @@ pub fn create(owner: Option<&Pd>, pd: &'static Pd) -> Found<DmaSpace> {
         let memory = Memory::new(pd, format.ok_or(Status::BadFtr)?, abilities.leaf(), selectors, domain)?;
         flush(memory.root(), memory.root() | 0xfff);
         *used = true;
-        Ok(DmaSpace { memory, attached: AtomicBool::new(true) })
-    })
-}
+        Ok(Self { memory, attached: AtomicBool::new(true) })
+    }
 
-impl DmaSpace {
     /// Destruction: takes its devices out, then frees some more of its tables. True when all are gone.
     pub fn clear(&self, done: &mut u64) -> bool {
         if self.attached.swap(false, Ordering::Relaxed) {

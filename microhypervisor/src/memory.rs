@@ -79,7 +79,8 @@ static FRAMES: Mutex<Option<Frames<'static>>> = Mutex::new(None);
 pub fn init() {
     // SAFETY: called once; nothing else refers to the metadata.
     let meta = unsafe { &mut *METADATA.get() };
-    *FRAMES.lock() = Some(Frames::new(meta, 0));
+    // Nothing begins in the first frame, see `root::create`.
+    *FRAMES.lock() = Some(Frames::new(meta, 1));
 }
 
 /// One or more contiguous frames of the pool.
@@ -140,10 +141,12 @@ pub const SMALLEST: usize = 128;
 const CLASSES: usize = 4;
 /// Largest size class.
 pub const LARGEST: usize = SMALLEST << (CLASSES - 1);
+/// Slots of the smallest size in a frame.
+const SLOTS: usize = FRAME / SMALLEST;
 const NONE: u32 = u32::MAX;
 
-/// A slab frame: its free slots (bit set = free), and its links in the list of its account and class. Of a page table:
-/// the number of entries in use, instead of slots.
+/// A slab frame: its free slots (bit n set = one begins after n of the smallest size), and its links in the list of its
+/// account and class. Of a page table: the number of entries in use, instead of slots.
 #[derive(Clone, Copy)]
 struct Slab {
     free: u64,
@@ -162,14 +165,12 @@ fn slab(frame: u32) -> &'static mut Slab {
 }
 
 /// The class of objects of `size` bytes.
-const fn class(size: usize) -> usize {
+pub const fn class(size: usize) -> usize {
     (size > SMALLEST) as usize + (size > 2 * SMALLEST) as usize + (size > 4 * SMALLEST) as usize
 }
 
-/// The free slots of a slab frame whose slots are all free.
-const fn all_free(class: usize) -> u64 {
-    (1 << ((FRAME / SMALLEST) >> class)) - 1
-}
+/// For each class the free slots of a slab frame whose slots are all free.
+const ALL_FREE: [u64; CLASSES] = [0xffff_ffff, 0x5555_5555, 0x1111_1111, 0x0101_0101];
 
 /// Puts `frame` at the head of a list.
 fn link(head: &mut u32, frame: u32) {
@@ -181,6 +182,7 @@ fn link(head: &mut u32, frame: u32) {
 }
 
 /// Takes `frame` out of a list.
+#[inline(never)]
 fn unlink(head: &mut u32, frame: u32) {
     let Slab { next, prev, .. } = *slab(frame);
     if prev == NONE {
@@ -208,12 +210,13 @@ impl Account {
     }
 
     /// The number that names it in frames' metadata. Accounts lie in the image or in the pool.
-    fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         (ptr::from_ref(self) as u64 - KERNEL) as u32
     }
 
-    fn by_id(id: u32) -> &'static Account {
-        // SAFETY: written by `frames`; an account outlives what was paid from it.
+    /// The account with a number from `id`, for who knows that it still exists.
+    pub fn by_id(id: u32) -> &'static Account {
+        // SAFETY: an account outlives what was paid from it, and the protection domain whose account it is.
         unsafe { &*((KERNEL + id as u64) as *const Account) }
     }
 
@@ -238,30 +241,31 @@ impl Account {
         self.frames(order).map(|frame| Draft { frame }).ok_or(Status::MemObj)
     }
 
-    /// Zeroed memory for a small object of `size` bytes, at most [`LARGEST`], aligned to its size class.
-    pub fn small(&self, size: usize) -> Option<*mut u8> {
-        let class = class(size);
+    /// Zeroed memory for a small object of `class`, aligned to its size: the number that [`at_slot`] takes.
+    #[inline(always)]
+    pub fn slot(&self, class: usize) -> Option<u32> {
         let mut slabs = self.slabs.lock();
-        let head = &mut slabs[class];
+        let head = slabs.get_mut(class)?;
         if *head == NONE {
-            let frame = self.frames(0)?;
-            slab(frame.0).free = all_free(class);
-            link(head, frame.0);
+            let Frame(frame) = self.frames(0)?;
+            slab(frame).free = ALL_FREE[class % CLASSES];
+            link(head, frame);
         }
-        let frame = Frame(*head);
-        let free = slab(frame.0).free;
-        slab(frame.0).free = free & (free - 1);
-        if slab(frame.0).free == 0 {
-            unlink(head, frame.0);
+        let frame = *head % POOL_FRAMES as u32;
+        let free = slab(frame).free;
+        slab(frame).free = free & (free - 1);
+        if slab(frame).free == 0 {
+            unlink(head, frame);
         }
-        // SAFETY: the slot lies inside the frame.
-        Some(unsafe { frame.pointer().add((free.trailing_zeros() as usize * SMALLEST) << class) })
+        // One is free.
+        let place = (free as u32 | 1 << (SLOTS - 1)).trailing_zeros();
+        Some(frame * SLOTS as u32 + place)
     }
 
     /// Moves `value` into memory of its own, where it stays.
     pub fn place<T>(&self, value: T) -> Option<&'static T> {
         const { assert!(size_of::<T>() <= LARGEST && align_of::<T>() <= 64) };
-        let memory = self.small(size_of::<T>())?.cast::<T>();
+        let memory = at_slot(self.slot(class(size_of::<T>()))?).cast::<T>();
         // SAFETY: fresh memory, large enough and aligned to its size class.
         unsafe {
             memory.write(value);
@@ -270,23 +274,29 @@ impl Account {
     }
 }
 
-/// Gives back memory from [`Account::small`] of the same `size`.
+/// The memory of a slot.
+pub fn at_slot(slot: u32) -> *mut u8 {
+    // SAFETY: the numbers are those of `Account::slot`, inside the pool.
+    unsafe { POOL.get().cast::<u8>().add(slot as usize * SMALLEST) }
+}
+
+/// Gives back memory from [`Account::slot`] for an object of `size` bytes.
 pub fn release_small(object: *mut u8, size: usize) {
     let class = class(size);
     let Some(frame) = Frame::from_physical(object as u64 - KERNEL) else { return };
     let meta = |f: &mut Frames| Some(f.meta_mut(FrameNumber(frame.0))?.owner);
     let Some(owner) = FRAMES.lock().as_mut().and_then(meta) else { return };
-    let slot = (object as usize % FRAME / SMALLEST) >> class;
-    // SAFETY: the slot was handed out by `small` and nobody refers to it any more.
+    let slot = object as usize % FRAME / SMALLEST;
+    // SAFETY: the slot was handed out by `slot` and nobody refers to it any more.
     unsafe { ptr::write_bytes(object, 0, SMALLEST << class) };
     {
         let mut slabs = Account::by_id(owner).slabs.lock();
         if slab(frame.0).free == 0 {
-            link(&mut slabs[class], frame.0);
+            link(&mut slabs[class % CLASSES], frame.0);
         }
         slab(frame.0).free |= 1 << slot;
-        if slab(frame.0).free == all_free(class) {
-            unlink(&mut slabs[class], frame.0);
+        if slab(frame.0).free == ALL_FREE[class % CLASSES] {
+            unlink(&mut slabs[class % CLASSES], frame.0);
             slab(frame.0).free = 0;
             release(frame);
         }
@@ -315,7 +325,7 @@ impl Drop for Draft {
 }
 
 /// The kernel's own allowance: everything that no protection domain pays for.
-pub static KERNEL_ACCOUNT: Account = Account::new(POOL_FRAMES as u32);
+pub static KERNEL_ACCOUNT: Account = Account::new(POOL_FRAMES as u32 - 1);
 
 /// Page tables that were taken out of a space, the oldest first: processors may still walk them. Behind the space's
 /// lock.

@@ -10,21 +10,23 @@
 
 use core::marker::PhantomData;
 use core::mem::size_of;
+use core::sync::atomic::Ordering;
 
 use abi::Status;
 use abi::capability::Permissions;
-use kernel_core::slots::{Entry, Header, HeaderTable, Kind, Named, Reference};
+use abi::utcb::gpr;
+use kernel_core::slots::{self, Entry, Header, HeaderTable, Kind, Named, Reference};
 
 use crate::ec::Ec;
 use crate::iommu::DmaSpace;
-use crate::memory::{Account, FRAME, KERNEL, LARGEST, POOL_FRAMES, SMALLEST, release_small};
+use crate::memory::{FRAME, KERNEL, KERNEL_ACCOUNT, LARGEST, POOL_FRAMES, SMALLEST, at_slot, class, release_small};
 use crate::pd::Pd;
 use crate::portal::Pt;
 use crate::sched::Sc;
 use crate::semaphore::Sm;
 use crate::space::{GuestSpace, HostSpace, MsrSpace, ObjectSpace, PioSpace};
 
-/// Number of object headers: as many as the pool has room for objects, so that nobody can take another's.
+/// Number of object headers: one for each place where an object can begin, so that nobody can take another's.
 const HEADERS: usize = POOL_FRAMES * FRAME / SMALLEST;
 
 /// All headers.
@@ -38,12 +40,37 @@ pub static TABLE: HeaderTable<'static> = HeaderTable::new(&HEADER_MEMORY);
 pub trait Object: Sized + 'static {
     /// Its tag in the header.
     const KIND: Kind;
+    /// What is needed and given when one is created.
+    const SHAPE: Shape;
+}
+
+/// What creation must know of a kind of objects.
+pub struct Shape {
+    /// What the owner's capability permits.
+    needed: Permissions,
+    /// What the first one for the object permits; nothing: what the owner's does.
+    given: Permissions,
+    /// Of its header, but for the object's number.
+    content: u8,
+    class: u8,
 }
 
 macro_rules! objects {
-    ($($name:ident),*) => { $(impl Object for $name { const KIND: Kind = Kind::$name; })* };
+    ($($name:ident: $needed:ident [$($given:ident)*])*) => { $(impl Object for $name {
+        const KIND: Kind = Kind::$name;
+        const SHAPE: Shape = {
+            assert!(size_of::<Self>() <= LARGEST);
+            let given = Permissions::empty()$(.union(Permissions::$given))*;
+            let (content, class) = (Header::live_content(Self::KIND, 0) as u8, class(size_of::<Self>()) as u8);
+            Shape { needed: Permissions::$needed, given, content, class }
+        };
+    })* };
 }
-objects!(Pd, ObjectSpace, HostSpace, GuestSpace, DmaSpace, PioSpace, MsrSpace, Ec, Sc, Pt, Sm);
+objects! {
+    Pd: PD [] ObjectSpace: PD [GRANT TAKE] HostSpace: PD [GRANT TAKE] GuestSpace: PD [GRANT ASSIGN]
+    DmaSpace: PD [GRANT ASSIGN] PioSpace: PD [GRANT TAKE ASSIGN] MsrSpace: PD [GRANT TAKE ASSIGN]
+    Ec: EC [CTRL BIND_PT BIND_SC] Sc: SC [CTRL] Pt: PT [CTRL CALL EVENT] Sm: SM [UP DOWN]
+}
 
 /// A reference to an object that may have been destroyed since.
 #[repr(transparent)]
@@ -123,8 +150,7 @@ fn at<T>(offset: u32) -> &'static T {
 /// What `reference` names.
 #[inline(always)]
 pub fn named(reference: Reference) -> Named {
-    // References to other headers do not exist.
-    HEADER_MEMORY[reference.index as usize % HEADERS].named(reference.generation)
+    header(reference.index).named(reference.generation)
 }
 
 /// What was found for a capability, if it is a `T`.
@@ -140,66 +166,103 @@ pub fn resolve<T: Object>((entry, named): (Entry, Named), permissions: Permissio
     if entry.permissions().contains(permissions) { Ok(found) } else { Err(Status::BadCap) }
 }
 
-/// Creates an object paid from `account`, which `owner` owns if there is one. The caller has a use of it, to drop.
+/// Creates an object of the protection domain at the selector in RSI of `ec`, which pays for it, and the first capability
+/// for it at `selector`.
 ///
-/// `build` gets the reference that the object will have; what it allocates last, it need not free on failure.
+/// `build` gets the owner and the reference that the object will have; what it allocates last, it need not free on
+/// failure.
+#[inline(always)]
 pub fn create<T: Object>(
-    owner: Option<&Pd>,
-    account: &Account,
-    build: impl FnOnce(Ref<T>) -> Result<T, Status>,
+    ec: &'static Ec,
+    selector: u64,
+    mut build: impl FnMut(&'static Pd, Ref<T>) -> Result<T, Status>,
+) -> Result<(), Status> {
+    make(ec, selector, &T::SHAPE, &mut move |memory, owner, own| fill(memory, build(owner, Ref(own, PhantomData))))
+}
+
+/// Who creates: an EC, with the selector for the new capability, or at boot the kernel, for an owner.
+pub type Caller = Result<(&'static Ec, u64), &'static Pd>;
+
+/// The same, when the object is needed at once. At boot the kernel pays, the caller has the first use, to drop, and what
+/// fails is not undone.
+#[inline(always)]
+pub fn create_found<T: Object>(
+    caller: Caller,
+    mut build: impl FnMut(&'static Pd, Ref<T>) -> Result<T, Status>,
 ) -> Found<T> {
-    const { assert!(size_of::<T>() <= LARGEST) };
-    let (memory, reference) = allocate(account, T::KIND, size_of::<T>())?;
-    match build(Ref(reference, PhantomData)) {
-        Ok(object) => {
-            let pointer = memory.cast::<T>();
-            // SAFETY: fresh memory, large enough and aligned to its size class, which is at least T's alignment of 64;
-            // it lives until the object is destroyed, when its generation changes.
-            let object = unsafe {
-                pointer.write(object);
-                &*pointer
-            };
-            attach(owner, reference.index)?;
-            Ok((object, Ref(reference, PhantomData)))
-        }
-        Err(status) => {
-            give_back(memory, reference.index, size_of::<T>());
-            Err(status)
+    let mut found = Ref::NULL;
+    let build: Fill = &mut |memory, owner, own| {
+        found = Ref(own, PhantomData);
+        fill(memory, build(owner, found))
+    };
+    match caller {
+        Ok((ec, selector)) => make(ec, selector, &T::SHAPE, build)?,
+        Err(owner) => {
+            let own = make_own(&T::SHAPE)?;
+            build(at_slot(own.index), owner, own)?;
+            slots::attach(header, owner.reference.index(), own.index);
         }
     }
+    Ok((at(number(at_slot(found.index()))), found))
 }
 
-/// Undoes [`allocate`].
-#[cold]
-#[inline(never)]
-fn give_back(memory: *mut u8, index: u32, size: usize) {
-    TABLE.end(index, false);
-    TABLE.release(index);
-    release_small(memory, size);
+/// Creates an object with the kernel's memory, which is nobody's: the caller has a use of it, to drop. At boot: what fails
+/// is not undone.
+pub fn create_own<T: Object>(build: impl FnOnce(Ref<T>) -> Result<T, Status>) -> Found<T> {
+    let own = Ref(make_own(&T::SHAPE)?, PhantomData);
+    let memory = at_slot(own.index());
+    fill(memory, build(own))?;
+    Ok((at(number(memory)), own))
 }
 
-/// Memory of `size` bytes and a header for an object. (Beside [`create`], as it is the same for all objects.)
+/// [`create_own`], as far as it is the same for all kinds of objects.
 #[inline(never)]
-fn allocate(account: &Account, kind: Kind, size: usize) -> Result<(*mut u8, Reference), Status> {
-    let memory = account.small(size).ok_or(Status::MemObj)?;
-    let reference = TABLE.alloc(kind, ((memory as u64 - KERNEL) >> 6) as u32);
-    if reference.is_none() {
-        release_small(memory, size);
-    }
-    Ok((memory, reference.ok_or(Status::MemObj)?))
+fn make_own(shape: &Shape) -> Result<Reference, Status> {
+    let slot = KERNEL_ACCOUNT.slot(shape.class as usize).ok_or(Status::MemObj)?;
+    let reference = coming(slot);
+    header(slot).begin(number(at_slot(slot)) << 6 | shape.content as u32, reference.generation);
+    Ok(reference)
 }
 
-/// Makes `owner` the owner of the new object `index`.
+/// Fills the memory of a new object of this owner, which will have this reference.
+type Fill<'a> = &'a mut dyn FnMut(*mut u8, &'static Pd, Reference) -> Result<(), Status>;
+
+/// [`create`], as far as it is the same for all kinds of objects.
 #[inline(never)]
-fn attach(owner: Option<&Pd>, index: u32) -> Result<(), Status> {
-    let Some(owner) = owner else { return Ok(()) };
+fn make(ec: &'static Ec, selector: u64, shape: &'static Shape, build: Fill) -> Result<(), Status> {
+    let entry = Entry(ec.selectors.slot(ec.gpr(gpr::RSI)).ok_or(Status::BadCap)?.load(Ordering::Relaxed));
+    let (owner, _) = resolve::<Pd>((entry, named(entry.reference())), shape.needed)?;
+    let (place, _guard) = ec.objects.reserve(ec.selectors, selector)?;
     let dying = owner.dying.lock();
-    TABLE.attach(owner.reference.index(), index);
     if *dying {
-        // Whoever destroys the owner frees it, too, but may have passed by already.
-        TABLE.end(index, false);
+        // Whoever destroys the owner may have passed by the list already.
         return Err(Status::BadCap);
     }
+    let slot = owner.account().slot(shape.class as usize).ok_or(Status::MemObj)?;
+    let (memory, reference) = (at_slot(slot), coming(slot));
+    build(memory, owner, reference).inspect_err(|_| release_small(memory, SMALLEST << shape.class))?;
+    header(slot).begin(number(memory) << 6 | shape.content as u32, reference.generation);
+    slots::attach(header, owner.reference.index(), slot);
+    let permissions = if shape.given.is_empty() { entry.permissions() } else { shape.given };
+    place.store(Entry::of(reference, permissions).to_raw(), Ordering::Release);
+    Ok(())
+}
+
+/// The reference to the object that will be in `slot`.
+fn coming(slot: u32) -> Reference {
+    Reference { index: slot % HEADERS as u32, generation: header(slot).coming() }
+}
+
+/// The number of the object in `memory`.
+fn number(memory: *mut u8) -> u32 {
+    ((memory as u64 - KERNEL) >> 6) as u32
+}
+
+/// Moves a new object into its memory.
+fn fill<T: Object>(memory: *mut u8, object: Result<T, Status>) -> Result<(), Status> {
+    // SAFETY: fresh memory, large enough and aligned to its size class, which is at least T's alignment of 64; it lives
+    // until the object is destroyed, when its generation changes.
+    unsafe { memory.cast::<T>().write(object?) };
     Ok(())
 }
 
@@ -220,20 +283,21 @@ fn free_memory(index: u32, memory: *mut u8, size: usize) {
     }
     // It may have been all that an abandoned protection domain had.
     above.inspect(|above| TABLE.suspect(*above));
-    TABLE.release(index);
-    release_small(memory, size);
+    if TABLE.release(index) {
+        release_small(memory, size);
+    }
 }
 
-/// What header `index` names, whatever its generation. For who destroys it.
+/// Header `index`: there are no references to others.
 #[inline(always)]
-pub fn header(index: u32) -> Named {
-    HEADER_MEMORY[index as usize % HEADERS].content()
+pub fn header(index: u32) -> &'static Header {
+    &HEADER_MEMORY[index as usize % HEADERS]
 }
 
-/// The same, if it is a `T`.
+/// What header `index` names, whatever its generation, if it is a `T`. For who destroys it.
 #[inline(always)]
 pub fn content<T: Object>(index: u32) -> Option<&'static T> {
-    cast(header(index)).ok()
+    cast(header(index).content()).ok()
 }
 
 /// The first object that protection domain `index` owns.

@@ -1,6 +1,6 @@
 //! Protection domains.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use spin::{Mutex, Once};
 
@@ -12,8 +12,9 @@ use crate::space::{HostSpace, ObjectSpace, PioSpace};
 #[repr(C, align(64))]
 pub struct Pd {
     own_account: Account,
-    has_own: AtomicBool,
     payer: &'static Account,
+    /// Number of the account that pays: that of `payer`, or its own.
+    account: AtomicU32,
     /// Object space.
     pub objects: Once<&'static ObjectSpace>,
     /// Host space.
@@ -30,11 +31,11 @@ pub struct Pd {
 
 impl Pd {
     /// A protection domain without spaces whose objects `payer` pays for.
-    pub const fn new(reference: Ref<Pd>, payer: &'static Account, root: bool) -> Self {
+    pub fn new(reference: Ref<Pd>, payer: &'static Account, root: bool) -> Self {
         Self {
             own_account: Account::new(0),
-            has_own: AtomicBool::new(false),
             payer,
+            account: AtomicU32::new(payer.id()),
             objects: Once::new(),
             host: Once::new(),
             pio: Once::new(),
@@ -45,8 +46,8 @@ impl Pd {
     }
 
     /// The account that pays for what is created in this protection domain.
-    pub fn account(&self) -> &Account {
-        if self.has_own.load(Ordering::Acquire) { &self.own_account } else { self.payer }
+    pub fn account(&self) -> &'static Account {
+        Account::by_id(self.account.load(Ordering::Acquire))
     }
 
     /// Gives its own allowance back to who created it.
@@ -58,7 +59,7 @@ impl Pd {
     pub fn give_allowance(&self, account: &Account, frames: u32) -> bool {
         let moved = account.allowance.transfer(&self.own_account.allowance, frames);
         if moved {
-            self.has_own.store(true, Ordering::Release);
+            self.account.store(self.own_account.id(), Ordering::Release);
         }
         moved
     }

@@ -76,8 +76,10 @@ const MSRS: [(Permissions, &[u32]); 4] = [
 
 /// Creates everything that exists at start and makes the root EC ready.
 pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32) {
+    // The header that null references name exists, and names nothing.
+    object::header(0).begin(0, 1);
     let account = &KERNEL_ACCOUNT;
-    let new_pd = |root| must(object::create(None, account, |own| Ok(Pd::new(own, account, root))));
+    let new_pd = |root| must(object::create_own(|own| Ok(Pd::new(own, account, root))));
     let (nova_pd, _) = new_pd(false);
     must(iommu::start(nova_pd));
     let (pd, pd_reference) = new_pd(true);
@@ -123,14 +125,15 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     write_hip(image, hand_over, pins);
     must(host.0.map_kernel_page(HIP_ADDRESS, HIP.physical(), Permissions::READ));
     let page = ROOT_UTCB_ADDRESS >> 12;
-    let (ec, ec_reference) = must(create::host_or_guest(cpu, pd, EcKind::Global, false, [page, HIP_ADDRESS, 0]));
+    let words = [page, HIP_ADDRESS, 0];
+    let (ec, ec_reference) = must(create::host_or_guest(cpu, Err(pd), EcKind::Global, false, words));
     ec.rip.set(image.elf.entry);
     ec.set_gpr(gpr::RDI, hand_over.magic as u64);
     ec.set_gpr(gpr::RSI, hand_over.information as u64);
     ec.continuation.set(Continuation::ReturnInterrupt);
     let scd = Scd { budget: 1000, priority: PRIORITY_MAX, cos: 0 };
     let sc = Sc::new(ec_reference, cpu, scd, timer::frequency() / 1000);
-    let (sc, sc_reference) = must(object::create(None, pd.account(), |_| Ok(sc)));
+    let (sc, sc_reference) = object(Ok(sc));
 
     for cpu in Cpu::all() {
         let (sc, reference) = object(Ok(Sc::inherited(ec_reference, cpu)));
@@ -153,7 +156,7 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
 /// Makes what was built an object of the kernel's. (Not inlined, for the kernel's size.)
 #[inline(never)]
 fn object<T: Object>(built: Result<T, Status>) -> (&'static T, Ref<T>) {
-    must(object::create(None, &KERNEL_ACCOUNT, |_| built))
+    must(object::create_own(|_| built))
 }
 
 /// All ports but the protected ones; the registers that may be passed through.

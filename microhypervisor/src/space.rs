@@ -6,7 +6,7 @@
 //! Every space has one lock for writers. What a delegation takes it reads under the lock of the destination: a right
 //! that is revoked in the source and then in the destination does not come back. Hence the source is read without its
 //! lock, or read again if it changed. Lock order: an object space, the list of what a protection domain
-//! owns; a PIO space, a space of memory, an account's slabs, the pool.
+//! owns, a PIO space, a space of memory, an account's slabs, the pool.
 
 mod kernel;
 mod memory;
@@ -31,7 +31,8 @@ use crate::pd::Pd;
 pub struct Selectors([AtomicU64; 512]);
 
 impl Selectors {
-    fn slot(&self, selector: u64) -> Option<&'static AtomicU64> {
+    /// Where the capability at `selector` is, if there can be one.
+    pub fn slot(&self, selector: u64) -> Option<&'static AtomicU64> {
         if selector >= SELECTOR_COUNT {
             return None;
         }
@@ -53,6 +54,9 @@ impl Selectors {
         resolve(self.find(selector), permissions)
     }
 }
+
+/// Where a new object's capability will be, in an object space that nobody else changes meanwhile.
+pub type Place<'a> = (&'static AtomicU64, MutexGuard<'a, ()>);
 
 /// Object capabilities of a protection domain.
 #[repr(C, align(64))]
@@ -115,36 +119,24 @@ impl ObjectSpace {
         Ok(())
     }
 
-    /// Makes room for a new object's capability at `selector`, which must hold a null capability.
-    pub fn reserve(&self, selector: u64) -> Result<Place<'_>, Status> {
+    /// Makes room for a new object's capability at `selector` of its `selectors`, which must hold a null capability.
+    pub fn reserve(&self, selectors: &Selectors, selector: u64) -> Result<Place<'_>, Status> {
         let guard = self.lock.lock();
-        let slot = self.selectors().slot(selector);
-        let taken = |slot: &AtomicU64| !named(Entry(slot.load(Ordering::Relaxed)).reference()).is_nothing();
-        if selector >= SELECTOR_COUNT || slot.is_some_and(taken) {
+        let slot = selectors.slot(selector);
+        let old = slot.map_or(Entry::NULL, |slot| Entry(slot.load(Ordering::Relaxed)));
+        if selector >= SELECTOR_COUNT || old != Entry::NULL && !named(old.reference()).is_nothing() {
             return Err(Status::BadCap);
         }
         let slot = slot.map_or_else(|| self.provide(selector), Ok)?;
-        Ok(Place { slot, _guard: guard })
+        Ok((slot, guard))
     }
 
     /// The leaf of `selector`, which exists, is not there yet. The lock is held.
+    #[inline(never)]
     fn provide(&self, selector: u64) -> Result<&'static AtomicU64, Status> {
         let leaf = self.pd.account().frames(0).ok_or(Status::MemCap)?;
         self.selectors().0[(selector >> 9) as usize & 511].store(leaf.pointer() as u64, Ordering::Release);
         self.selectors().slot(selector).ok_or(Status::MemCap)
-    }
-}
-
-/// Where a new object's capability will be, in an object space that nobody else changes meanwhile.
-pub struct Place<'a> {
-    slot: &'static AtomicU64,
-    _guard: MutexGuard<'a, ()>,
-}
-
-impl Place<'_> {
-    /// Puts the first capability for a new object there: its creator's use of the object becomes the capability's.
-    pub fn fill(&self, entry: Entry) {
-        self.slot.store(entry.to_raw(), Ordering::Release);
     }
 }
 

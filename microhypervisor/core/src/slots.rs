@@ -2,9 +2,9 @@
 //!
 //! A reference is (header index, generation). Destroying an object ends its header's generation, after which every
 //! reference to it reads as null, wherever it is stored: destruction needs no search and leaves nothing dangling.
-//! The header's memory never becomes anything else. An object's memory and its header may be used again only when no
-//! CPU can still hold what it resolved before; the two steps are therefore [`HeaderTable::end`] and, after the
-//! grace period, [`HeaderTable::release`].
+//! The header's memory never becomes anything else. Which header is an object's its memory decides, so that both are
+//! found together. They may be used again only when no CPU can still hold what it resolved before; the two steps are
+//! therefore [`HeaderTable::end`] and, after the grace period, [`HeaderTable::release`].
 
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use crate::sync::{AtomicU32, AtomicU64};
@@ -76,7 +76,13 @@ impl Entry {
         if reference.index >= HEADERS_MAX || reference.generation == 0 || permissions == 0 {
             return Self::NULL;
         }
-        Self((reference.generation as u64) << 32 | (reference.index as u64) << 5 | permissions as u64)
+        Self::of(reference, Permissions::from_bits_truncate(permissions))
+    }
+
+    /// The same for a reference that exists and some permissions.
+    #[inline(always)]
+    pub const fn of(reference: Reference, permissions: Permissions) -> Self {
+        Self((reference.generation as u64) << 32 | (reference.index as u64) << 5 | permissions.bits() as u64)
     }
 
     /// The representation in memory.
@@ -105,11 +111,12 @@ impl Entry {
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Header {
-    /// Bits 63:32 generation, 31:0 number of uses: capabilities, and what else keeps the object.
+    /// Bits 63:32 generation, odd while it names an object; 31:0 number of uses: capabilities, and what else keeps the
+    /// object.
     life: AtomicU64,
     /// Bits 31:6 object, 5:2 kind, 1:0 state.
     content: AtomicU32,
-    /// While the header is free: the next free one. Else the next one with the same owner, plus one.
+    /// The next one with the same owner, plus one.
     link: AtomicU32,
     /// The one before it with the same owner, plus one.
     before: AtomicU32,
@@ -121,7 +128,7 @@ pub struct Header {
     abandoned: AtomicU32,
 }
 
-/// State of [`Header::content`]: can be allocated.
+/// State of [`Header::content`]: names nothing.
 const FREE: u32 = 0;
 /// Names an object.
 const LIVE: u32 = 1;
@@ -160,6 +167,18 @@ impl Header {
         (self.life.load(order) >> 32) as u32
     }
 
+    /// The generation in which a free header will name an object.
+    pub fn coming(&self) -> u32 {
+        self.generation(Relaxed) | 1
+    }
+
+    /// Has a free header, which is the caller's alone, name an object in the `coming` generation, with one use: the
+    /// creator's.
+    pub fn begin(&self, live_content: u32, coming: u32) {
+        self.content.store(live_content, Relaxed);
+        self.life.store((coming as u64) << 32 | 1, Release);
+    }
+
     /// What a reference with `generation` names; nothing if it is stale.
     #[inline(always)]
     pub fn named(&self, generation: u32) -> Named {
@@ -172,6 +191,20 @@ impl Header {
         let content = self.content.load(Relaxed);
         Named(if content & STATE == FREE { 0 } else { content & !STATE | LIVE })
     }
+}
+
+/// Puts header `index`, which has no owner, first into the list of what `owner` owns; `header` finds headers. Under
+/// the lock of that owner, as `detach` and what follows it.
+#[inline(always)]
+pub fn attach<'a>(header: impl Fn(u32) -> &'a Header, owner: u32, index: u32) {
+    let (own, above) = (header(index), header(owner));
+    let second = above.first.load(Relaxed);
+    above.first.store(index + 1, Relaxed);
+    if second != 0 {
+        header(second - 1).before.store(index + 1, Relaxed);
+    }
+    own.link.store(second, Relaxed);
+    own.owner.store(owner + 1, Relaxed);
 }
 
 /// What a reference names: the content of a header, or nothing.
@@ -191,13 +224,9 @@ impl Named {
     }
 }
 
-/// All headers, with a lock-free stack of the free ones.
+/// All headers.
 pub struct HeaderTable<'a> {
     headers: &'a [Header],
-    /// Bits 31:0 first free header, 63:32 a count that tells apart two states with the same first header.
-    free: AtomicU64,
-    /// Headers from here on were never used.
-    fresh: AtomicU32,
     /// The first header whose object lost its last use, plus one, or [`NIL`].
     abandoned: AtomicU32,
     /// Counts what may make an entry mean less than before: references that become stale, entries that are replaced.
@@ -211,29 +240,12 @@ pub struct Changes(pub AtomicU64);
 impl<'a> HeaderTable<'a> {
     /// A table of headers that were never used; those beyond [`HEADERS_MAX`] are left out.
     pub const fn new(headers: &'a [Header]) -> Self {
-        Self {
-            headers,
-            free: AtomicU64::new(NIL as u64),
-            fresh: AtomicU32::new(0),
-            abandoned: AtomicU32::new(NIL),
-            changes: Changes(AtomicU64::new(1)),
-        }
+        Self { headers, abandoned: AtomicU32::new(NIL), changes: Changes(AtomicU64::new(1)) }
     }
 
     /// The header with index `index`.
     fn header(&self, index: u32) -> Option<&'a Header> {
         self.headers.get(index as usize)
-    }
-
-    /// Gives an object, below [`OBJECTS_MAX`], a header with one use: the creator's; `None` if all are in use.
-    pub fn alloc(&self, kind: Kind, object: u32) -> Option<Reference> {
-        let index = self.pop().or_else(|| self.take_fresh())?;
-        let header = self.header(index)?;
-        let generation = header.generation(Relaxed).max(1);
-        header.link.store(0, Relaxed);
-        header.content.store(Header::live_content(kind, object), Relaxed);
-        header.life.store((generation as u64) << 32 | 1, Release);
-        Some(Reference { index, generation })
     }
 
     /// Counts another use of a live reference; false for a stale one.
@@ -303,29 +315,16 @@ impl<'a> HeaderTable<'a> {
         ended
     }
 
-    /// Makes an ended header available again; false if it is not one. A header that has used up all
-    /// generations stays out of use, so that no stale reference ever comes back to life.
+    /// Makes an ended header available again; false if it is not one. A header that has used up all generations stays out
+    /// of use, and with it the object's memory, so that no stale reference ever comes back to life.
     pub fn release(&self, index: u32) -> bool {
         let Some(header) = self.header(index) else { return false };
         let usable = header.generation(Relaxed) != 0;
         let freed = |content: u32| (usable && content & STATE == ENDED).then_some(content & !STATE | FREE);
-        header.content.fetch_update(Acquire, Relaxed, freed).map(|_| self.push(index, header)).is_ok()
+        header.content.fetch_update(Acquire, Relaxed, freed).is_ok()
     }
 
-    /// Puts a header first into the list of what `owner` owns. Under the lock of that owner, as all that follows.
-    pub fn attach(&self, owner: u32, index: u32) {
-        let (Some(above), Some(header)) = (self.header(owner), self.header(index)) else { return };
-        let first = above.first.load(Relaxed);
-        above.first.store(index + 1, Relaxed);
-        if let Some(second) = first.checked_sub(1).and_then(|first| self.header(first)) {
-            second.before.store(index + 1, Relaxed);
-        }
-        header.link.store(first, Relaxed);
-        header.before.store(0, Relaxed);
-        header.owner.store(owner + 1, Relaxed);
-    }
-
-    /// Takes a header out of its owner's list.
+    /// Takes a header out of its owner's list, see [`attach`].
     pub fn detach(&self, index: u32) {
         let Some(header) = self.header(index) else { return };
         let [next, before, owner] = [&header.link, &header.before, &header.owner].map(|member| {
@@ -357,29 +356,6 @@ impl<'a> HeaderTable<'a> {
     pub fn next(&self, index: u32) -> Option<u32> {
         self.header(index)?.link.load(Relaxed).checked_sub(1)
     }
-
-    fn take_fresh(&self) -> Option<u32> {
-        let limit = self.headers.len().min(HEADERS_MAX as usize) as u32;
-        self.fresh.fetch_update(Relaxed, Relaxed, |fresh| (fresh < limit).then_some(fresh + 1)).ok()
-    }
-
-    fn pop(&self) -> Option<u32> {
-        let pop = |top: u64| Some(next_version(top) | u64::from(self.header(top as u32)?.link.load(Relaxed)));
-        self.free.fetch_update(Acquire, Acquire, pop).ok().map(|top| top as u32)
-    }
-
-    fn push(&self, index: u32, header: &Header) {
-        let push = |top: u64| {
-            header.link.store(top as u32, Relaxed);
-            Some(next_version(top) | u64::from(index))
-        };
-        let _ = self.free.fetch_update(Release, Relaxed, push);
-    }
-}
-
-/// Bits 63:32 of the value that replaces `top` in [`HeaderTable::free`].
-const fn next_version(top: u64) -> u64 {
-    ((top >> 32) + 1) << 32
 }
 
 #[cfg(test)]

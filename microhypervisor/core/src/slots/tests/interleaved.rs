@@ -22,8 +22,6 @@ impl Machine {
                 member.touch();
             }
         }
-        table.free.touch();
-        table.fresh.touch();
         table.abandoned.touch();
         Arc::new(Self { table, headers })
     }
@@ -43,7 +41,7 @@ impl Machine {
 fn what_is_used_again_does_not_end() {
     loom::model(|| {
         let machine = Machine::new();
-        let reference = machine.table.alloc(Kind::Sm, 1).unwrap();
+        let reference = machine.table.alloc(Kind::Sm, 1, 0);
         let user = thread::spawn({
             let machine = machine.clone();
             move || {
@@ -65,7 +63,7 @@ fn what_is_used_again_does_not_end() {
 fn nothing_that_was_abandoned_is_lost() {
     loom::model(|| {
         let machine = Machine::new();
-        let references = [1, 2].map(|object| machine.table.alloc(Kind::Sm, object).unwrap());
+        let references = [0, 1].map(|index| machine.table.alloc(Kind::Sm, index, index));
         let other = thread::spawn({
             let machine = machine.clone();
             move || machine.table.drop_use(references[1])

@@ -104,8 +104,9 @@ impl<T: Object> Ref<T> {
     }
 
     /// Counts another use of the object by another object.
+    #[inline(always)]
     pub fn retain(self) -> Result<(), Status> {
-        if TABLE.retain(self.0) { Ok(()) } else { Err(Status::BadCap) }
+        if header(self.0.index).retain(self.0.generation) { Ok(()) } else { Err(Status::BadCap) }
     }
 
     /// One use less. Without any the object goes if it is inactive, see `destroy::collect`.

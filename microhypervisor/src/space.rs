@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use abi::Status;
 use abi::capability::{Permissions, SELECTOR_COUNT};
 use kernel_core::shootdown::Use;
-use kernel_core::slots::{Entry, Named};
+use kernel_core::slots::{Entry, Named, Reference};
 use spin::{Mutex, MutexGuard};
 
 pub use self::kernel::{CPUS, DEVICES, build_kernel, map_counters, map_cpu, map_device, master, unmap_device};
@@ -111,7 +111,8 @@ impl ObjectSpace {
             None if entry == Entry::NULL => return Ok(()),
             None => self.provide(selector)?,
         };
-        let entry = if object::TABLE.retain(entry.reference()) { entry } else { Entry::NULL };
+        let Reference { index, generation } = entry.reference();
+        let entry = if object::header(index).retain(generation) { entry } else { Entry::NULL };
         let old = Entry(slot.load(Ordering::Relaxed));
         slot.store(entry.to_raw(), Ordering::Release);
         object::TABLE.changes.0.fetch_add(1, Ordering::AcqRel);

@@ -80,7 +80,6 @@ impl Entry {
     }
 
     /// The same for a reference that exists and some permissions.
-    #[inline(always)]
     pub const fn of(reference: Reference, permissions: Permissions) -> Self {
         Self((reference.generation as u64) << 32 | (reference.index as u64) << 5 | permissions.bits() as u64)
     }
@@ -179,6 +178,14 @@ impl Header {
         self.life.store((coming as u64) << 32 | 1, Release);
     }
 
+    /// Counts another use of a reference with `generation`; false if it is stale.
+    #[must_use]
+    #[inline(always)]
+    pub fn retain(&self, generation: u32) -> bool {
+        let more = |life: u64| (generation != 0 && (life >> 32) as u32 == generation).then_some(life + 1);
+        self.life.fetch_update(Relaxed, Relaxed, more).is_ok()
+    }
+
     /// What a reference with `generation` names; nothing if it is stale.
     #[inline(always)]
     pub fn named(&self, generation: u32) -> Named {
@@ -246,14 +253,6 @@ impl<'a> HeaderTable<'a> {
     /// The header with index `index`.
     fn header(&self, index: u32) -> Option<&'a Header> {
         self.headers.get(index as usize)
-    }
-
-    /// Counts another use of a live reference; false for a stale one.
-    #[must_use]
-    pub fn retain(&self, reference: Reference) -> bool {
-        let Some(header) = self.header(reference.index).filter(|_| reference.generation != 0) else { return false };
-        let more = |life: u64| (life >> 32 == reference.generation as u64).then_some(life + 1);
-        header.life.fetch_update(Relaxed, Relaxed, more).is_ok()
     }
 
     /// One use less, of a reference that may be stale. What has none left is abandoned.

@@ -3,7 +3,7 @@
 
 use lab::hypercall::{self, Delegation, NewEc, create, create_pd, create_sm, ctrl_pd, flag};
 use lab::report::{Outcome, Stop, must};
-use lab::spec::{BAD_CAP, BAD_CPU, BAD_FTR, BAD_PAR, SUCCESS, Selector, TIMEOUT, perm, scd};
+use lab::spec::{BAD_CAP, BAD_FTR, BAD_PAR, SUCCESS, Selector, TIMEOUT, perm, scd};
 use lab::{check, equal, memory, root};
 
 use crate::hostile::place;
@@ -159,9 +159,9 @@ impl Foreign {
         equal!(hypercall::create_pt(trial, root::pd(), selector, 0), BAD_CAP);
         equal!(hypercall::create_sc(trial, root::pd(), selector, scd(1, 1, 0)), BAD_CAP);
         equal!(hypercall::ctrl_sc(selector).0, BAD_CAP);
+        let ec = NewEc { pd: selector, page: 0x7000, cpu: root::cpu(), sp: 0, events: 0, flags: 0 };
+        equal!(hypercall::create_ec(trial, &ec), BAD_CAP);
         // What follows would be found wrong later if the permission were there.
-        let ec = NewEc { pd: selector, page: 0, cpu: 0xfff, sp: 0, events: 0, flags: 0 };
-        check!(hypercall::create_ec(trial, &ec) != BAD_CPU, "permission EC on a protection domain of others");
         check!(create_pd(trial, selector, create::DMA) != BAD_FTR, "permission PD on a protection domain of others");
         let both = hypercall::Delegation { src: selector, dst: selector, ssb: 1, dsb: 0, order: 1, mask: 0, mad: 0 };
         check!(ctrl_pd(&both) != BAD_PAR, "permissions GRANT and TAKE on a space of others");

@@ -13,6 +13,7 @@ use core::sync::atomic::Ordering;
 use kernel_core::boot::acpi::{self, Tables as AcpiTables};
 use kernel_core::boot::memory_map::{MemoryMap, UefiMap};
 use kernel_core::boot::{BootInformation, PhysicalMemory, multiboot1, multiboot2, pvh};
+use kernel_core::calibration;
 use kernel_core::reason::Words;
 use x86_64::instructions::port::Port;
 
@@ -180,21 +181,16 @@ fn calibrate(pm_timer: Option<(u16, bool)>) {
     let mut port = Port::<u32>::new(port);
     // SAFETY: reads the timer that the FADT names.
     let mut read = || unsafe { port.read() };
-    let target = kernel_core::calibration::PM_TIMER_HZ / 1000 * CALIBRATION_MS;
+    let target = calibration::PM_TIMER_HZ / 1000 * CALIBRATION_MS;
     lapic::start_counting();
     let (start, tsc_start, lapic_start) = (read(), now(), lapic::counted());
-    let mut elapsed = 0;
-    let mut polls = 0u64;
-    while elapsed < target {
-        elapsed = kernel_core::calibration::elapsed(start, read(), wide);
-        polls += 1;
-        if polls > 1 << 32 {
-            fatal(format_args!("the ACPI timer stands still"));
-        }
-    }
+    let mut polls = (0..1u64 << 32).map(|_| calibration::elapsed(start, read(), wide));
+    let Some(elapsed) = polls.find(|elapsed| *elapsed >= target) else {
+        fatal(format_args!("the ACPI timer stands still"))
+    };
     let stc = now() - tsc_start;
     lapic::set_rate(lapic::counted().wrapping_sub(lapic_start), stc);
-    timer::FREQUENCY.store(kernel_core::calibration::frequency(stc, elapsed), Ordering::Relaxed);
+    timer::FREQUENCY.store(calibration::frequency(stc, elapsed), Ordering::Relaxed);
 }
 
 /// What of the machine programs cannot have. (Not inlined: its frame is half of the stack.)
@@ -297,15 +293,10 @@ extern "C" fn further_main() -> ! {
 }
 
 fn enable_virtualization(cpu: &Cpu) {
-    let page = || {
-        let frame = memory::KERNEL_ACCOUNT.frames(0);
-        frame.map(|frame| PhysPage { pa: frame.physical(), va: frame.pointer() })
-    };
+    let page = || memory::KERNEL_ACCOUNT.frames(0).map(|frame| PhysPage { pa: frame.physical(), va: frame.pointer() });
     let (Some(first), Some(second)) = (page(), page()) else { return };
     match Processor::enable([first, second]) {
-        Ok(processor) => {
-            cpu.processor.call_once(|| processor);
-        }
+        Ok(processor) => _ = cpu.processor.call_once(|| processor),
         Err(reason) => log!("no virtual machines on CPU {}: {reason}", cpu.number as u64),
     }
 }

@@ -104,11 +104,8 @@ impl Write for Writer<'_> {
 
 /// Writes one line and signals it.
 pub fn line(arguments: fmt::Arguments) {
-    {
-        let mut position = WRITER.lock();
-        let mut writer = Writer(&mut position, Cpu::this().sc.get().is_some());
-        let _ = writer.write_fmt(format_args!("kilonova: {arguments}\r\n"));
-    }
+    let busy = Cpu::this().sc.get().is_some();
+    let _ = Writer(&mut WRITER.lock(), busy).write_fmt(format_args!("kilonova: {arguments}\r\n"));
     crate::interrupt::signal_console();
 }
 

@@ -60,10 +60,7 @@ pub fn place() -> Option<(u64, u32)> {
 
 /// Numbers of the physical pages that can be mapped, to read.
 pub fn pages() -> Range<u64> {
-    place().map_or(0..0, |(start, each)| {
-        let start = start >> 12;
-        start..start + (cpu::count() as u64) * each as u64
-    })
+    place().map_or(0..0, |(start, each)| start >> 12..(start >> 12) + cpu::count() as u64 * each as u64)
 }
 
 /// Writes a record if the trace is on.

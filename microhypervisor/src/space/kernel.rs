@@ -67,8 +67,7 @@ pub fn build_kernel() -> u64 {
 
     let index = |address: u64| ((address - KERNEL) >> 21) as usize;
     put(&IMAGE_PD, index(text), IMAGE_PT.physical() | table);
-    let mut page = text;
-    while page < metadata && index(page) == index(text) {
+    for page in (text..metadata).step_by(4096).take_while(|page| index(*page) == index(text)) {
         let flags = match page {
             _ if page < rodata => PRESENT,
             _ if page < data => PRESENT | NO_EXECUTE,
@@ -78,12 +77,9 @@ pub fn build_kernel() -> u64 {
         if offset >= BLOCK || !CpuBlock::is_guard(offset) {
             put(&IMAGE_PT, (page >> 12) as usize & 511, (page - KERNEL) | flags | GLOBAL);
         }
-        page += 4096;
     }
-    let mut large = metadata;
-    while large < end {
+    for large in (metadata..end).step_by(1 << 21) {
         put(&IMAGE_PD, index(large), (large - KERNEL) | PRESENT | WRITE | NO_EXECUTE | LARGE | GLOBAL);
-        large += 1 << 21;
     }
 
     put(&WINDOW_PDPT, 0, WINDOW_PD.physical() | table);

@@ -150,22 +150,16 @@ impl Tables {
 pub fn find(memory: &impl PhysicalMemory, rsdp: Option<u64>) -> Tables {
     let mut tables =
         Tables { rsdp: None, fadt: None, madt: None, dmar: None, ioapics: List::empty(), complaints: List::empty() };
-    let given = rsdp.and_then(|address| match root_pointer(memory, address) {
-        Ok(roots) => Some((address, roots)),
-        Err(problem) => {
-            tables.complain("RSDP", address, problem);
-            None
-        }
+    let given = rsdp.and_then(|address| {
+        let roots = root_pointer(memory, address).inspect_err(|problem| tables.complain("RSDP", address, problem));
+        Some((address, roots.ok()?))
     });
     let Some((address, roots)) = given.or_else(|| search(memory)) else {
         tables.complain("RSDP", 0, "is absent");
         return tables;
     };
     tables.rsdp = Some(address);
-    for (signature, address) in roots {
-        if address == 0 {
-            continue;
-        }
+    for (signature, address) in roots.into_iter().filter(|(_, address)| *address != 0) {
         match table(memory, address, signature) {
             Ok(root) => {
                 read_root(&mut tables, &root, signature.starts_with('X'));
@@ -225,10 +219,7 @@ fn table<'a, M: PhysicalMemory>(memory: &'a M, address: u64, signature: &str) ->
         return Err(BAD_LENGTH);
     }
     let table = Window::new(memory, address, len).ok_or(BAD_LENGTH)?;
-    match table.sum().ok_or(UNREADABLE)? {
-        0 => Ok(table),
-        _ => Err(CHECKSUM),
-    }
+    if table.sum().ok_or(UNREADABLE)? == 0 { Ok(table) } else { Err(CHECKSUM) }
 }
 
 /// Takes what is wanted of the tables that a root table lists (5.2.7; 5.2.8 with 64-bit addresses), the first of each
@@ -311,16 +302,14 @@ fn read_fadt(tables: &mut Tables, memory: &impl PhysicalMemory, address: u64) ->
         0 => fadt.number(legacy, 4).and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
         port => port,
     };
+    let reset = fadt.number(128, 1).map(|value| (generic(116), value as u8));
     tables.fadt = Some(Fadt {
         pm1a_control: port(64, 172),
         pm1b_control: port(68, 184),
         pm2_control: port(72, 196),
         smi_command: u16::try_from(smi_command).unwrap_or(0),
         pm_timer: Some((port(76, 208), flags & TIMER_WIDE != 0)).filter(|(port, _)| *port != 0),
-        reset: fadt
-            .number(128, 1)
-            .map(|value| (generic(116), value as u8))
-            .filter(|(port, _)| *port != 0 && flags & RESET_WORKS != 0),
+        reset: reset.filter(|(port, _)| *port != 0 && flags & RESET_WORKS != 0),
     });
     Ok(())
 }

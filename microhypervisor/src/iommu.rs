@@ -150,10 +150,7 @@ pub fn start(pd: &'static Pd) -> Result<(), Status> {
             map_device(first + page, at.address + page as u64 * 4096);
         }
         match Unit::find(Registers(DEVICES + first as u64 * 4096), *at, PAGES as u32 * 4096) {
-            Ok(unit) => {
-                common = common.common(unit.abilities);
-                *slot = Some(unit);
-            }
+            Ok(unit) => common = common.common(slot.insert(unit).abilities),
             Err(problem) => complain(at.address, problem),
         }
     }
@@ -167,15 +164,13 @@ pub fn start(pd: &'static Pd) -> Result<(), Status> {
     for slot in &mut state.units {
         let Some(unit) = slot else { continue };
         let table = if unit.at.segment == 0 { root } else { empty };
-        match unit.start(table, frame(account)?, remaps.then_some((interrupts, wide))) {
-            Ok(()) => ON.store(true, Ordering::Relaxed),
-            Err(problem) => {
-                complain(unit.at.address, problem);
-                *slot = None;
-            }
+        if let Err(problem) = unit.start(table, frame(account)?, remaps.then_some((interrupts, wide))) {
+            complain(unit.at.address, problem);
+            *slot = None;
         }
     }
-    if is_on() {
+    if state.units.iter().any(Option::is_some) {
+        ON.store(true, Ordering::Relaxed);
         state.interrupts = if remaps { interrupts } else { 0 };
         log!("DMA is remapped{}", Words(if remaps { ", and interrupts" } else { "; interrupts cannot be" }));
     }

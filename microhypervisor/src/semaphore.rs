@@ -121,13 +121,7 @@ impl Sm {
             if !counts && (state.closed || timeout != 0 && timeout <= crate::cpu::now()) {
                 return Err(if state.closed { Status::Aborted } else { Status::Timeout });
             }
-            let less = if !counts {
-                0
-            } else if zero {
-                1
-            } else {
-                word.wrapping_sub(1)
-            };
+            let less = if counts && !zero { word.wrapping_sub(1) } else { counts as u64 };
             match self.word.compare_exchange(word, less, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) if counts => return Ok(()),
                 Ok(_) => break,

@@ -94,11 +94,8 @@ impl ObjectSpace {
         for selector in first..*done {
             object::TABLE.drop_use(self.selectors().find(selector).0.reference());
         }
-        if let Some(frame) = Frame::from_physical(leaf.load(Ordering::Relaxed).wrapping_sub(KERNEL))
-            .filter(|_| (*done).is_multiple_of(512))
-        {
-            release(frame);
-        }
+        let frame = Frame::from_physical(leaf.load(Ordering::Relaxed).wrapping_sub(KERNEL));
+        frame.filter(|_| done.is_multiple_of(512)).into_iter().for_each(release);
         false
     }
 
@@ -182,10 +179,7 @@ impl PioSpace {
     pub fn set(&self, port: u64, ports: u64, access: &dyn Fn() -> u64) -> Result<u64, Status> {
         let _guard = self.lock.lock();
         let access = access() & ports;
-        if access != 0
-            && self.first
-            && let Some(host) = self.pd.host.get()
-        {
+        if let Some(host) = self.pd.host.get().filter(|_| access != 0 && self.first) {
             host.open_window([0, 4096].map(|page| self.bitmap.physical() + page))?;
         }
         let word = self.word(port);

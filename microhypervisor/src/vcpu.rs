@@ -288,10 +288,8 @@ impl Common {
         if mtd.contains(Mtd::XSAVE) {
             self.xcr0 = utcb.xcr0;
         }
-        if mtd.contains(Mtd::TSC)
-            && let Some(value) = self.foreign.tsc_aux()
-        {
-            *value = utcb.tsc_aux;
+        if mtd.contains(Mtd::TSC) {
+            self.foreign.tsc_aux().into_iter().for_each(|value| *value = utcb.tsc_aux);
         }
         if mtd.contains(Mtd::TLB) {
             self.tag = Tag::default();

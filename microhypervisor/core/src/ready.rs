@@ -124,10 +124,7 @@ impl ReadyQueue {
     #[inline(always)]
     pub fn highest(&self) -> Option<u8> {
         let [low, high] = self.occupied;
-        match high.checked_ilog2() {
-            Some(bit) => Some(bit as u8 | 64),
-            None => low.checked_ilog2().map(|bit| bit as u8),
-        }
+        high.checked_ilog2().map(|bit| bit as u8 | 64).or_else(|| low.checked_ilog2().map(|bit| bit as u8))
     }
 
     /// Puts an object before all of its priority (at most [`PRIORITY_MAX`]), or behind; false if it is queued already.

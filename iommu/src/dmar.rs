@@ -30,6 +30,9 @@ pub struct Reserved {
     pub pages: u64,
 }
 
+/// Tells the secondary bus of the bridge with a source id.
+pub type Bridge<'a> = &'a dyn Fn(u16) -> u8;
+
 /// What the table says.
 pub struct Dmar {
     /// The platform supports interrupt remapping.
@@ -43,12 +46,11 @@ pub struct Dmar {
 
 impl Dmar {
     /// Reads the table. Structures that the kernel does not need (ATSR, RHSA, ANDD, SATC and what may come) are skipped.
-    /// `bridge` tells the secondary bus of the bridge with a source id.
     ///
     /// # Errors
     /// The table is refused as a whole if anything in it has an impossible length or place: nobody knows then which
     /// devices the units govern.
-    pub fn read(table: &Window<impl PhysicalMemory>, bridge: &dyn Fn(u16) -> u8) -> Result<Self, Problem> {
+    pub fn read(table: &Window<impl PhysicalMemory>, bridge: Bridge) -> Result<Self, Problem> {
         let interrupts = table.number(37, 1).ok_or(LENGTH)? & 1 != 0;
         let mut dmar = Self { interrupts, units: List::empty(), reserved: List::empty(), ioapics: List::empty() };
         let mut offset = 48;
@@ -69,18 +71,14 @@ impl Dmar {
     }
 
     /// Adds a unit (8.3), or `reserved` memory (8.4), and its device scopes (8.3.1).
-    fn add(
-        &mut self,
-        part: &Window<impl PhysicalMemory>,
-        reserved: bool,
-        bridge: &dyn Fn(u16) -> u8,
-    ) -> Result<(), Problem> {
+    fn add(&mut self, part: &Window<impl PhysicalMemory>, reserved: bool, bridge: Bridge) -> Result<(), Problem> {
         let [segment, start] = part.numbers(&[(6, 2), (8, 8)]).ok_or(LENGTH)?;
         let segment = segment as u16;
         let last = if reserved { part.number(16, 8).ok_or(LENGTH)? } else { start | 0xfff };
         if start == 0 || start & 0xfff != 0 || last <= start || last & 0xfff != 0xfff || last >> 52 != 0 {
             return Err(PLACE);
         }
+        let pages = (last - start + 1) >> 12;
         let mut room = reserved || self.units.push(UnitAt { address: start, segment });
         let mut offset = if reserved { 24 } else { 16 };
         while offset < part.len {
@@ -95,9 +93,7 @@ impl Dmar {
             }
             room &= match (byte(0), reserved) {
                 // An endpoint or a bridge.
-                (1 | 2, true) if segment == 0 => {
-                    self.reserved.push(Reserved { source, start, pages: (last - start + 1) >> 12 })
-                }
+                (1 | 2, true) if segment == 0 => self.reserved.push(Reserved { source, start, pages }),
                 // An I/O APIC.
                 (3, false) => self.ioapics.push((byte(4), source)),
                 _ => true,

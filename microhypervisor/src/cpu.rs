@@ -15,7 +15,7 @@ use spin::Once;
 use crate::descriptors::Gdt;
 use crate::ec::Ec;
 use crate::guest::{GuestState, NOBODY};
-use crate::memory::FRAME;
+use crate::memory::{FRAME, Shared};
 use crate::observation::Counters;
 use crate::rounds::Rounds;
 use crate::sched::Sc;
@@ -138,12 +138,8 @@ pub const BLOCK: usize = 1 << 16;
 /// Bytes from one block to the next: zeros follow its descriptor table, see [`crate::descriptors::load`].
 pub const BLOCK_STRIDE: usize = 2 * BLOCK;
 
-/// An interrupt stack, guarded below.
-#[repr(C)]
-struct InterruptStack {
-    guard: [u8; FRAME],
-    stack: [u8; FRAME],
-}
+/// A page that is never mapped, and above it one as the stack of an interrupt.
+type InterruptStack = [u8; 2 * FRAME];
 
 /// A CPU's stack, guarded below, with its [`Cpu`] on top, its descriptor table and its interrupt stacks.
 #[repr(C, align(65536))]
@@ -153,13 +149,10 @@ pub struct CpuBlock {
     /// On top of the stack.
     pub cpu: Cpu,
     counters: Counters,
-    ist: Page<UnsafeCell<[InterruptStack; 4]>>,
+    ist: Shared<[InterruptStack; 4]>,
     /// Zeros behind it.
-    gdt: Page<UnsafeCell<Gdt>>,
+    gdt: Shared<Gdt>,
 }
-
-#[repr(C, align(4096))]
-struct Page<T>(T);
 
 const _: () =
     assert!(size_of::<CpuBlock>() == BLOCK && offset_of!(Cpu, unusual) == 8 && offset_of!(Cpu, reschedule) == 12);
@@ -170,14 +163,13 @@ unsafe impl Sync for CpuBlock {}
 impl CpuBlock {
     /// The block of the first CPU.
     const fn first() -> Self {
-        const EMPTY: InterruptStack = InterruptStack { guard: [0; FRAME], stack: [0; FRAME] };
         Self {
             guard: [0; FRAME],
             stack: UnsafeCell::new([0; STACK]),
             cpu: Cpu::new(0),
             counters: Counters::none(),
-            ist: Page(UnsafeCell::new([EMPTY; 4])),
-            gdt: Page(UnsafeCell::new(Gdt::new(0))),
+            ist: Shared::new([[0; 2 * FRAME]; 4]),
+            gdt: Shared::new(Gdt::new(0)),
         }
     }
 
@@ -202,7 +194,7 @@ impl CpuBlock {
 
     /// Loads this CPU's descriptor tables.
     pub fn load_descriptors(&'static self) {
-        let ist = self.ist.0.get() as u64;
+        let ist = self.ist.get() as u64;
         // Of the seven that a task state segment names four are used.
         let tops = [1, 2, 3, 4, 0, 0, 0].map(|n| ist + (n * size_of::<InterruptStack>()) as u64);
         let gdt = (place(self.cpu.number) as usize + Self::GDT) as *mut Gdt;

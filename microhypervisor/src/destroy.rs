@@ -309,9 +309,7 @@ pub fn stop(cpu: &Cpu, ec: &'static Ec) {
     portal::unwind(cpu, ec);
     sched::disinherit(cpu, ec);
     fpu::forget(cpu, ec);
-    if let Some(guest) = ec.guest {
-        guest.release(cpu);
-    }
+    ec.guest.inspect(|guest| guest.release(cpu));
     run::forget_space(cpu, ec);
 }
 
@@ -379,9 +377,7 @@ fn sweep_ec(index: u32, ec: &'static Ec, work: &Work) -> Next {
         }
     }
     release(ec.utcb);
-    if let Some(area) = ec.fpu_state {
-        release(area);
-    }
+    ec.fpu_state.into_iter().for_each(release);
     if let Some(guest) = ec.guest {
         guest.drop_spaces();
         Frame::from_physical(guest.block.pa).into_iter().for_each(release);

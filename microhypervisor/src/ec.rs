@@ -224,10 +224,7 @@ const RFLAGS_USER: u64 = 0xcd5;
 impl Ec {
     /// A new EC with stack pointer `rsp` that waits to be called (local) or for a scheduling context.
     pub fn new(binding: Binding, rsp: u64) -> Self {
-        let continuation = match binding.kind {
-            EcKind::Local => Continuation::Idle,
-            EcKind::Global | EcKind::Guest => Continuation::Startup,
-        };
+        let continuation = if binding.kind == EcKind::Local { Continuation::Idle } else { Continuation::Startup };
         Self {
             gprs: Owned::new(Gprs([0; 16])),
             stack: core::ptr::from_ref(binding.cpu) as u64,

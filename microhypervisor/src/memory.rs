@@ -396,9 +396,8 @@ impl kernel_core::paging::Tables for Tables<'_> {
     }
 
     fn free(&mut self, table: u64) {
-        if let Some(frame) = Frame::from_physical(table) {
-            self.retired.add(frame, self.space.generation.current());
-        }
+        let generation = self.space.generation.current();
+        Frame::from_physical(table).into_iter().for_each(|frame| self.retired.add(frame, generation));
     }
 
     fn read(&self, place: u64) -> u64 {

@@ -83,9 +83,8 @@ pub fn create(cpu: &'static Cpu, image: &Image, hand_over: &HandOver, pins: u32)
     let (nova_pd, _) = new_pd(false);
     must(iommu::start(nova_pd));
     let (pd, pd_reference) = new_pd(true);
-    if !pd.give_allowance(account, account.allowance.balance().saturating_sub(KERNEL_RESERVE)) {
-        must::<()>(Err(Status::MemObj));
-    }
+    let given = pd.give_allowance(account, account.allowance.balance().saturating_sub(KERNEL_RESERVE));
+    must(given.then_some(()).ok_or(Status::MemObj));
 
     let nova_objects = object(ObjectSpace::new(nova_pd));
     let nova_host = object(HostSpace::new(nova_pd));

@@ -116,9 +116,7 @@ pub fn begin(cpu: &Cpu, sc: &Sc) {
     if sc.priority.get() == 0 {
         return;
     }
-    if let Some(ec) = sc.ec.get() {
-        ec.share.set(Some((sc.priority.get(), sc.budget.get())));
-    }
+    sc.ec.get().inspect(|ec| ec.share.set(Some((sc.priority.get(), sc.budget.get()))));
     enqueue(cpu, sc);
 }
 

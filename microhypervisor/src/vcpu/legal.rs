@@ -10,16 +10,13 @@ pub const CHECKED: Mtd =
 
 /// The groups of `mtd` whose values are legal.
 pub fn check(mtd: Mtd, state: &Architectural) -> Mtd {
-    let xcr0 = state.xcr0;
+    let unsaved = state.xcr0 & !crate::fpu::components() | state.xss;
     let illegal = [
         (Mtd::CR, state.cr8 > 0xf),
         (Mtd::TPR, state.tpr_threshold > 0xf),
         // What XSETBV accepts and the kernel can save all of (Intel SDM vol. 1, 13.3): x87, then SSE, then AVX, then the three
         // components of AVX-512 together. Supervisor components it does not save: none can be on.
-        (
-            Mtd::XSAVE,
-            !matches!(xcr0, 0x1 | 0x3 | 0x7 | 0xe7) || xcr0 & !crate::fpu::components() != 0 || state.xss != 0,
-        ),
+        (Mtd::XSAVE, !matches!(state.xcr0, 0x1 | 0x3 | 0x7 | 0xe7) || unsaved != 0),
         (Mtd::SYSCALL, !is_canonical(state.lstar) || state.fmask >> 32 != 0),
         (Mtd::KERNEL_GS, !is_canonical(state.kernel_gs_base)),
         (Mtd::TSC, state.tsc_aux >> 32 != 0),

@@ -208,7 +208,9 @@ pub fn expect(cpu: &Cpu, guest: &GuestState, handler: &Ec) {
 
 /// The state of `ec`'s guest, which ran last, is in the registers again.
 pub extern "C" fn make_live(ec: &'static Ec) {
-    ec.guest.and_then(|guest| occupy(ec.cpu, guest)).into_iter().for_each(Vmx::load_live);
+    if let Some(vcpu) = ec.guest.and_then(|guest| occupy(ec.cpu, guest)) {
+        vcpu.load_live();
+    }
 }
 
 /// State of `guest`, if it is VMX's, is about to replace the host's in registers.

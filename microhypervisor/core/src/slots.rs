@@ -182,8 +182,14 @@ impl Header {
     #[must_use]
     #[inline(always)]
     pub fn retain(&self, generation: u32) -> bool {
-        let more = |life: u64| (generation != 0 && (life >> 32) as u32 == generation).then_some(life + 1);
-        self.life.fetch_update(Relaxed, Relaxed, more).is_ok()
+        let mut life = self.life.load(Relaxed);
+        while generation != 0 && (life >> 32) as u32 == generation {
+            match self.life.compare_exchange_weak(life, life + 1, Relaxed, Relaxed) {
+                Ok(_) => return true,
+                Err(now) => life = now,
+            }
+        }
+        false
     }
 
     /// What a reference with `generation` names; nothing if it is stale.

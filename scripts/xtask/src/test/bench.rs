@@ -47,7 +47,7 @@ fn listing(_: &Lab) -> Result<()> {
     ensure!(status == 0, "status {status}: {output}{error}");
     let place = |text: &str| output.lines().position(|line| line.contains(text)).with_context(|| text.to_string());
     let (exit, handler, entry) = (place("cpuid")?, place("sysenter")?, place("vmresume")?);
-    ensure!(exit < handler && handler < entry && output.contains("guest_event:"), "{output}");
+    ensure!(exit < handler && handler < entry && output.contains("vmx_event:"), "{output}");
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 //!
 //! Unsafe: assembly.
 //!
-//! In every other case, and for every other hypercall, nothing has changed when `hypercall` gets the call. Where the fast
+//! In every other case, and for every other hypercall, nothing but its count has changed when `hypercall` gets the call. Where the fast
 //! path does the work it does what `portal` would do. It loses no time to locks, queues or clocks, and it is the reason
 //! for the layout of EC, portal and header. The caller's registers are kept. The callee begins with what it is told, and
 //! zeros.

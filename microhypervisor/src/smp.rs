@@ -81,7 +81,12 @@ impl Trampoline {
         let page = space::map_device(TRAMPOLINE_SLOT, TRAMPOLINE);
         for (offset, byte) in self.0.iter_mut().enumerate() {
             // SAFETY: mapped just now; nothing of Rust's lies there, and the root image does not run yet.
-            unsafe { core::ptr::swap(page.add(offset), byte) };
+            unsafe {
+                let place = page.add(offset);
+                let old = place.read_volatile();
+                place.write_volatile(*byte);
+                *byte = old;
+            }
         }
         space::unmap_device(TRAMPOLINE_SLOT);
     }
